@@ -1,0 +1,62 @@
+// Errors: one exception type that carries the exit code of the process, and the checks that throw it.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace weft {
+
+// What a process exits with; the numbers are part of the command line's contract (docs/running.md).
+enum class ExitCode : int {
+  ok = 0,
+  internal = 1,       // a defect of weft
+  config = 2,         // a recipe, an argument or input data
+  nonfinite = 3,      // NaN or infinity that training could not skip
+  replica = 4,        // replicas that should be equal are not
+  peer_lost = 5,      // another rank died
+  timeout = 6,        // a rank or a device hangs
+  storage = 7,        // reading or writing files
+};
+
+// The message is complete by itself: what was wrong, where, what was expected, what to do.
+class Error : public std::runtime_error {
+ public:
+  Error(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  ExitCode code() const { return code_; }
+
+ private:
+  ExitCode code_;
+};
+
+template <class... Args>
+[[noreturn]] void fail(ExitCode code, fmt::format_string<Args...> format, Args&&... args) {
+  throw Error(code, fmt::format(format, std::forward<Args>(args)...));
+}
+
+// For what a user can cause: recipes, arguments, datasets.
+template <class... Args>
+[[noreturn]] void config_error(fmt::format_string<Args...> format, Args&&... args) {
+  throw Error(ExitCode::config, fmt::format(format, std::forward<Args>(args)...));
+}
+
+// For files that cannot be read or written.
+template <class... Args>
+[[noreturn]] void storage_error(fmt::format_string<Args...> format, Args&&... args) {
+  throw Error(ExitCode::storage, fmt::format(format, std::forward<Args>(args)...));
+}
+
+namespace detail {
+[[noreturn]] void check_failed(const char* file, int line, const char* condition, const std::string& message);
+}  // namespace detail
+
+}  // namespace weft
+
+// A precondition of an API; failing it is a defect of the caller, reported with its place: WEFT_CHECK(n > 0, "n is {}", n).
+#define WEFT_CHECK(condition, ...)                                                                  \
+  do {                                                                                              \
+    if (!(condition)) [[unlikely]]                                                                  \
+      ::weft::detail::check_failed(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__));     \
+  } while (false)

@@ -1,0 +1,125 @@
+#include "autograd/memory.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <unordered_map>
+
+#include "autograd/check.h"
+
+namespace weft {
+namespace {
+
+constexpr std::size_t kAlignment = 256;
+// Canaries sit in the last kAlignment bytes of a hostile block.
+constexpr unsigned char kCanary = 0xa5;
+
+std::size_t round_up(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+std::size_t padded_size(std::size_t bytes, Hygiene hygiene) {
+  return round_up(bytes == 0 ? 1 : bytes) + (hygiene == Hygiene::hostile ? kAlignment : 0);
+}
+
+// All bits set is a NaN in every floating-point type and -1 in every integer one.
+void poison(void* block, std::size_t padded) {
+  std::memset(block, 0xff, padded - kAlignment);
+  std::memset(static_cast<std::byte*>(block) + padded - kAlignment, kCanary, kAlignment);
+}
+
+void check_canary(const void* block, std::size_t padded) noexcept {
+  const auto* canary = static_cast<const unsigned char*>(block) + padded - kAlignment;
+  for (std::size_t i = 0; i < kAlignment; ++i) {
+    if (canary[i] != kCanary) {
+      std::fputs("weft: a kernel wrote past the end of its buffer\n", stderr);
+      std::abort();
+    }
+  }
+}
+
+class Heap final : public Allocator {
+ public:
+  explicit Heap(Hygiene hygiene) : hygiene_(hygiene) {}
+
+  void* allocate(std::size_t bytes) override {
+    const std::size_t padded = padded_size(bytes, hygiene_);
+    void* block = std::aligned_alloc(kAlignment, padded);
+    if (block == nullptr) fail(ExitCode::internal, "out of host memory: {} bytes requested", bytes);
+    if (hygiene_ == Hygiene::hostile) poison(block, padded);
+    sizes_.emplace(block, padded);
+    stats_.current_bytes += padded;
+    stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
+    return block;
+  }
+
+  void release(void* block) noexcept override {
+    const auto it = sizes_.find(block);
+    if (hygiene_ == Hygiene::hostile) check_canary(block, it->second);
+    stats_.current_bytes -= it->second;
+    sizes_.erase(it);
+    std::free(block);
+  }
+
+  Device device() const override { return {}; }
+
+ private:
+  Hygiene hygiene_;
+  std::unordered_map<void*, std::size_t> sizes_;
+};
+
+}  // namespace
+
+std::shared_ptr<Allocator> heap_allocator(Hygiene hygiene) { return std::make_shared<Heap>(hygiene); }
+
+Arena::Arena(std::size_t capacity_bytes, Hygiene hygiene) : capacity_(round_up(capacity_bytes)), hygiene_(hygiene) {
+  void* region = mmap(nullptr, capacity_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (region == MAP_FAILED) fail(ExitCode::internal, "cannot reserve {} bytes of address space for the arena", capacity_);
+  base_ = static_cast<std::byte*>(region);
+  free_.emplace(0, capacity_);
+}
+
+Arena::~Arena() { munmap(base_, capacity_); }
+
+void* Arena::allocate(std::size_t bytes) {
+  const std::size_t padded = padded_size(bytes, hygiene_);
+  auto best = free_.end();
+  for (auto it = free_.begin(); it != free_.end(); ++it) {
+    if (it->second >= padded && (best == free_.end() || it->second < best->second)) best = it;
+  }
+  if (best == free_.end()) {
+    fail(ExitCode::internal, "arena full: {} bytes requested, {} of {} in use", bytes, stats_.current_bytes, capacity_);
+  }
+  const auto [offset, extent] = *best;
+  free_.erase(best);
+  if (extent > padded) free_.emplace(offset + padded, extent - padded);
+  used_.emplace(offset, padded);
+  stats_.current_bytes += padded;
+  stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
+  void* block = base_ + offset;
+  if (hygiene_ == Hygiene::hostile) poison(block, padded);
+  return block;
+}
+
+void Arena::release(void* block) noexcept {
+  const auto it = used_.find(static_cast<Offset>(static_cast<std::byte*>(block) - base_));
+  auto [offset, extent] = *it;
+  if (hygiene_ == Hygiene::hostile) check_canary(block, extent);
+  stats_.current_bytes -= extent;
+  used_.erase(it);
+  auto next = free_.lower_bound(offset);
+  if (next != free_.end() && offset + extent == next->first) {
+    extent += next->second;
+    next = free_.erase(next);
+  }
+  if (next != free_.begin()) {
+    const auto previous = std::prev(next);
+    if (previous->first + previous->second == offset) {
+      previous->second += extent;
+      return;
+    }
+  }
+  free_.emplace(offset, extent);
+}
+
+}  // namespace weft

@@ -1,0 +1,62 @@
+// Allocators: the arena that serves a training step, and plain heap memory for what lives longer.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "autograd/device.h"
+
+namespace weft {
+
+// Fill new blocks with NaN bytes, surround them with canaries and check those on release. For tests.
+enum class Hygiene { trusting, hostile };
+
+struct MemoryStats {
+  std::size_t current_bytes = 0;
+  std::size_t peak_bytes = 0;
+};
+
+// Hands out blocks of one device's memory, aligned to 256 bytes. Not thread-safe: one allocator belongs to one rank's
+// main thread.
+class Allocator {
+ public:
+  virtual ~Allocator() = default;
+  virtual void* allocate(std::size_t bytes) = 0;
+  virtual void release(void* block) noexcept = 0;
+  virtual Device device() const = 0;
+  const MemoryStats& stats() const { return stats_; }
+  void reset_peak() { stats_.peak_bytes = stats_.current_bytes; }
+
+ protected:
+  MemoryStats stats_;
+};
+
+// Host memory from the C++ heap.
+std::shared_ptr<Allocator> heap_allocator(Hygiene hygiene = Hygiene::trusting);
+
+// A region of host address space, reserved once and committed as it is touched, in which blocks are placed best-fit,
+// lowest address first. The same sequence of requests gets the same addresses, which is what a captured graph needs.
+// Throws Error (internal) naming request, use and capacity when the region is full.
+class Arena final : public Allocator {
+ public:
+  explicit Arena(std::size_t capacity_bytes, Hygiene hygiene = Hygiene::trusting);
+  ~Arena() override;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  void* allocate(std::size_t bytes) override;
+  void release(void* block) noexcept override;
+  Device device() const override { return {}; }
+
+ private:
+  using Offset = std::size_t;
+  std::byte* base_ = nullptr;
+  std::size_t capacity_;
+  Hygiene hygiene_;
+  std::map<Offset, std::size_t> free_;  // offset -> bytes, coalesced
+  std::map<Offset, std::size_t> used_;
+};
+
+}  // namespace weft
