@@ -1,0 +1,42 @@
+// Strict JSON for files that may come from elsewhere: RFC 8259 and nothing more, and getters whose errors name the file
+// and the key. Include <nlohmann/json.hpp> in the .cpp that builds or walks values.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+
+namespace weft {
+
+inline constexpr int kMaxJsonDepth = 64;
+
+// Parses one value that fills the whole text. Refused, as an Error (storage) that names `source`, line and column:
+// syntax errors, invalid UTF-8, duplicate keys, nesting deeper than kMaxJsonDepth, integers outside int64, numbers
+// that are no finite double, and texts longer than `max_bytes`.
+nlohmann::json parse_strict(std::string_view text, std::string_view source,
+                            std::uint64_t max_bytes = std::uint64_t{64} << 20);
+
+// read_small_file and parse_strict.
+nlohmann::json read_json_file(const std::string& path, std::uint64_t max_bytes = std::uint64_t{64} << 20);
+
+// Sorted keys, no insignificant white space, UTF-8. Equal values give equal text.
+std::string canonical(const nlohmann::json& value);
+
+// Getters of an object's members. `source` is how errors call the object, e.g. "run/manifest.json" or
+// "run/manifest.json, files[3]". A missing key, another type or a value out of range is an Error (storage).
+std::int64_t require_int(const nlohmann::json& object, std::string_view key, std::string_view source,
+                         std::int64_t min = std::numeric_limits<std::int64_t>::min(),
+                         std::int64_t max = std::numeric_limits<std::int64_t>::max());
+bool require_bool(const nlohmann::json& object, std::string_view key, std::string_view source);
+const std::string& require_string(const nlohmann::json& object, std::string_view key, std::string_view source);
+const nlohmann::json& require_object(const nlohmann::json& object, std::string_view key, std::string_view source);
+const nlohmann::json& require_array(const nlohmann::json& object, std::string_view key, std::string_view source);
+const nlohmann::json& require_key(const nlohmann::json& object, std::string_view key, std::string_view source);
+
+// Error (storage) if `object` is no object or has a key that is not allowed; keys that begin with "x_" always are.
+void check_keys(const nlohmann::json& object, std::initializer_list<std::string_view> allowed, std::string_view source);
+
+}  // namespace weft
