@@ -1,0 +1,37 @@
+// The two-slot table through which an operation reaches the kernel of its device.
+#pragma once
+
+#include "autograd/check.h"
+#include "autograd/device.h"
+
+namespace weft {
+
+// Args is the operation's argument struct of one direction; both slots share it, so a changed struct fails to compile.
+template <class Args>
+struct Dispatch {
+  using Launcher = void (*)(const Args&, const Launch&);
+
+  const char* op;
+  Launcher cpu = nullptr;
+  Launcher cuda = nullptr;
+
+  void operator()(const Args& args, const Launch& launch) const {
+    const bool on_cpu = launch.stream.device.is_cpu();
+    const Launcher launcher = on_cpu ? cpu : cuda;
+    if (launcher == nullptr) {
+      fail(ExitCode::config, "{} has no {} kernel in this build; build with `cmake --preset {}`", op,
+           on_cpu ? "CPU" : "CUDA", on_cpu ? "cpu" : "cuda");
+    }
+    launcher(args, launch);
+  }
+};
+
+// Whether a kernel replaces what its output buffer holds, or adds to it.
+enum class Write : std::uint8_t { overwrite, accumulate };
+
+template <class T>
+inline void store(T& target, T value, Write write) {
+  target = write == Write::overwrite ? value : target + value;
+}
+
+}  // namespace weft

@@ -1,0 +1,57 @@
+// The documents of a packed row and the block tables that kernels walk.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace weft {
+
+// One block of one document: tokens [begin, end) of the row, the index-th block of that document.
+struct Chunk {
+  std::int32_t document;
+  std::int32_t index;
+  std::int32_t begin;
+  std::int32_t end;
+};
+
+// Blocks restart at each document and never straddle two.
+struct ChunkTable {
+  std::vector<Chunk> chunks;                  // in row order
+  std::vector<std::int32_t> document_offset;  // [N+1]: first chunk of each document
+};
+
+// cu_seqlens [N+1]: 0 = cu[0] <= cu[1] <= ... <= cu[N] = T; empty documents are legal and produce nothing.
+// pos0 [N]: position of each document's first token, 0 unless it continues one begun elsewhere (a cached prefix).
+class Documents {
+ public:
+  explicit Documents(std::vector<std::int32_t> cu_seqlens, std::vector<std::int32_t> pos0 = {});
+  static std::shared_ptr<const Documents> single(std::int64_t tokens, std::int32_t pos0 = 0);
+  static std::shared_ptr<const Documents> from_lengths(std::span<const std::int32_t> lengths);
+
+  std::int64_t tokens() const { return cu_seqlens_.back(); }
+  std::int64_t count() const { return static_cast<std::int64_t>(pos0_.size()); }
+  std::int32_t begin(std::int64_t n) const { return cu_seqlens_[static_cast<std::size_t>(n)]; }
+  std::int32_t end(std::int64_t n) const { return cu_seqlens_[static_cast<std::size_t>(n) + 1]; }
+  std::int32_t length(std::int64_t n) const { return end(n) - begin(n); }
+  std::int32_t pos0(std::int64_t n) const { return pos0_[static_cast<std::size_t>(n)]; }
+  const std::vector<std::int32_t>& cu_seqlens() const { return cu_seqlens_; }
+  // Position of every token in its document, pos0 included: [T].
+  const std::vector<std::int32_t>& positions() const { return positions_; }
+  std::int32_t max_position() const;
+
+  // Built on first use for each block length and kept with the batch; call it from one thread.
+  const ChunkTable& chunks(std::int32_t block) const;
+
+ private:
+  std::vector<std::int32_t> cu_seqlens_;
+  std::vector<std::int32_t> pos0_;
+  std::vector<std::int32_t> positions_;
+  mutable std::map<std::int32_t, ChunkTable> chunk_tables_;
+};
+
+using DocumentsPtr = std::shared_ptr<const Documents>;
+
+}  // namespace weft

@@ -1,0 +1,45 @@
+// Threaded loops over fixed blocks. Blocks do not depend on the number of threads, so neither do results.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <utility>
+
+namespace weft {
+
+// Blocks of one loop.
+inline std::int64_t block_count(std::int64_t n, std::int64_t block) { return (n + block - 1) / block; }
+
+// Calls f(i) for i in [0, n), spread over the threads; `dynamic` hands out items one by one (uneven work).
+// f must not throw. Loops of a single item, and loops inside another loop, run on the calling thread.
+enum class Schedule { fixed, dynamic };
+
+template <class F>
+void parallel_for(std::int64_t n, Schedule schedule, F&& f) {
+  if (n <= 1 || omp_in_parallel()) {
+    for (std::int64_t i = 0; i < n; ++i) f(i);
+  } else if (schedule == Schedule::fixed) {
+#pragma omp parallel for schedule(static)
+    for (std::int64_t i = 0; i < n; ++i) f(i);
+  } else {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (std::int64_t i = 0; i < n; ++i) f(i);
+  }
+}
+
+// Calls f(b, begin, end) for the blocks of [0, n).
+template <class F>
+void parallel_blocks(std::int64_t n, std::int64_t block, F&& f) {
+  parallel_for(block_count(n, block), Schedule::fixed,
+               [&](std::int64_t b) { f(b, b * block, std::min(n, (b + 1) * block)); });
+}
+
+// Rows per block so that a block is worth a thread's while: about 16k elements.
+inline std::int64_t rows_per_block(std::int64_t row_elements) {
+  return std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(1, row_elements));
+}
+
+}  // namespace weft

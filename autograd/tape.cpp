@@ -1,0 +1,224 @@
+#include "autograd/tape.h"
+
+#include <algorithm>
+
+#include "autograd/parallel_for.h"
+
+namespace weft {
+namespace {
+
+void add_into(const Tensor& target, const Tensor& gradient) {
+  WEFT_CHECK(target.numel() == gradient.numel(), "gradient {} for a value {}", gradient.shape().str(),
+             target.shape().str());
+  dispatch_real(target.dtype(), "gradient sum", [&]<class T>() {
+    T* to = target.data<T>();
+    const T* from = gradient.data<T>();
+    parallel_blocks(target.numel(), 32768, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) to[i] += from[i];
+    });
+  });
+}
+
+}  // namespace
+
+LaunchScope::LaunchScope(Stream stream, Tensor workspace) : workspace_(std::move(workspace)) {
+  launch_.stream = stream;
+  if (workspace_.defined()) {
+    launch_.workspace = workspace_.raw();
+    launch_.workspace_bytes = workspace_.nbytes();
+  }
+}
+
+Tape::Tape(std::shared_ptr<Allocator> memory, Mode mode, Stream stream)
+    : memory_(std::move(memory)), mode_(mode), stream_(stream) {}
+
+Tape::~Tape() = default;
+
+LaunchScope Tape::launch(std::size_t workspace_bytes) const {
+  Tensor workspace;
+  if (workspace_bytes > 0) workspace = empty({static_cast<std::int64_t>((workspace_bytes + 3) / 4)}, DType::i32);
+  return LaunchScope(stream_, std::move(workspace));
+}
+
+std::int32_t Tape::new_slot(const Tensor& value, Parameter* parameter) {
+  slots_.push_back({.grad = {}, .parameter = parameter, .shape = value.shape(), .dtype = value.dtype()});
+  return static_cast<std::int32_t>(slots_.size() - 1);
+}
+
+Var Tape::leaf(const Tensor& value) { return {value, recording() ? new_slot(value, nullptr) : -1}; }
+
+Var Tape::parameter(Parameter& parameter) {
+  const auto [it, inserted] = parameter_slots_.try_emplace(&parameter, -1);
+  if (inserted) {
+    if (recording()) {
+      it->second = new_slot(parameter.value, &parameter);
+    } else {
+      touched_.push_back(&parameter);
+    }
+  }
+  return {parameter.value, it->second};
+}
+
+bool Tape::wants(std::span<const Var> inputs) const {
+  return recording() && std::any_of(inputs.begin(), inputs.end(), [](const Var& v) { return v.requires_grad(); });
+}
+
+void Tape::append(std::unique_ptr<Node> node, const char* op, std::span<const Var> inputs, std::span<Var> outputs) {
+  node->op = op;
+  for (const Var& v : inputs) {
+    node->inputs.push_back(v.slot);
+    node->input_shapes.push_back(v.value.defined() ? v.shape() : Shape{});
+    if (v.requires_grad()) {
+      if (Parameter* p = slots_[static_cast<std::size_t>(v.slot)].parameter) ++pending_uses_[p];
+    }
+  }
+  for (Parameter* p : node->span_parameters) ++pending_uses_[p];
+  for (Var& v : outputs) {
+    v.slot = new_slot(v.value, nullptr);
+    node->outputs.push_back(v.slot);
+    node->output_shapes.push_back(v.shape());
+  }
+  nodes_.push_back(std::move(node));
+}
+
+void Tape::add_to_slot(std::int32_t slot_index, const Tensor& gradient) {
+  Slot& slot = slots_[static_cast<std::size_t>(slot_index)];
+  if (slot.parameter != nullptr) return add_into(slot.parameter->grad, gradient);
+  if (!slot.grad.defined()) {
+    slot.grad = gradient.reshape(slot.shape);
+    return;
+  }
+  if (slot.grad.shares_storage()) {
+    Tensor own = empty(slot.shape, slot.dtype);
+    own.copy_from(slot.grad);
+    slot.grad = own;
+  }
+  add_into(slot.grad, gradient);
+}
+
+void Tape::finish_use(Parameter& parameter) {
+  if (--pending_uses_[&parameter] == 0 && on_parameter_ready) on_parameter_ready(parameter);
+}
+
+void Tape::run(Node& node) {
+  const bool reached = std::any_of(node.outputs.begin(), node.outputs.end(), [&](std::int32_t s) {
+    return slots_[static_cast<std::size_t>(s)].grad.defined();
+  });
+  if (reached) {
+    Backward pass(*this, node);
+    node.backward(pass);
+    for (const auto& [slot, gradient] : pass.late_) add_to_slot(slot, gradient);
+  }
+  for (const std::int32_t s : node.outputs) slots_[static_cast<std::size_t>(s)].grad = {};
+  for (const std::int32_t s : node.inputs) {
+    if (s >= 0 && slots_[static_cast<std::size_t>(s)].parameter) finish_use(*slots_[static_cast<std::size_t>(s)].parameter);
+  }
+  for (Parameter* p : node.span_parameters) finish_use(*p);
+}
+
+void Tape::backward(const Var& output, const Tensor& seed) {
+  backward(std::span<const Var>(&output, 1), std::span<const Tensor>(&seed, 1));
+}
+
+void Tape::backward(std::span<const Var> outputs, std::span<const Tensor> seeds) {
+  WEFT_CHECK(recording(), "backward on an inference tape");
+  WEFT_CHECK(outputs.size() == seeds.size(), "{} outputs, {} seeds", outputs.size(), seeds.size());
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    WEFT_CHECK(seeds[i].dtype() == outputs[i].dtype(), "seed of {} for an output of {}", name_of(seeds[i].dtype()),
+               name_of(outputs[i].dtype()));
+    if (outputs[i].requires_grad()) add_to_slot(outputs[i].slot, seeds[i]);
+  }
+  while (!nodes_.empty()) {
+    run(*nodes_.back());
+    nodes_.pop_back();
+  }
+}
+
+Tensor Tape::gradient(const Var& leaf) const {
+  WEFT_CHECK(leaf.requires_grad(), "gradient of a constant");
+  const Tensor& grad = slots_[static_cast<std::size_t>(leaf.slot)].grad;
+  return grad.defined() ? grad.reshape(leaf.shape()) : grad;
+}
+
+// --- one node's view -------------------------------------------------------------------------------------------------
+
+Tensor Backward::grad(int output) const {
+  const auto i = static_cast<std::size_t>(output);
+  const Tensor& g = tape_.slots_[static_cast<std::size_t>(node_.outputs[i])].grad;
+  return g.defined() ? g.reshape(node_.output_shapes[i]) : g;
+}
+
+Tensor Backward::grad_or_zero(int output) const {
+  Tensor g = grad(output);
+  if (!g.defined()) {
+    const auto i = static_cast<std::size_t>(output);
+    g = empty(node_.output_shapes[i], tape_.slots_[static_cast<std::size_t>(node_.outputs[i])].dtype);
+    g.fill_zero();
+  }
+  return g;
+}
+
+bool Backward::wants(int input) const { return node_.inputs[static_cast<std::size_t>(input)] >= 0; }
+
+GradTarget Backward::target(int input) {
+  const auto i = static_cast<std::size_t>(input);
+  const std::int32_t index = node_.inputs[i];
+  if (index < 0) return {};
+  Tape::Slot& slot = tape_.slots_[static_cast<std::size_t>(index)];
+  const Shape& shape = node_.input_shapes[i];
+  // The same value twice among one node's inputs: a kernel must not see one buffer as two targets.
+  if (std::find(targeted_.begin(), targeted_.end(), index) != targeted_.end()) {
+    late_.emplace_back(index, empty(shape, slot.dtype));
+    return {late_.back().second, Write::overwrite};
+  }
+  targeted_.push_back(index);
+  if (slot.parameter != nullptr) return {slot.parameter->grad.reshape(shape), Write::accumulate};
+  if (!slot.grad.defined()) {
+    slot.grad = empty(slot.shape, slot.dtype);
+    return {slot.grad.reshape(shape), Write::overwrite};
+  }
+  if (slot.grad.shares_storage()) {
+    Tensor own = empty(slot.shape, slot.dtype);
+    own.copy_from(slot.grad);
+    slot.grad = own;
+  }
+  return {slot.grad.reshape(shape), Write::accumulate};
+}
+
+void Backward::pass(int input, const Tensor& gradient) {
+  const std::int32_t index = node_.inputs[static_cast<std::size_t>(input)];
+  if (index >= 0) tape_.add_to_slot(index, gradient);
+}
+
+// --- recomputation ---------------------------------------------------------------------------------------------------
+
+Var Tape::recompute(std::span<const Var> inputs, SpanFunction function) {
+  if (!recording()) return function(*this, inputs);
+  struct SpanSaved {
+    std::vector<Var> inputs;
+    SpanFunction function;
+
+    void backward(Backward& pass) const {
+      Tape inner(pass.tape().memory_, Mode::record, pass.tape().stream_);
+      std::vector<Var> leaves;
+      for (const Var& v : inputs) leaves.push_back(v.requires_grad() ? inner.leaf(v.value) : v);
+      const Var output = function(inner, leaves);
+      inner.backward(output, pass.grad(0));
+      for (std::size_t i = 0; i < leaves.size(); ++i) {
+        if (!leaves[i].requires_grad()) continue;
+        const Tensor gradient = inner.gradient(leaves[i]);
+        if (gradient.defined()) pass.pass(static_cast<int>(i), gradient);
+      }
+    }
+  };
+  Tape inner(memory_, Mode::inference, stream_);
+  std::vector<Var> constants;
+  for (const Var& v : inputs) constants.push_back(constant(v.value));
+  Var output = constant(function(inner, constants).value);
+  auto node = std::make_unique<NodeOf<SpanSaved>>(SpanSaved{{inputs.begin(), inputs.end()}, std::move(function)});
+  node->span_parameters = inner.touched_;
+  append(std::move(node), "recompute", inputs, std::span<Var>(&output, 1));
+  return output;
+}
+
+}  // namespace weft

@@ -1,0 +1,88 @@
+// The contract of a sequence mixer, and the registry that CMake generates from the folders of modules/mixers/.
+//
+// T tokens of the packed row, N documents (sequences), d model width.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "autograd/documents.h"
+#include "autograd/tape.h"
+#include "modules/options.h"
+
+namespace weft {
+
+// Where a mixer sits in a model.
+struct MixerSite {
+  std::int64_t width;        // d
+  std::int64_t layers;       // blocks in the model
+  std::int64_t layer;        // index of this one
+  std::int64_t max_tokens;   // longest document the model is trained on (tables may be sized by it; longer ones still work)
+};
+
+// What a mixer remembers of N sequences between calls: recurrent states, cached keys and values, convolution tails.
+class MixerState {
+ public:
+  virtual ~MixerState() = default;
+  // A deep copy, so that a prefix can be continued in several ways.
+  virtual std::unique_ptr<MixerState> clone() const = 0;
+  virtual std::size_t bytes() const = 0;
+};
+
+// What crosses ranks when a row is split over a context-parallel group.
+enum class ContextParallel : std::uint8_t { state, halo, keys_values };
+
+// Costs of one layer's mixer, projections included, for T tokens in documents of equal length L.
+struct MixerCost {
+  double forward_flops;   // multiply-add = 2; backward of these families is 2x (2.5x where scores are recomputed)
+  double backward_flops;
+  double forward_bytes;   // memory that must move, fp32 on the CPU
+  double saved_bytes;     // kept on the tape between forward and backward
+};
+
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+
+  // x [T, d], already normalised -> [T, d], before the residual addition. With a state (inference only), documents
+  // continue from it: document n of the row is sequence n of the state, `documents.pos0(n)` tokens long so far, and the
+  // state is advanced in place.
+  virtual Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) = 0;
+
+  // One token for each of N sequences: x [N, d] -> [N, d]; `positions` [N] are the tokens' positions. Advances the state.
+  virtual Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) = 0;
+
+  virtual std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const = 0;
+
+  virtual MixerCost cost(std::int64_t tokens, std::int64_t document_length) const = 0;
+  // Bytes of state for one sequence of `length` tokens, fp32.
+  virtual double state_bytes(std::int64_t length) const = 0;
+};
+
+// What a mixer cannot do, with the reason; empty = it can.
+struct MixerLimits {
+  std::string documents;   // packed documents
+  std::string state;       // continuing from a state
+  std::string decode;      // token by token
+};
+
+// Everything the rest of weft knows about a mixer.
+struct MixerType {
+  std::string name;
+  std::string summary;  // one line, for `weft mixers`
+  std::vector<OptionSpec> options;
+  ContextParallel context_parallel;
+  MixerLimits limits;
+  // Declares the layer's parameters in `scope`. Throws config_error naming the option for values that do not fit together;
+  // `where` names the recipe table.
+  std::unique_ptr<Mixer> (*create)(const ParameterScope& scope, const MixerSite& site, const Options& options,
+                                   const std::string& where);
+};
+
+// All mixers, in the order of their names. Generated.
+const std::vector<const MixerType*>& mixer_types();
+// nullptr if there is none of that name.
+const MixerType* find_mixer(const std::string& name);
+
+}  // namespace weft

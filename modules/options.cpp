@@ -1,0 +1,25 @@
+#include "modules/options.h"
+
+#include "autograd/check.h"
+
+namespace weft {
+
+Options::Options(std::span<const OptionSpec> specs) {
+  for (const OptionSpec& spec : specs) values_[spec.key] = spec.default_value;
+}
+
+template <class T>
+const T& Options::get(const std::string& key) const {
+  const auto it = values_.find(key);
+  WEFT_CHECK(it != values_.end(), "option {} was not declared", key);
+  const T* value = std::get_if<T>(&it->second);
+  WEFT_CHECK(value != nullptr, "option {} was declared with another type", key);
+  return *value;
+}
+template const bool& Options::get(const std::string&) const;
+template const std::int64_t& Options::get(const std::string&) const;
+template const double& Options::get(const std::string&) const;
+template const std::string& Options::get(const std::string&) const;
+template const std::vector<std::string>& Options::get(const std::string&) const;
+
+}  // namespace weft

@@ -1,0 +1,27 @@
+// Distances between tensors, by the metrics that gate every numerical test.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include "autograd/tensor.h"
+
+namespace weft::testing {
+
+// rel_f = |x - y|_F / |y|_F; rel_max = max|x - y| / max|y|. NaN anywhere gives infinity. Both 0 for empty tensors.
+struct Distance {
+  double rel_f = 0.0;
+  double rel_max = 0.0;
+};
+Distance distance(const Tensor& x, const Tensor& reference);
+
+// Tolerances of one path (forward and backward rel_F, rel_max of both).
+struct Tolerance {
+  double forward, backward, max;
+};
+inline constexpr Tolerance kFp64Chunked{1e-12, 1e-11, 1e-10};
+inline constexpr Tolerance kFp32{2e-6, 1e-5, 1e-4};
+
+::testing::AssertionResult close(const Tensor& x, const Tensor& reference, double rel_f, double rel_max);
+::testing::AssertionResult bitwise_equal(const Tensor& x, const Tensor& y);
+
+}  // namespace weft::testing

@@ -1,0 +1,130 @@
+#include "tests/support/op_check.h"
+
+#include <cmath>
+
+namespace weft::testing {
+namespace {
+
+constexpr std::uint64_t kWeightSeed = 7001;
+constexpr std::int64_t kMaxEntries = 160;  // of one input, checked by finite differences
+
+Tensor loss_weight(std::size_t output, const Shape& shape) { return normal(shape, kWeightSeed + output); }
+
+std::vector<Tensor> rounded_to(const std::vector<Tensor>& inputs, DType dtype) {
+  std::vector<Tensor> list;
+  for (const Tensor& t : inputs) list.push_back(cast(t, dtype));
+  return list;
+}
+
+Evaluation run(const OpCase& c, const std::vector<Tensor>& inputs, DType dtype, int calls, int only_output) {
+  const auto memory = heap_allocator(Hygiene::hostile);
+  Tape tape(memory);
+  std::vector<Var> leaves;
+  for (const Tensor& t : inputs) leaves.push_back(tape.leaf(cast(t, dtype)));
+  std::vector<Var> outputs, all;
+  std::vector<Tensor> seeds;
+  for (int call = 0; call < calls; ++call) {
+    outputs = c.function(tape, leaves);
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      if (only_output >= 0 && static_cast<std::size_t>(only_output) != i) continue;
+      all.push_back(outputs[i]);
+      seeds.push_back(cast(loss_weight(i, outputs[i].shape()), dtype));
+    }
+  }
+  tape.backward(all, seeds);
+  Evaluation e;
+  for (const Var& v : outputs) e.outputs.push_back(cast(v.value, dtype));
+  for (const Var& v : leaves) {
+    const Tensor g = tape.gradient(v);
+    e.gradients.push_back(g.defined() ? cast(g, dtype) : Tensor::zeros(v.shape(), dtype));
+  }
+  return e;
+}
+
+double loss(const OpCase& c, const std::vector<Tensor>& inputs) {
+  Tape tape(heap_allocator(), Tape::Mode::inference);
+  std::vector<Var> constants;
+  for (const Tensor& t : inputs) constants.push_back(Tape::constant(t));
+  const std::vector<Var> outputs = c.function(tape, constants);
+  double total = 0.0;
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const Tensor w = loss_weight(i, outputs[i].shape());
+    for (std::int64_t j = 0; j < w.numel(); ++j) total += w.data<double>()[j] * outputs[i].value.data<double>()[j];
+  }
+  return total;
+}
+
+void check_finite_differences(const OpCase& c, const Evaluation& analytic) {
+  std::vector<Tensor> inputs = rounded_to(c.inputs, DType::f64);
+  for (std::size_t k = 0; k < inputs.size(); ++k) {
+    const Tensor& x = inputs[k];
+    const Tensor& g = analytic.gradients[k];
+    double largest = 0.0;
+    for (const double v : g.span<double>()) largest = std::max(largest, std::abs(v));
+    const std::int64_t stride = std::max<std::int64_t>(1, x.numel() / kMaxEntries);
+    double worst = 0.0;
+    std::int64_t worst_at = 0;
+    for (std::int64_t i = 0; i < x.numel(); i += stride) {
+      double& value = x.data<double>()[i];
+      const double original = value;
+      const double h = 1e-6 * std::max(1.0, std::abs(original));
+      value = original + h;
+      const double up = loss(c, inputs);
+      value = original - h;
+      const double down = loss(c, inputs);
+      value = original;
+      const double error = std::abs((up - down) / (2.0 * h) - g.data<double>()[i]);
+      if (!(error <= worst)) {
+        worst = error;
+        worst_at = i;
+      }
+    }
+    EXPECT_LE(worst, c.finite_difference * std::max(largest, 1e-3))
+        << c.name << ": gradient of input " << k << ", entry " << worst_at << ", largest entry " << largest;
+  }
+}
+
+}  // namespace
+
+Evaluation evaluate(const OpCase& c, DType dtype, int calls) { return run(c, c.inputs, dtype, calls, -1); }
+
+void check_op(const OpCase& c) {
+  SCOPED_TRACE(c.name);
+  const Evaluation fp64 = evaluate(c, DType::f64);
+  check_finite_differences(c, fp64);
+
+  const Evaluation again = evaluate(c, DType::f64);
+  const Evaluation twice = evaluate(c, DType::f64, 2);
+  for (std::size_t i = 0; i < fp64.outputs.size(); ++i) EXPECT_TRUE(bitwise_equal(again.outputs[i], fp64.outputs[i]));
+  for (std::size_t k = 0; k < fp64.gradients.size(); ++k) {
+    EXPECT_TRUE(bitwise_equal(again.gradients[k], fp64.gradients[k])) << "input " << k;
+    Tensor doubled = cast(fp64.gradients[k], DType::f64);
+    for (double& v : doubled.span<double>()) v *= 2.0;
+    EXPECT_TRUE(bitwise_equal(twice.gradients[k], doubled)) << "accumulation into input " << k;
+  }
+
+  const std::vector<Tensor> rounded = rounded_to(c.inputs, DType::f32);
+  const Evaluation fp32 = run(c, rounded, DType::f32, 1, -1);
+  const Evaluation reference = run(c, rounded, DType::f64, 1, -1);
+  for (std::size_t i = 0; i < fp32.outputs.size(); ++i) {
+    EXPECT_TRUE(close(fp32.outputs[i], reference.outputs[i], c.fp32.forward, c.fp32.max)) << "fp32 output " << i;
+  }
+  for (std::size_t k = 0; k < fp32.gradients.size(); ++k) {
+    EXPECT_TRUE(close(fp32.gradients[k], reference.gradients[k], c.fp32.backward, c.fp32.max)) << "fp32 input " << k;
+  }
+
+  if (fp64.outputs.size() < 2) return;
+  std::vector<Tensor> sums;
+  for (const Tensor& g : fp64.gradients) sums.push_back(Tensor::zeros(g.shape(), DType::f64));
+  for (std::size_t i = 0; i < fp64.outputs.size(); ++i) {
+    const Evaluation part = run(c, c.inputs, DType::f64, 1, static_cast<int>(i));
+    for (std::size_t k = 0; k < sums.size(); ++k) {
+      for (std::int64_t j = 0; j < sums[k].numel(); ++j) sums[k].data<double>()[j] += part.gradients[k].data<double>()[j];
+    }
+  }
+  for (std::size_t k = 0; k < sums.size(); ++k) {
+    EXPECT_TRUE(close(sums[k], fp64.gradients[k], 1e-11, 1e-10)) << "sum over single outputs, input " << k;
+  }
+}
+
+}  // namespace weft::testing
