@@ -1,9 +1,8 @@
 #include "autograd/blas.h"
 
 #include <cblas.h>
-#include <omp.h>
-
 #include <chrono>
+#include <omp.h>
 
 #include "autograd/check.h"
 
@@ -12,7 +11,9 @@ namespace {
 
 thread_local GemmStats stats;
 
-CBLAS_TRANSPOSE to_cblas(Op op) { return op == Op::none ? CblasNoTrans : CblasTrans; }
+CBLAS_TRANSPOSE to_cblas(Op op) {
+  return op == Op::none ? CblasNoTrans : CblasTrans;
+}
 
 blasint to_blasint(std::int64_t n) {
   WEFT_CHECK(n <= INT32_MAX, "matrix extent {} exceeds what the BLAS can address", n);
@@ -47,6 +48,8 @@ void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, doub
   });
 }
 
-GemmStats gemm_stats() { return stats; }
+GemmStats gemm_stats() {
+  return stats;
+}
 
 }  // namespace weft

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <fmt/format.h>
-
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -12,13 +11,13 @@ namespace weft {
 // What a process exits with; the numbers are part of the command line's contract (docs/running.md).
 enum class ExitCode : int {
   ok = 0,
-  internal = 1,       // a defect of weft
-  config = 2,         // a recipe, an argument or input data
-  nonfinite = 3,      // NaN or infinity that training could not skip
-  replica = 4,        // replicas that should be equal are not
-  peer_lost = 5,      // another rank died
-  timeout = 6,        // a rank or a device hangs
-  storage = 7,        // reading or writing files
+  internal = 1,   // a defect of weft
+  config = 2,     // a recipe, an argument or input data
+  nonfinite = 3,  // NaN or infinity that training could not skip
+  replica = 4,    // replicas that should be equal are not
+  peer_lost = 5,  // another rank died
+  timeout = 6,    // a rank or a device hangs
+  storage = 7,    // reading or writing files
 };
 
 // The message is complete by itself: what was wrong, where, what was expected, what to do.
@@ -54,9 +53,10 @@ namespace detail {
 
 }  // namespace weft
 
-// A precondition of an API; failing it is a defect of the caller, reported with its place: WEFT_CHECK(n > 0, "n is {}", n).
-#define WEFT_CHECK(condition, ...)                                                                  \
-  do {                                                                                              \
-    if (!(condition)) [[unlikely]]                                                                  \
-      ::weft::detail::check_failed(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__));     \
+// A precondition of an API; failing it is a defect of the caller, reported with its place: WEFT_CHECK(n > 0, "n is {}",
+// n).
+#define WEFT_CHECK(condition, ...)                                                              \
+  do {                                                                                          \
+    if (!(condition)) [[unlikely]]                                                              \
+      ::weft::detail::check_failed(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__)); \
   } while (false)

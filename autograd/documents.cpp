@@ -6,16 +6,18 @@
 
 namespace weft {
 
-Documents::Documents(std::vector<std::int32_t> cu_seqlens, std::vector<std::int32_t> pos0)
-    : cu_seqlens_(std::move(cu_seqlens)), pos0_(std::move(pos0)) {
+Documents::Documents(std::vector<std::int32_t> cu_seqlens, std::vector<std::int32_t> pos0, Anchor anchor)
+    : cu_seqlens_(std::move(cu_seqlens)), pos0_(std::move(pos0)), anchor_(anchor) {
   WEFT_CHECK(!cu_seqlens_.empty() && cu_seqlens_.front() == 0, "cu_seqlens must start with 0");
   WEFT_CHECK(std::is_sorted(cu_seqlens_.begin(), cu_seqlens_.end()), "cu_seqlens must not decrease");
   if (pos0_.empty()) pos0_.assign(cu_seqlens_.size() - 1, 0);
   WEFT_CHECK(pos0_.size() + 1 == cu_seqlens_.size(), "{} start positions for {} documents", pos0_.size(),
              cu_seqlens_.size() - 1);
+  WEFT_CHECK(!anchored() || (count() > 0 && length(0) == 1), "an anchored row starts with a document of one token");
   positions_.resize(static_cast<std::size_t>(tokens()));
   for (std::int64_t n = 0; n < count(); ++n) {
-    for (std::int32_t t = begin(n); t < end(n); ++t) positions_[static_cast<std::size_t>(t)] = t - begin(n) + Documents::pos0(n);
+    for (std::int32_t t = begin(n); t < end(n); ++t)
+      positions_[static_cast<std::size_t>(t)] = t - begin(n) + Documents::pos0(n);
   }
 }
 

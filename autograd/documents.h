@@ -25,9 +25,15 @@ struct ChunkTable {
 
 // cu_seqlens [N+1]: 0 = cu[0] <= cu[1] <= ... <= cu[N] = T; empty documents are legal and produce nothing.
 // pos0 [N]: position of each document's first token, 0 unless it continues one begun elsewhere (a cached prefix).
+//
+// An anchored row starts with a one-token document at position 0 that the softmax layers of every other document may
+// also attend to (arXiv:2411.13476); the others' positions then start at 1. Other mixers see an ordinary document.
+enum class Anchor : std::uint8_t { none, first_token };
+
 class Documents {
  public:
-  explicit Documents(std::vector<std::int32_t> cu_seqlens, std::vector<std::int32_t> pos0 = {});
+  explicit Documents(std::vector<std::int32_t> cu_seqlens, std::vector<std::int32_t> pos0 = {},
+                     Anchor anchor = Anchor::none);
   static std::shared_ptr<const Documents> single(std::int64_t tokens, std::int32_t pos0 = 0);
   static std::shared_ptr<const Documents> from_lengths(std::span<const std::int32_t> lengths);
 
@@ -36,6 +42,7 @@ class Documents {
   std::int32_t begin(std::int64_t n) const { return cu_seqlens_[static_cast<std::size_t>(n)]; }
   std::int32_t end(std::int64_t n) const { return cu_seqlens_[static_cast<std::size_t>(n) + 1]; }
   std::int32_t length(std::int64_t n) const { return end(n) - begin(n); }
+  bool anchored() const { return anchor_ == Anchor::first_token; }
   std::int32_t pos0(std::int64_t n) const { return pos0_[static_cast<std::size_t>(n)]; }
   const std::vector<std::int32_t>& cu_seqlens() const { return cu_seqlens_; }
   // Position of every token in its document, pos0 included: [T].
@@ -49,6 +56,7 @@ class Documents {
   std::vector<std::int32_t> cu_seqlens_;
   std::vector<std::int32_t> pos0_;
   std::vector<std::int32_t> positions_;
+  Anchor anchor_;
   mutable std::map<std::int32_t, ChunkTable> chunk_tables_;
 };
 

@@ -1,10 +1,9 @@
 #include "autograd/memory.h"
 
-#include <sys/mman.h>
-
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <sys/mman.h>
 #include <unordered_map>
 
 #include "autograd/check.h"
@@ -16,7 +15,9 @@ constexpr std::size_t kAlignment = 256;
 // Canaries sit in the last kAlignment bytes of a hostile block.
 constexpr unsigned char kCanary = 0xa5;
 
-std::size_t round_up(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+std::size_t round_up(std::size_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
 
 std::size_t padded_size(std::size_t bytes, Hygiene hygiene) {
   return round_up(bytes == 0 ? 1 : bytes) + (hygiene == Hygiene::hostile ? kAlignment : 0);
@@ -70,16 +71,21 @@ class Heap final : public Allocator {
 
 }  // namespace
 
-std::shared_ptr<Allocator> heap_allocator(Hygiene hygiene) { return std::make_shared<Heap>(hygiene); }
+std::shared_ptr<Allocator> heap_allocator(Hygiene hygiene) {
+  return std::make_shared<Heap>(hygiene);
+}
 
 Arena::Arena(std::size_t capacity_bytes, Hygiene hygiene) : capacity_(round_up(capacity_bytes)), hygiene_(hygiene) {
   void* region = mmap(nullptr, capacity_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (region == MAP_FAILED) fail(ExitCode::internal, "cannot reserve {} bytes of address space for the arena", capacity_);
+  if (region == MAP_FAILED)
+    fail(ExitCode::internal, "cannot reserve {} bytes of address space for the arena", capacity_);
   base_ = static_cast<std::byte*>(region);
   free_.emplace(0, capacity_);
 }
 
-Arena::~Arena() { munmap(base_, capacity_); }
+Arena::~Arena() {
+  munmap(base_, capacity_);
+}
 
 void* Arena::allocate(std::size_t bytes) {
   const std::size_t padded = padded_size(bytes, hygiene_);

@@ -1,17 +1,18 @@
 // Threaded loops over fixed blocks. Blocks do not depend on the number of threads, so neither do results.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <omp.h>
 #include <utility>
 
 namespace weft {
 
 // Blocks of one loop.
-inline std::int64_t block_count(std::int64_t n, std::int64_t block) { return (n + block - 1) / block; }
+inline std::int64_t block_count(std::int64_t n, std::int64_t block) {
+  return (n + block - 1) / block;
+}
 
 // Calls f(i) for i in [0, n), spread over the threads; `dynamic` hands out items one by one (uneven work).
 // f must not throw. Loops of a single item, and loops inside another loop, run on the calling thread.

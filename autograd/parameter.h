@@ -1,4 +1,5 @@
-// Parameters: declared once; allocation, optimizer groups, sharding, checkpoints and export follow from the declaration.
+// Parameters: declared once; allocation, optimizer groups, sharding, checkpoints and export follow from the
+// declaration.
 #pragma once
 
 #include <deque>
@@ -66,7 +67,8 @@ class ParameterStore {
 // A store seen through a name prefix, handed to each module.
 class ParameterScope {
  public:
-  explicit ParameterScope(ParameterStore& store, std::string prefix = {}) : store_(&store), prefix_(std::move(prefix)) {}
+  explicit ParameterScope(ParameterStore& store, std::string prefix = {})
+      : store_(&store), prefix_(std::move(prefix)) {}
   ParameterScope scope(const std::string& name) const { return ParameterScope(*store_, prefix_ + name + "."); }
   Parameter& declare(const std::string& name, const Shape& shape, ParameterKind kind, const Init& init) const {
     return store_->declare(prefix_ + name, shape, kind, init);

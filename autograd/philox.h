@@ -38,7 +38,8 @@ enum class RandomStream : std::uint32_t {
 };
 
 // Words of one (seed, stream, index): block b holds words 4b .. 4b+3.
-constexpr PhiloxCounter random_block(std::uint64_t seed, RandomStream stream, std::uint64_t index, std::uint32_t block) {
+constexpr PhiloxCounter random_block(std::uint64_t seed, RandomStream stream, std::uint64_t index,
+                                     std::uint32_t block) {
   return philox({static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
                  static_cast<std::uint32_t>(stream), block},
                 seed);

@@ -1,5 +1,5 @@
-// log, sin and cos of fp64 arguments from weft's own series: the same bits with every C library, so that initial weights
-// are reproducible across machines. Accurate to a few 1e-16; not for inner loops.
+// log, sin and cos of fp64 arguments from weft's own series: the same bits with every C library, so that initial
+// weights are reproducible across machines. Accurate to a few 1e-16; not for inner loops.
 #pragma once
 
 namespace weft {

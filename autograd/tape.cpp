@@ -45,7 +45,9 @@ std::int32_t Tape::new_slot(const Tensor& value, Parameter* parameter) {
   return static_cast<std::int32_t>(slots_.size() - 1);
 }
 
-Var Tape::leaf(const Tensor& value) { return {value, recording() ? new_slot(value, nullptr) : -1}; }
+Var Tape::leaf(const Tensor& value) {
+  return {value, recording() ? new_slot(value, nullptr) : -1};
+}
 
 Var Tape::parameter(Parameter& parameter) {
   const auto [it, inserted] = parameter_slots_.try_emplace(&parameter, -1);
@@ -101,9 +103,8 @@ void Tape::finish_use(Parameter& parameter) {
 }
 
 void Tape::run(Node& node) {
-  const bool reached = std::any_of(node.outputs.begin(), node.outputs.end(), [&](std::int32_t s) {
-    return slots_[static_cast<std::size_t>(s)].grad.defined();
-  });
+  const bool reached = std::any_of(node.outputs.begin(), node.outputs.end(),
+                                   [&](std::int32_t s) { return slots_[static_cast<std::size_t>(s)].grad.defined(); });
   if (reached) {
     Backward pass(*this, node);
     node.backward(pass);
@@ -111,7 +112,8 @@ void Tape::run(Node& node) {
   }
   for (const std::int32_t s : node.outputs) slots_[static_cast<std::size_t>(s)].grad = {};
   for (const std::int32_t s : node.inputs) {
-    if (s >= 0 && slots_[static_cast<std::size_t>(s)].parameter) finish_use(*slots_[static_cast<std::size_t>(s)].parameter);
+    if (s >= 0 && slots_[static_cast<std::size_t>(s)].parameter)
+      finish_use(*slots_[static_cast<std::size_t>(s)].parameter);
   }
   for (Parameter* p : node.span_parameters) finish_use(*p);
 }
@@ -158,7 +160,9 @@ Tensor Backward::grad_or_zero(int output) const {
   return g;
 }
 
-bool Backward::wants(int input) const { return node_.inputs[static_cast<std::size_t>(input)] >= 0; }
+bool Backward::wants(int input) const {
+  return node_.inputs[static_cast<std::size_t>(input)] >= 0;
+}
 
 GradTarget Backward::target(int input) {
   const auto i = static_cast<std::size_t>(input);

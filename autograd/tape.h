@@ -1,8 +1,8 @@
 // The tape: a vector of nodes in execution order, walked backwards by a loop.
 //
-// An operation allocates its outputs from the tape, launches its kernel, and records a node that holds a named struct of
-// what its backward reads. That struct has one function, `void backward(Backward&) const`, which reads the gradients of
-// the node's outputs and writes (or accumulates) those of its inputs. A node is freed as soon as it has been used.
+// An operation allocates its outputs from the tape, launches its kernel, and records a node that holds a named struct
+// of what its backward reads. That struct has one function, `void backward(Backward&) const`, which reads the gradients
+// of the node's outputs and writes (or accumulates) those of its inputs. A node is freed as soon as it has been used.
 #pragma once
 
 #include <array>

@@ -57,7 +57,9 @@ Tensor::Tensor(const Shape& shape, DType dtype, std::shared_ptr<Allocator> memor
   storage_ = std::make_shared<Storage>(nbytes(), std::move(memory));
 }
 
-Tensor Tensor::empty(const Shape& shape, DType dtype) { return Tensor(shape, dtype, long_lived_memory()); }
+Tensor Tensor::empty(const Shape& shape, DType dtype) {
+  return Tensor(shape, dtype, long_lived_memory());
+}
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype) {
   Tensor t = empty(shape, dtype);
@@ -96,7 +98,8 @@ Tensor Tensor::reshape(const Shape& shape) const {
 }
 
 Tensor Tensor::rows(std::int64_t begin, std::int64_t end) const {
-  WEFT_CHECK(rank() >= 1 && 0 <= begin && begin <= end && end <= dim(0), "rows [{}, {}) of {}", begin, end, shape_.str());
+  WEFT_CHECK(rank() >= 1 && 0 <= begin && begin <= end && end <= dim(0), "rows [{}, {}) of {}", begin, end,
+             shape_.str());
   Tensor t = *this;
   const std::int64_t row = dim(0) == 0 ? 0 : numel() / dim(0);
   t.shape_.set(0, end - begin);

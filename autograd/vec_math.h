@@ -1,4 +1,5 @@
-// Elementary functions written so that loops over them vectorise. float: polynomials, within 2 ulp; double: the C library.
+// Elementary functions written so that loops over them vectorise. float: polynomials, within 2 ulp; double: the C
+// library.
 #pragma once
 
 #include <bit>
@@ -27,7 +28,9 @@ inline float fast_exp(float x) {
   const float scaled = p * std::bit_cast<float>((static_cast<std::int32_t>(n) + 127) << 23);
   return x < -87.3f ? 0.0f : (x > 88.7f ? INFINITY : scaled);
 }
-inline double fast_exp(double x) { return std::exp(x); }
+inline double fast_exp(double x) {
+  return std::exp(x);
+}
 
 template <class T>
 inline T sigmoid(T x) {
@@ -42,6 +45,8 @@ inline float fast_tanh(float x) {
   const float ratio = 1.0f - 2.0f / (fast_exp(2.0f * a) + 1.0f);
   return __builtin_copysignf(a < 0.3f ? series : ratio, x);
 }
-inline double fast_tanh(double x) { return std::tanh(x); }
+inline double fast_tanh(double x) {
+  return std::tanh(x);
+}
 
 }  // namespace weft

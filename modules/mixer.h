@@ -15,10 +15,11 @@ namespace weft {
 
 // Where a mixer sits in a model.
 struct MixerSite {
-  std::int64_t width;        // d
-  std::int64_t layers;       // blocks in the model
-  std::int64_t layer;        // index of this one
-  std::int64_t max_tokens;   // longest document the model is trained on (tables may be sized by it; longer ones still work)
+  std::int64_t width;   // d
+  std::int64_t layers;  // blocks in the model
+  std::int64_t layer;   // index of this one
+  std::int64_t
+      max_tokens;  // longest document the model is trained on (tables may be sized by it; longer ones still work)
 };
 
 // What a mixer remembers of N sequences between calls: recurrent states, cached keys and values, convolution tails.
@@ -35,10 +36,10 @@ enum class ContextParallel : std::uint8_t { state, halo, keys_values };
 
 // Costs of one layer's mixer, projections included, for T tokens in documents of equal length L.
 struct MixerCost {
-  double forward_flops;   // multiply-add = 2; backward of these families is 2x (2.5x where scores are recomputed)
+  double forward_flops;  // multiply-add = 2; backward of these families is 2x (2.5x where scores are recomputed)
   double backward_flops;
-  double forward_bytes;   // memory that must move, fp32 on the CPU
-  double saved_bytes;     // kept on the tape between forward and backward
+  double forward_bytes;  // memory that must move, fp32 on the CPU
+  double saved_bytes;    // kept on the tape between forward and backward
 };
 
 class Mixer {
@@ -50,7 +51,8 @@ class Mixer {
   // state is advanced in place.
   virtual Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) = 0;
 
-  // One token for each of N sequences: x [N, d] -> [N, d]; `positions` [N] are the tokens' positions. Advances the state.
+  // One token for each of N sequences: x [N, d] -> [N, d]; `positions` [N] are the tokens' positions. Advances the
+  // state.
   virtual Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) = 0;
 
   virtual std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const = 0;
@@ -62,9 +64,9 @@ class Mixer {
 
 // What a mixer cannot do, with the reason; empty = it can.
 struct MixerLimits {
-  std::string documents;   // packed documents
-  std::string state;       // continuing from a state
-  std::string decode;      // token by token
+  std::string documents;  // packed documents
+  std::string state;      // continuing from a state
+  std::string decode;     // token by token
 };
 
 // Everything the rest of weft knows about a mixer.
@@ -74,8 +76,8 @@ struct MixerType {
   std::vector<OptionSpec> options;
   ContextParallel context_parallel;
   MixerLimits limits;
-  // Declares the layer's parameters in `scope`. Throws config_error naming the option for values that do not fit together;
-  // `where` names the recipe table.
+  // Declares the layer's parameters in `scope`. Throws config_error naming the option for values that do not fit
+  // together; `where` names the recipe table.
   std::unique_ptr<Mixer> (*create)(const ParameterScope& scope, const MixerSite& site, const Options& options,
                                    const std::string& where);
 };

@@ -19,15 +19,15 @@ using OptionValue = std::variant<bool, std::int64_t, double, std::string, std::v
 struct OptionSpec {
   std::string key;
   OptionValue default_value;
-  std::string help;                                            // one line, for people
-  double minimum = -std::numeric_limits<double>::infinity();   // inclusive, numbers only
-  double maximum = std::numeric_limits<double>::infinity();    // inclusive
-  std::vector<std::string> choices;                            // strings only; empty = any
+  std::string help;                                           // one line, for people
+  double minimum = -std::numeric_limits<double>::infinity();  // inclusive, numbers only
+  double maximum = std::numeric_limits<double>::infinity();   // inclusive
+  std::vector<std::string> choices;                           // strings only; empty = any
   bool required = false;
 };
 
-// Values of one table after checking: every key of the specs is present. Asking for a key or type that was not declared is a
-// defect (Error, internal).
+// Values of one table after checking: every key of the specs is present. Asking for a key or type that was not declared
+// is a defect (Error, internal).
 class Options {
  public:
   Options() = default;

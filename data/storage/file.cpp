@@ -1,14 +1,13 @@
 #include "data/storage/file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
-
 #include <cerrno>
+#include <fcntl.h>
 #include <limits>
 #include <random>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <system_error>
+#include <unistd.h>
 #include <utility>
 
 namespace weft {
@@ -72,8 +71,8 @@ InputFile& InputFile::operator=(InputFile&& other) noexcept {
 
 void InputFile::read_at(std::uint64_t offset, std::span<std::byte> bytes) const {
   if (offset > size_ || bytes.size() > size_ - offset) {
-    storage_error("cannot read {} bytes at offset {} of {}: the file has {} bytes", bytes.size(), offset, path_.string(),
-                  size_);
+    storage_error("cannot read {} bytes at offset {} of {}: the file has {} bytes", bytes.size(), offset,
+                  path_.string(), size_);
   }
   while (!bytes.empty()) {
     const ssize_t n =

@@ -1,5 +1,6 @@
-// Writing and checked reading of HDF5 files through the C library: numeric datasets in one contiguous piece, fixed-length
-// strings, small attributes. Every failure is an Error (storage) that names file and object; no space left is a DiskFull.
+// Writing and checked reading of HDF5 files through the C library: numeric datasets in one contiguous piece,
+// fixed-length strings, small attributes. Every failure is an Error (storage) that names file and object; no space left
+// is a DiskFull.
 //
 // The library is not thread-safe as packaged, so each call takes one process-wide mutex. Plugins are disabled.
 #pragma once
@@ -45,7 +46,8 @@ class Hdf5Writer {
   // File systems that cannot reserve are left alone.
   void reserve(std::uint64_t bytes);
 
-  // `dims` has one or two extents, which may be 0; `bytes` are the elements, row-major, in the host's (little-endian) form.
+  // `dims` has one or two extents, which may be 0; `bytes` are the elements, row-major, in the host's (little-endian)
+  // form.
   void write_dataset(const std::string& object, Hdf5Type type, std::span<const std::uint64_t> dims,
                      std::span<const std::byte> bytes);
   // A dataset of `count` elements that write_range fills piece by piece.
@@ -115,8 +117,5 @@ class Hdf5Reader {
 
 // "1.10.8", for provenance.
 std::string hdf5_version();
-
-// True if `text` is well-formed UTF-8 (no surrogates, no overlong forms).
-bool is_utf8(std::string_view text);
 
 }  // namespace weft

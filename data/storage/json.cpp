@@ -112,7 +112,8 @@ json parse_strict(std::string_view text, std::string_view source, std::uint64_t 
     storage_error("{}: {} bytes of JSON, at most {} are expected", source, text.size(), max_bytes);
   }
   // The parser would skip a byte order mark, which RFC 8259 does not allow.
-  if (text.starts_with("\xEF\xBB\xBF")) storage_error("{}: line 1, column 1: JSON begins with a byte order mark", source);
+  if (text.starts_with("\xEF\xBB\xBF"))
+    storage_error("{}: line 1, column 1: JSON begins with a byte order mark", source);
   StrictBuilder builder;
   const bool ok = json::sax_parse(text.begin(), text.end(), &builder);
   if (ok) return builder.take();
@@ -147,8 +148,9 @@ std::int64_t require_int(const json& object, std::string_view key, std::string_v
   if (!value.is_number_integer()) {
     storage_error("{}: key \"{}\": expected an integer, found {}", source, key, value.type_name());
   }
-  const bool too_large = value.is_number_unsigned() && value.get<std::uint64_t>() >
-                                                           static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  const bool too_large =
+      value.is_number_unsigned() &&
+      value.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
   if (too_large || value.get<std::int64_t>() < min || value.get<std::int64_t>() > max) {
     storage_error("{}: key \"{}\": {} is outside [{}, {}]", source, key, value.dump(), min, max);
   }

@@ -1,8 +1,7 @@
 #include "data/storage/sha256.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
+#include <openssl/evp.h>
 #include <vector>
 
 #include "autograd/check.h"
@@ -46,7 +45,9 @@ Sha256::Digest sha256(std::span<const std::byte> bytes) {
   return hash.finish();
 }
 
-Sha256::Digest sha256(std::string_view text) { return sha256(std::as_bytes(std::span(text))); }
+Sha256::Digest sha256(std::string_view text) {
+  return sha256(std::as_bytes(std::span(text)));
+}
 
 Sha256::Digest sha256_file(const std::filesystem::path& path) {
   const InputFile file(path);

@@ -8,7 +8,9 @@ namespace {
 constexpr std::uint64_t kWeightSeed = 7001;
 constexpr std::int64_t kMaxEntries = 160;  // of one input, checked by finite differences
 
-Tensor loss_weight(std::size_t output, const Shape& shape) { return normal(shape, kWeightSeed + output); }
+Tensor loss_weight(std::size_t output, const Shape& shape) {
+  return normal(shape, kWeightSeed + output);
+}
 
 std::vector<Tensor> rounded_to(const std::vector<Tensor>& inputs, DType dtype) {
   std::vector<Tensor> list;
@@ -86,7 +88,9 @@ void check_finite_differences(const OpCase& c, const Evaluation& analytic) {
 
 }  // namespace
 
-Evaluation evaluate(const OpCase& c, DType dtype, int calls) { return run(c, c.inputs, dtype, calls, -1); }
+Evaluation evaluate(const OpCase& c, DType dtype, int calls) {
+  return run(c, c.inputs, dtype, calls, -1);
+}
 
 void check_op(const OpCase& c) {
   SCOPED_TRACE(c.name);
@@ -119,7 +123,8 @@ void check_op(const OpCase& c) {
   for (std::size_t i = 0; i < fp64.outputs.size(); ++i) {
     const Evaluation part = run(c, c.inputs, DType::f64, 1, static_cast<int>(i));
     for (std::size_t k = 0; k < sums.size(); ++k) {
-      for (std::int64_t j = 0; j < sums[k].numel(); ++j) sums[k].data<double>()[j] += part.gradients[k].data<double>()[j];
+      for (std::int64_t j = 0; j < sums[k].numel(); ++j)
+        sums[k].data<double>()[j] += part.gradients[k].data<double>()[j];
     }
   }
   for (std::size_t k = 0; k < sums.size(); ++k) {

@@ -28,8 +28,8 @@ struct Evaluation {
   std::vector<Tensor> gradients;  // zeros where none arrived
 };
 
-// Evaluates outputs and the gradients of L in hostile memory (outputs and workspaces start as NaN, canaries are checked).
-// `calls` > 1 applies the function that often to the same leaves, so that gradients accumulate.
+// Evaluates outputs and the gradients of L in hostile memory (outputs and workspaces start as NaN, canaries are
+// checked). `calls` > 1 applies the function that often to the same leaves, so that gradients accumulate.
 Evaluation evaluate(const OpCase& c, DType dtype, int calls = 1);
 
 // Asserts, for the case:

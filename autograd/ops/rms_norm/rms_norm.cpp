@@ -5,10 +5,10 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<RmsNormForward> kForward{
-    "rms_norm forward", [](const RmsNormForward& args, const Launch&) {
-      dispatch_real(args.dtype, "rms_norm", [&]<class T>() { rms_norm_forward_cpu<T>(args); });
-    }};
+constexpr Dispatch<RmsNormForward> kForward{"rms_norm forward", [](const RmsNormForward& args, const Launch&) {
+                                              dispatch_real(args.dtype, "rms_norm",
+                                                            [&]<class T>() { rms_norm_forward_cpu<T>(args); });
+                                            }};
 constexpr Dispatch<RmsNormBackward> kBackward{
     "rms_norm backward", [](const RmsNormBackward& args, const Launch& launch) {
       dispatch_real(args.dtype, "rms_norm",
@@ -96,15 +96,17 @@ std::size_t rms_norm_backward_workspace(const RmsNormBackward& args) {
 
 Var rms_norm(Tape& tape, const Var& x, const Var& weight, double eps) {
   const Result r = forward(tape, x, {}, weight, eps);
-  return tape.record("rms_norm", {x, weight}, r.y,
-                     [&] { return RmsNormSaved{x.value, weight.value, r.rstd, r.H, false}; });
+  return tape.record("rms_norm", {x, weight}, r.y, [&] {
+    return RmsNormSaved{x.value, weight.value, r.rstd, r.H, false};
+  });
 }
 
 std::array<Var, 2> add_rms_norm(Tape& tape, const Var& x, const Var& residual, const Var& weight, double eps) {
   WEFT_CHECK(x.shape() == residual.shape(), "add_rms_norm: {} and {}", x.shape().str(), residual.shape().str());
   const Result r = forward(tape, x, residual.value, weight, eps);
-  return tape.record("add_rms_norm", {x, residual, weight}, std::array{r.sum, r.y},
-                     [&] { return RmsNormSaved{r.sum, weight.value, r.rstd, r.H, true}; });
+  return tape.record("add_rms_norm", {x, residual, weight}, std::array{r.sum, r.y}, [&] {
+    return RmsNormSaved{r.sum, weight.value, r.rstd, r.H, true};
+  });
 }
 
 }  // namespace weft

@@ -11,11 +11,10 @@ using testing::OpCase;
 TEST(RmsNorm, PlainAndPerHead) {
   for (const Shape& x : {Shape{1, 2}, Shape{3, 7}, Shape{65, 33}, Shape{5, 3, 16}, Shape{0, 8}, Shape{700, 64}}) {
     for (const std::int64_t H : {std::int64_t{1}, x.rank() == 3 ? x[1] : std::int64_t{1}}) {
-      check_op(OpCase{.name = fmt::format("x {} H {}", x.str(), H),
-                      .inputs = {normal(x, 1), normal({H, x.back()}, 2)},
-                      .function = [](Tape& tape, std::span<const Var> in) {
-                        return std::vector{rms_norm(tape, in[0], in[1])};
-                      }});
+      check_op(OpCase{
+          .name = fmt::format("x {} H {}", x.str(), H),
+          .inputs = {normal(x, 1), normal({H, x.back()}, 2)},
+          .function = [](Tape& tape, std::span<const Var> in) { return std::vector{rms_norm(tape, in[0], in[1])}; }});
     }
   }
 }
