@@ -196,7 +196,7 @@ void Backward::pass(int input, const Tensor& gradient) {
 
 // --- recomputation ---------------------------------------------------------------------------------------------------
 
-Var Tape::recompute(std::span<const Var> inputs, SpanFunction function) {
+std::vector<Var> Tape::recompute(std::span<const Var> inputs, SpanFunction function) {
   if (!recording()) return function(*this, inputs);
   struct SpanSaved {
     std::vector<Var> inputs;
@@ -206,8 +206,16 @@ Var Tape::recompute(std::span<const Var> inputs, SpanFunction function) {
       Tape inner(pass.tape().memory_, Mode::record, pass.tape().stream_);
       std::vector<Var> leaves;
       for (const Var& v : inputs) leaves.push_back(v.requires_grad() ? inner.leaf(v.value) : v);
-      const Var output = function(inner, leaves);
-      inner.backward(output, pass.grad(0));
+      const std::vector<Var> outputs = function(inner, leaves);
+      std::vector<Var> reached;
+      std::vector<Tensor> seeds;
+      for (std::size_t i = 0; i < outputs.size(); ++i) {
+        const Tensor seed = pass.grad(static_cast<int>(i));
+        if (!seed.defined()) continue;
+        reached.push_back(outputs[i]);
+        seeds.push_back(seed);
+      }
+      inner.backward(reached, seeds);
       for (std::size_t i = 0; i < leaves.size(); ++i) {
         if (!leaves[i].requires_grad()) continue;
         const Tensor gradient = inner.gradient(leaves[i]);
@@ -218,11 +226,11 @@ Var Tape::recompute(std::span<const Var> inputs, SpanFunction function) {
   Tape inner(memory_, Mode::inference, stream_);
   std::vector<Var> constants;
   for (const Var& v : inputs) constants.push_back(constant(v.value));
-  Var output = constant(function(inner, constants).value);
+  std::vector<Var> outputs = function(inner, constants);
   auto node = std::make_unique<NodeOf<SpanSaved>>(SpanSaved{{inputs.begin(), inputs.end()}, std::move(function)});
   node->span_parameters = inner.touched_;
-  append(std::move(node), "recompute", inputs, std::span<Var>(&output, 1));
-  return output;
+  append(std::move(node), "recompute", inputs, outputs);
+  return outputs;
 }
 
 }  // namespace weft

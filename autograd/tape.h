@@ -85,8 +85,8 @@ class Tape {
 
   // Computes `function(inputs)` keeping only the inputs, and computes it again during backward: activation
   // checkpointing. `function` must depend on its inputs and on parameters only, and be deterministic.
-  using SpanFunction = std::function<Var(Tape&, std::span<const Var>)>;
-  Var recompute(std::span<const Var> inputs, SpanFunction function);
+  using SpanFunction = std::function<std::vector<Var>(Tape&, std::span<const Var>)>;
+  std::vector<Var> recompute(std::span<const Var> inputs, SpanFunction function);
 
   // Walks the tape from `output` with d(output) = seed (same shape and dtype), then empties it.
   void backward(const Var& output, const Tensor& seed);
