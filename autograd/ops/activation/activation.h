@@ -1,0 +1,38 @@
+// Activations of one argument: silu x sigma(x), sigmoid sigma(x), scaled log-sigmoid s log sigma(x).
+//
+// N elements.
+#pragma once
+
+#include "autograd/tape.h"
+
+namespace weft {
+
+enum class ActivationFunction : std::uint8_t { silu, sigmoid, log_sigmoid };
+
+struct ActivationForward {
+  DType dtype;
+  ActivationFunction function;
+  std::int64_t N;
+  double scale;   // of log_sigmoid
+  const void* x;  // [N]
+  void* y;        // [N]
+};
+
+struct ActivationBackward {
+  DType dtype;
+  ActivationFunction function;
+  std::int64_t N;
+  double scale;
+  const void* x;   // [N]
+  const void* dy;  // [N]
+  void* dx;        // [N]
+  Write write_dx;
+};
+
+// Any shape; the result has the shape of x.
+Var silu(Tape& tape, const Var& x);
+Var sigmoid(Tape& tape, const Var& x);
+// y = scale * log(sigma(x)).
+Var log_sigmoid(Tape& tape, const Var& x, double scale = 1.0);
+
+}  // namespace weft

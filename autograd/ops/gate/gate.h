@@ -1,0 +1,41 @@
+// Gates: y = x a(g) with a = sigma or silu, element by element or one gate a row.
+//
+// R rows of x, D width of a row. Element-wise gates have one gate an element (R D of them), row gates one a row (R).
+#pragma once
+
+#include "autograd/tape.h"
+
+namespace weft {
+
+enum class GateFunction : std::uint8_t { sigmoid, silu };
+
+struct GateForward {
+  DType dtype;
+  GateFunction function;
+  bool per_row;
+  std::int64_t R, D;
+  const void* x;  // [R, D]
+  const void* g;  // [R, D], or [R] with per_row
+  void* y;        // [R, D]
+};
+
+// dx = dy a(g), dg = dy x a'(g), summed over the row with per_row.
+struct GateBackward {
+  DType dtype;
+  GateFunction function;
+  bool per_row;
+  std::int64_t R, D;
+  const void* x;   // [R, D]
+  const void* g;   // [R, D] or [R]
+  const void* dy;  // [R, D]
+  void* dx;        // [R, D] or null
+  Write write_dx;
+  void* dg;  // [R, D] or [R], or null
+  Write write_dg;
+};
+
+// g has the shape of x, or that of x without its last dimension (for x [T, H, D]: one gate a head, g [T, H]).
+Var sigmoid_gate(Tape& tape, const Var& x, const Var& g);
+Var silu_gate(Tape& tape, const Var& x, const Var& g);
+
+}  // namespace weft
