@@ -1,0 +1,96 @@
+// Rotary position embedding (Su et al., arXiv:2104.09864) with YaRN extension (Peng et al., arXiv:2309.00071).
+//
+// T tokens, H heads, D head width, D_r <= D rotary width (even; channels D_r.. pass through). Channel i is paired with
+// channel i + D_r/2 and turned by phi = position * theta_i:
+//   y_i = x_i cos phi - x_{i+D_r/2} sin phi,   y_{i+D_r/2} = x_i sin phi + x_{i+D_r/2} cos phi.
+// The backward is the transpose, a turn by -phi.
+//
+// Logits depend on relative position alone only as far as the angles are exact in absolute terms, so angles are never
+// formed as a product in fp32: a position is split as 4096 u + w, (cos, sin) of both parts are tabulated in fp64 with
+// the whole turns removed exactly, stored in the element type, and combined by angle addition.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "autograd/documents.h"
+#include "autograd/tape.h"
+
+namespace weft {
+
+struct RopeConfig {
+  std::int64_t rotary_dim = 0;            // D_r, even
+  double base = 10000.0;                  // theta_i = base^(-2i / D_r)
+  double yarn_factor = 1.0;               // new length / original length; 1 = off
+  std::int64_t yarn_original_length = 0;  // tokens; needed when yarn_factor > 1
+};
+
+// theta_i in radians per token, [D_r/2], YaRN's interpolation included. Throws config_error for values without meaning.
+std::vector<double> rope_frequencies(const RopeConfig& config);
+// YaRN's 0.1 ln(factor) + 1; it multiplies cos and sin, hence rotated queries and keys, but not what passes through.
+double rope_magnitude(const RopeConfig& config);
+
+// Cos and sin of one row, [T, D_r/2] each, shared by all heads.
+struct RopeRows {
+  Tensor cos, sin;
+};
+
+// Grows by itself as longer positions appear. Belongs to one thread, like the model that owns it.
+class RopeTable {
+ public:
+  explicit RopeTable(const RopeConfig& config);
+  // Any other frequencies (radians per token); `magnitude` multiplies cos and sin.
+  explicit RopeTable(std::vector<double> frequencies, double magnitude = 1.0);
+
+  std::int64_t rotary_dim() const { return 2 * static_cast<std::int64_t>(turns_.size()); }
+
+  // Rows of a batch; those of the last batch are kept, so that queries, keys and layers sharing a table build them
+  // once.
+  RopeRows rows(const DocumentsPtr& documents, DType dtype) const;
+  // Rows for positions >= 0, written into `rows` ([N, D_r/2] tensors of one type).
+  void build(std::span<const std::int32_t> positions, const RopeRows& rows) const;
+
+ private:
+  // (cos, sin) of `count` multiples of a stride, [count, D_r/2].
+  template <class T>
+  struct Level {
+    std::vector<T> cos, sin;
+  };
+  template <class T>
+  struct Levels {
+    Level<T> fine, coarse;
+  };
+  template <class T>
+  Levels<T>& levels() const;
+  template <class T>
+  void grow(Level<T>& level, std::int64_t count, std::int64_t stride, double magnitude) const;
+  template <class T>
+  void build_as(std::span<const std::int32_t> positions, T* cos, T* sin) const;
+
+  std::vector<double> turns_;  // theta_i / 2 pi
+  double magnitude_;
+  mutable Levels<float> levels_f32_;
+  mutable Levels<double> levels_f64_;
+  mutable std::weak_ptr<const Documents> cached_for_;
+  mutable RopeRows cached_;
+};
+
+// One turn, forward or backward: both directions are the same operation.
+struct Rotation {
+  DType dtype;
+  std::int64_t T, H, D, D_r;
+  double direction;  // +1, or -1 for the transpose
+  const void* cos;   // [T, D_r/2]
+  const void* sin;   // [T, D_r/2]
+  const void* x;     // [T, H, D]
+  void* y;           // [T, H, D]; may be x
+  Write write_y;
+};
+
+// x [T, H, D] -> [T, H, D]; positions restart with each document and include its pos0.
+Var rope(Tape& tape, const Var& x, const DocumentsPtr& documents, const RopeTable& table);
+// The same with the tokens' positions [T] given: for decoding.
+Var rope(Tape& tape, const Var& x, std::span<const std::int32_t> positions, const RopeTable& table);
+
+}  // namespace weft
