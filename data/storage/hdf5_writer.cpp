@@ -81,8 +81,16 @@ Hdf5Writer::Hdf5Writer(const std::filesystem::path& path) : handle_(std::make_un
   H5Pset_alignment(access.get(), 64 * 1024, 4096);
   // One process has the file open; advisory locks fail on some network file systems.
   H5Pset_file_locking(access.get(), false, true);
-  handle_->file = Id(H5Fcreate(path.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, access.get()), H5Fclose);
-  if (!handle_->file.valid()) fail_with_library_error("create", "", path);
+  // Created here and only filled by the library, so that a failure after creation leaves no file of ours and none of
+  // others is touched.
+  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (descriptor < 0) fail_with_errno("create", path, errno);
+  ::close(descriptor);
+  handle_->file = Id(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), H5Fclose);
+  if (!handle_->file.valid()) {
+    ::unlink(path.c_str());
+    fail_with_library_error("create", "", path);
+  }
 }
 
 Hdf5Writer::~Hdf5Writer() {
