@@ -32,6 +32,8 @@ constexpr std::string_view name_of(Backend backend) {
   return names[static_cast<int>(backend)];
 }
 
+inline constexpr std::chrono::duration<double> kDefaultTimeout = std::chrono::seconds(600);
+
 // An operation in flight, as the back end sees it.
 class PendingOperation {
  public:
@@ -116,7 +118,7 @@ class Communicator {
 
   // Moves operations in flight along, for computing code that wants them to overlap.
   virtual void progress() = 0;
-  // How long a wait may last before it becomes an error; for all groups of this rank. 600 s at first.
+  // How long a wait may last before it becomes an error; for all groups of this rank. kDefaultTimeout at first.
   virtual void set_timeout(std::chrono::duration<double> timeout) = 0;
   // The last operations of this rank, oldest first, a line each; printed on standard error before a timeout is thrown.
   virtual std::string recent_operations() const = 0;

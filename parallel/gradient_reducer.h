@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "autograd/parameter.h"
@@ -53,14 +54,14 @@ class GradientReducer {
   void finish();
 
   const FlatLayout& layout() const { return layout_; }
-  // Of this step: how many buckets were posted before finish().
+  // How many buckets have been posted so far in this step.
   std::size_t posted() const { return posted_; }
 
  private:
-  void post_complete_buckets();
+  void post_next_bucket();
 
   Communicator* group_;
-  std::vector<Parameter*> parameters_;
+  std::unordered_map<const Parameter*, std::size_t> index_of_;
   FlatLayout layout_;
   Tensor flat_;
   std::vector<bool> ready_;               // by parameter

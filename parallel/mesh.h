@@ -41,8 +41,7 @@ MeshShape resolve_mesh(MeshShape requested, int world_size);
 void check_row_length(const MeshShape& shape, std::int64_t tokens, std::int64_t chunk, std::int64_t halo);
 
 // One line for each cp group that spans more nodes than its size needs; hosts [world size] are node names by rank.
-std::vector<std::string> placement_warnings(const MeshShape& shape, std::span<const std::string> hosts,
-                                            int ranks_per_node);
+std::vector<std::string> placement_warnings(const MeshShape& shape, std::span<const std::string> hosts);
 
 // The groups of one rank. Creating it is collective over the world.
 class Mesh {
