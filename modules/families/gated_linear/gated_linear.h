@@ -1,0 +1,113 @@
+// The gated linear recurrence (linear attention with decay), one head:
+//
+//   S_t = diag(e^{g_t}) S_{t-1} + k_t^T v_t        o_t = scale * q_t S_t
+//
+// evaluated chunk by chunk: inside a chunk as masked attention, between chunks through the matrix state
+// (Lightning Attention-2, arXiv:2401.04658; GLA, arXiv:2312.06635). README.md derives the chunked forms.
+//
+// T tokens of the packed row, N documents, H heads, d_k and d_v head widths of keys and values, C chunk length.
+// q, k [T,H,d_k]; v, o [T,H,d_v]; states [N,H,d_k,d_v], rows are key channels. Log decays g <= 0, natural logarithm.
+#pragma once
+
+#include "autograd/documents.h"
+#include "autograd/tape.h"
+
+namespace weft {
+
+// What the log decay varies over; the shape of the decay tensor tells which.
+enum class DecayKind : std::uint8_t {
+  constant,  // [H]: not trained
+  scalar,    // [T,H]
+  vector,    // [T,H,d_k]
+};
+
+// How the chunks of a sequence are walked; the results are the same bits.
+enum class ChunkSchedule : std::uint8_t {
+  automatic,
+  fused,      // one walk per document and head: for many documents or heads
+  two_level,  // states of all chunks of a window in parallel, combined in order, then their outputs in parallel
+};
+
+// What forward and backward share. The tables are in the memory of the device.
+struct GatedLinearProblem {
+  DType dtype;
+  DecayKind kind;
+  ChunkSchedule schedule;
+  std::int64_t T, N, H, d_k, d_v;
+  std::int64_t C;
+  double scale;
+  const void* q;                        // [T, H, d_k]
+  const void* k;                        // [T, H, d_k]
+  const void* v;                        // [T, H, d_v]
+  const void* g;                        // [H] | [T, H] | [T, H, d_k]
+  const void* s0;                       // [N, H, d_k, d_v] or null: zero
+  const std::int32_t* cu_seqlens;       // [N + 1]
+  const Chunk* chunks;                  // [chunk_count], blocks of C tokens
+  const std::int32_t* document_offset;  // [N + 1] first chunk of each document
+  std::int64_t chunk_count;
+};
+
+struct GatedLinearForward : GatedLinearProblem {
+  void* o;   // [T, H, d_v]
+  void* st;  // [N, H, d_k, d_v] final states
+};
+
+// A null gradient is not wanted. Entry states of the chunks are computed again, nothing but the inputs is saved.
+struct GatedLinearBackward : GatedLinearProblem {
+  const void* d_o;  // [T, H, d_v] or null: zero
+  const void* dst;  // [N, H, d_k, d_v] or null: zero
+  void* dq;
+  Write write_dq;
+  void* dk;
+  Write write_dk;
+  void* dv;
+  Write write_dv;
+  void* dg;  // shape of g; never for a constant decay
+  Write write_dg;
+  void* ds0;
+  Write write_ds0;
+};
+
+// One token of each of N sequences; the state is updated in place.
+struct GatedLinearDecode {
+  DType dtype;
+  DecayKind kind;
+  std::int64_t N, H, d_k, d_v;
+  double scale;
+  const void* q;  // [N, H, d_k]
+  const void* k;  // [N, H, d_k]
+  const void* v;  // [N, H, d_v]
+  const void* g;  // [H] | [N, H] | [N, H, d_k]
+  void* state;    // [N, H, d_k, d_v]
+  void* o;        // [N, H, d_v]
+};
+
+std::size_t gated_linear_forward_workspace(const GatedLinearForward& args);
+std::size_t gated_linear_backward_workspace(const GatedLinearBackward& args);
+
+struct GatedLinearOutput {
+  Var o;            // [T, H, d_v]
+  Var final_state;  // [N, H, d_k, d_v]
+};
+
+// What the caller may fix instead of the policy; for tests and benchmarks. chunk = 0: the policy's length.
+struct GatedLinearPlan {
+  std::int64_t chunk = 0;
+  ChunkSchedule schedule = ChunkSchedule::automatic;
+};
+
+// Chunk length C of the policy.
+std::int64_t gated_linear_chunk(DecayKind kind);
+
+// `decay` is [H], [T,H] or [T,H,d_k], <= 0; gradients reach q, k, v, the initial state and a decay that depends on the
+// token. An `initial_state` without a value ({}) is zero.
+GatedLinearOutput gated_linear(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& decay,
+                               const Var& initial_state, const DocumentsPtr& documents, double scale,
+                               const GatedLinearPlan& plan = {});
+
+// q, k [N,H,d_k], v [N,H,d_v], decay [H], [N,H] or [N,H,d_k]; advances `state` [N,H,d_k,d_v] by one token and returns
+// o [N,H,d_v]. Nothing is recorded.
+Tensor gated_linear_decode(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& decay,
+                           const Tensor& state, double scale);
+
+}  // namespace weft
