@@ -1,0 +1,33 @@
+# Two commands do everything from a fresh clone: `make quickstart` and `make test`.
+PRESET ?= $(shell tools/preset)
+BUILD := build/$(PRESET)
+# Threads that wait for work must not take the core from those that have it.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: quickstart test weft bench format clean
+
+quickstart:
+	tools/setup build
+	cmake --preset $(PRESET) -DWEFT_TESTS=OFF -B $(BUILD)-quickstart >/dev/null
+	cmake --build $(BUILD)-quickstart --target weft
+	tools/quickstart $(BUILD)-quickstart/bin/weft
+
+test:
+	tools/setup
+	cmake --preset $(PRESET) >/dev/null
+	cmake --build $(BUILD)
+	ctest --test-dir $(BUILD) --output-on-failure -j 2
+
+bench: weft
+	$(BUILD)/bin/weft bench
+
+weft:
+	tools/setup build
+	cmake --preset $(PRESET) >/dev/null
+	cmake --build $(BUILD) --target weft
+
+format:
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
+
+clean:
+	rm -rf build

@@ -1,0 +1,49 @@
+// A pre-norm block: x + mixer(norm(x)), then + ffn(norm(.)).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "modules/feed_forward/feed_forward.h"
+#include "modules/mixer.h"
+
+namespace weft {
+
+// Sees named activations as they are made; used to find where values stop being finite.
+using ActivationProbe = std::function<void(const std::string& name, const Tensor& value)>;
+
+// The residual stream between blocks: its sum so far, and the last branch output, which the next norm adds in its own
+// pass over memory. The stream's value is residual + branch.
+struct ResidualStream {
+  Var residual;
+  Var branch;
+};
+
+class Block {
+ public:
+  // ffn_hidden = 0 leaves the feed-forward branch out.
+  Block(const ParameterScope& scope, const MixerType& mixer, const Options& options, const std::string& mixer_table,
+        const MixerSite& site, std::int64_t ffn_hidden, double norm_eps);
+
+  // The first block's stream has no branch yet: its `branch` is undefined.
+  ResidualStream forward(Tape& tape, const ResidualStream& x, const DocumentsPtr& documents, MixerState* state,
+                         const ActivationProbe& probe) const;
+  // One token for each sequence: x [N, width] -> [N, width], the stream's value.
+  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) const;
+
+  const Mixer& mixer() const { return *mixer_; }
+
+ private:
+  // Adds the pending branch, if any, and normalises: {stream, normalised}.
+  std::array<Var, 2> advance(Tape& tape, const ResidualStream& x, Parameter& norm) const;
+
+  std::string name_;
+  double norm_eps_;
+  Parameter* mixer_norm_w_;
+  std::unique_ptr<Mixer> mixer_;
+  Parameter* ffn_norm_w_ = nullptr;
+  std::unique_ptr<FeedForward> ffn_;
+};
+
+}  // namespace weft

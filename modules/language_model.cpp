@@ -1,0 +1,131 @@
+#include "modules/language_model.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "autograd/ops/embedding/embedding.h"
+#include "autograd/ops/linear/linear.h"
+#include "autograd/ops/rms_norm/rms_norm.h"
+
+namespace weft {
+
+ModelState ModelState::clone() const {
+  ModelState copy;
+  for (const auto& layer : layers) copy.layers.push_back(layer->clone());
+  copy.lengths = lengths;
+  return copy;
+}
+
+std::size_t ModelState::bytes() const {
+  std::size_t total = 0;
+  for (const auto& layer : layers) total += layer->bytes();
+  return total;
+}
+
+LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config) {
+  WEFT_CHECK(!config.pattern.empty() && config.layers > 0, "a model needs layers and a pattern");
+  const ParameterScope root(parameters_);
+  embedding_ = &root.declare("embedding", {config.vocabulary, config.width}, ParameterKind::embedding,
+                             Init::normal(0.02));
+  for (std::int64_t l = 0; l < config.layers; ++l) {
+    const MixerChoice& choice = config.pattern[static_cast<std::size_t>(l) % config.pattern.size()];
+    const MixerSite site{
+        .width = config.width, .layers = config.layers, .layer = l, .max_tokens = config.max_tokens};
+    blocks_.emplace_back(root.scope(fmt::format("layers.{}", l)), *choice.type, choice.options, choice.table, site,
+                         config.ffn_hidden, config.norm_eps);
+  }
+  final_norm_w_ = &root.declare("final_norm_w", {config.width}, ParameterKind::vector, Init::constant(1.0));
+  head_ = config.tied ? embedding_
+                      : &root.declare("head", {config.vocabulary, config.width}, ParameterKind::head,
+                                      Init::normal(0.02));
+}
+
+void LanguageModel::initialise(std::uint64_t seed, DType dtype) { parameters_.initialise(seed, dtype); }
+
+Var LanguageModel::forward(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState* state,
+                           const ActivationProbe& probe) {
+  ResidualStream stream{embedding(tape, tokens, tape.parameter(*embedding_)), {}};
+  if (probe) probe("embedding output", stream.residual.value);
+  for (std::size_t l = 0; l < blocks_.size(); ++l) {
+    const Block& block = blocks_[l];
+    MixerState* const layer_state = state == nullptr ? nullptr : state->layers[l].get();
+    if (config_.recompute == Recompute::none || !tape.recording()) {
+      stream = block.forward(tape, stream, documents, layer_state, probe);
+      continue;
+    }
+    std::vector<Var> inputs{stream.residual};
+    if (stream.branch.value.defined()) inputs.push_back(stream.branch);
+    const std::vector<Var> outputs =
+        tape.recompute(inputs, [&block, documents](Tape& inner, std::span<const Var> in) {
+          const ResidualStream out =
+              block.forward(inner, {in[0], in.size() > 1 ? in[1] : Var{}}, documents, nullptr, {});
+          return std::vector{out.residual, out.branch};
+        });
+    stream = {outputs[0], outputs[1]};
+  }
+  const Var hidden = add_rms_norm(tape, stream.branch, stream.residual, tape.parameter(*final_norm_w_),
+                                  config_.norm_eps)[1];
+  if (probe) probe("final norm output", hidden.value);
+  return hidden;
+}
+
+LossTerms LanguageModel::loss(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, const Tensor& labels,
+                              const Tensor& weights, const LossOptions& options) {
+  const Var hidden = forward(tape, tokens, documents);
+  return linear_cross_entropy(tape, hidden, tape.parameter(*head_), labels, weights, options);
+}
+
+ModelState LanguageModel::initial_state(std::int64_t sequences, DType dtype) const {
+  ModelState state;
+  for (const Block& block : blocks_) state.layers.push_back(block.mixer().initial_state(sequences, dtype));
+  state.lengths.assign(static_cast<std::size_t>(sequences), 0);
+  return state;
+}
+
+Var LanguageModel::logits(Tape& tape, const Var& hidden) { return linear(tape, hidden, tape.parameter(*head_)); }
+
+Tensor LanguageModel::prefill(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState& state) {
+  const auto N = static_cast<std::int64_t>(state.lengths.size());
+  WEFT_CHECK(!tape.recording() && documents->count() == N, "prefill of {} documents into {} sequences",
+             documents->count(), N);
+  const Var hidden = forward(tape, tokens, documents, &state);
+  const Tensor last = tape.empty({N, config_.width}, hidden.dtype());
+  const std::size_t row_bytes = static_cast<std::size_t>(config_.width) * size_of(hidden.dtype());
+  for (std::int64_t n = 0; n < N; ++n) {
+    WEFT_CHECK(documents->length(n) > 0, "prefill of an empty document");
+    std::memcpy(last.rows(n, n + 1).raw(), hidden.value.rows(documents->end(n) - 1, documents->end(n)).raw(),
+                row_bytes);
+    state.lengths[static_cast<std::size_t>(n)] += documents->length(n);
+  }
+  return logits(tape, Tape::constant(last)).value;
+}
+
+Tensor LanguageModel::decode(Tape& tape, const Tensor& tokens, ModelState& state) {
+  WEFT_CHECK(tokens.numel() == static_cast<std::int64_t>(state.lengths.size()), "{} tokens for {} sequences",
+             tokens.numel(), state.lengths.size());
+  Tensor x = embedding(tape, tokens, tape.parameter(*embedding_)).value;
+  for (std::size_t l = 0; l < blocks_.size(); ++l) {
+    x = blocks_[l].decode(tape, x, state.lengths, *state.layers[l]);
+  }
+  for (std::int32_t& length : state.lengths) ++length;
+  const Var hidden = rms_norm(tape, Tape::constant(x), tape.parameter(*final_norm_w_), config_.norm_eps);
+  return logits(tape, hidden).value;
+}
+
+ModelCost LanguageModel::cost(std::int64_t tokens, std::int64_t document_length) const {
+  const auto T = static_cast<double>(tokens);
+  const auto d = static_cast<double>(config_.width);
+  ModelCost cost;
+  for (const Block& block : blocks_) {
+    const MixerCost mixer = block.mixer().cost(tokens, document_length);
+    const double ffn = 6.0 * T * d * static_cast<double>(config_.ffn_hidden);
+    cost.forward_flops += mixer.forward_flops + ffn;
+    cost.backward_flops += mixer.backward_flops + 2.0 * ffn;
+  }
+  const double head = 2.0 * T * d * static_cast<double>(config_.vocabulary);
+  cost.forward_flops += head;
+  cost.backward_flops += 2.0 * head;
+  return cost;
+}
+
+}  // namespace weft

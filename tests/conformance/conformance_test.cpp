@@ -1,0 +1,260 @@
+// The contract of a sequence mixer, as tests that run on every registered mixer.
+
+#include <omp.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "tests/conformance/subject.h"
+#include "tests/support/compare.h"
+
+namespace weft::testing {
+namespace {
+
+class Conformance : public ::testing::TestWithParam<Subject> {
+ protected:
+  const MixerType& type() const {
+    const Recipe& recipe = GetParam().recipe;
+    return *recipe.mixer(recipe.model.pattern.front()).type;
+  }
+};
+
+DocumentsPtr documents(std::vector<std::int32_t> lengths) { return Documents::from_lengths(lengths); }
+
+Tensor input(const Layer& layer, std::int64_t tokens, std::uint64_t seed) {
+  return normal({tokens, layer.width()}, seed);
+}
+
+Tensor copy(const Tensor& t) { return cast(t, t.dtype()); }
+
+double dot(const Tensor& a, const Tensor& b) {
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < a.numel(); ++i) sum += a.data<double>()[i] * b.data<double>()[i];
+  return sum;
+}
+
+TEST(ConformanceSuite, EveryMixerHasATinyRecipe) {
+  ASSERT_FALSE(mixer_types().empty());
+  for (const MixerType* type : mixer_types()) {
+    EXPECT_TRUE(std::filesystem::exists("modules/mixers/" + type->name + "/tiny.toml")) << type->name;
+    EXPECT_TRUE(std::filesystem::exists("modules/mixers/" + type->name + "/README.md")) << type->name;
+    EXPECT_FALSE(type->summary.empty()) << type->name;
+  }
+}
+
+// fp64: d<w, y> along random directions, for x and each parameter by itself.
+TEST_P(Conformance, GradientsMatchFiniteDifferences) {
+  Layer layer(GetParam(), DType::f64);
+  const DocumentsPtr docs = documents({1, 19, 2, 33, 5});
+  const Tensor x = input(layer, docs->tokens(), 1);
+  const Tensor w = input(layer, docs->tokens(), 2);
+  const Layer::Gradients analytic = layer.backward(x, docs, w);
+
+  const auto check = [&](const std::string& what, const Tensor& value, const Tensor& gradient) {
+    for (std::uint64_t direction = 0; direction < 2; ++direction) {
+      const Tensor u = normal(value.shape(), 50 + direction);
+      const double h = 1e-6;
+      const Tensor original = copy(value);
+      const auto loss_at = [&](double step) {
+        for (std::int64_t i = 0; i < value.numel(); ++i) {
+          value.data<double>()[i] = original.data<double>()[i] + step * u.data<double>()[i];
+        }
+        return dot(w, layer.forward(x, docs));
+      };
+      const double numeric = (loss_at(h) - loss_at(-h)) / (2.0 * h);
+      value.copy_from(original);
+      const double exact = dot(gradient, u);
+      const double scale = std::sqrt(dot(gradient, gradient));  // |<g, u>| of a random u is about |g|
+      EXPECT_NEAR(numeric, exact, 1e-6 * std::max(scale, 1e-3)) << what;
+    }
+  };
+  check("x", x, analytic.dx);
+  std::size_t i = 0;
+  for (Parameter* p : layer.parameters()) {
+    EXPECT_GT(dot(analytic.parameters[i], analytic.parameters[i]), 0.0) << p->name << " gets no gradient";
+    check(p->name, p->value, analytic.parameters[i++]);
+  }
+}
+
+TEST_P(Conformance, SinglePrecisionMatchesDouble) {
+  Layer fp32(GetParam(), DType::f32);
+  Layer fp64(GetParam(), DType::f64);
+  const DocumentsPtr docs = documents({130, 1, 77});
+  const Tensor x = cast(input(fp32, docs->tokens(), 1), DType::f32);
+  const Tensor dy = cast(input(fp32, docs->tokens(), 2), DType::f32);
+  const Layer::Gradients a = fp32.backward(x, docs, dy);
+  const Layer::Gradients b = fp64.backward(x, docs, dy);
+  EXPECT_TRUE(close(a.y, b.y, kFp32.forward, kFp32.max));
+  EXPECT_TRUE(close(a.dx, b.dx, kFp32.backward, kFp32.max));
+  for (std::size_t i = 0; i < a.parameters.size(); ++i) {
+    EXPECT_TRUE(close(a.parameters[i], b.parameters[i], kFp32.backward, kFp32.max))
+        << fp32.parameters()[i]->name;
+  }
+}
+
+TEST_P(Conformance, TheFutureChangesNothing) {
+  Layer layer(GetParam(), DType::f32);
+  const std::int64_t T = 150, t = 67;
+  const Tensor x = input(layer, T, 1);
+  const Tensor changed = copy(x);
+  changed.rows(t, T).copy_from(normal({T - t, layer.width()}, 9, 3.0));
+  const DocumentsPtr docs = Documents::single(T);
+  EXPECT_TRUE(bitwise_equal(layer.forward(changed, docs).rows(0, t), layer.forward(x, docs).rows(0, t)));
+
+  const Tensor dy = input(layer, T, 2);
+  dy.rows(t, T).fill_zero();
+  const Tensor dx = layer.backward(x, docs, dy).dx;
+  for (const float v : dx.rows(t, T).span<float>()) ASSERT_EQ(v, 0.0F);
+}
+
+TEST_P(Conformance, DocumentsAreIsolated) {
+  if (!type().limits.documents.empty()) GTEST_SKIP() << type().limits.documents;
+  Layer layer(GetParam(), DType::f32);
+  const DocumentsPtr docs = documents({37, 65, 20});
+  const Tensor x = input(layer, docs->tokens(), 1);
+  const Tensor dy = input(layer, docs->tokens(), 2);
+  const Tensor x2 = copy(x);
+  const Tensor dy2 = copy(dy);
+  x2.rows(37, 102).copy_from(normal({65, layer.width()}, 9, 3.0));
+  dy2.rows(37, 102).copy_from(normal({65, layer.width()}, 10, 3.0));
+  const Layer::Gradients a = layer.backward(x, docs, dy);
+  const Layer::Gradients b = layer.backward(x2, docs, dy2);
+  for (const auto& [begin, end] : {std::pair{0, 37}, std::pair{102, 122}}) {
+    EXPECT_TRUE(bitwise_equal(a.y.rows(begin, end), b.y.rows(begin, end)));
+    EXPECT_TRUE(bitwise_equal(a.dx.rows(begin, end), b.dx.rows(begin, end)));
+  }
+}
+
+// Awkward lengths, alone and packed together: the same bits.
+TEST_P(Conformance, PackingChangesNothing) {
+  if (!type().limits.documents.empty()) GTEST_SKIP() << type().limits.documents;
+  Layer layer(GetParam(), DType::f32);
+  const std::vector<std::int32_t> lengths = {1, 0, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 1000};
+  const DocumentsPtr packed = documents(lengths);
+  const Tensor x = input(layer, packed->tokens(), 1);
+  const Tensor dy = input(layer, packed->tokens(), 2);
+  const Layer::Gradients together = layer.backward(x, packed, dy);
+  for (std::int64_t n = 0; n < packed->count(); ++n) {
+    const std::int64_t begin = packed->begin(n), end = packed->end(n);
+    if (begin == end) continue;
+    const Layer::Gradients alone =
+        layer.backward(copy(x.rows(begin, end)), Documents::single(end - begin), copy(dy.rows(begin, end)));
+    EXPECT_TRUE(bitwise_equal(alone.y, together.y.rows(begin, end))) << "length " << end - begin;
+    EXPECT_TRUE(bitwise_equal(alone.dx, together.dx.rows(begin, end))) << "length " << end - begin;
+  }
+}
+
+TEST_P(Conformance, AnEmptyRowIsLegal) {
+  Layer layer(GetParam(), DType::f32);
+  EXPECT_EQ(layer.forward(input(layer, 0, 1), documents({0, 0})).numel(), 0);
+}
+
+TEST_P(Conformance, StateSplitsAnywhere) {
+  if (!type().limits.state.empty()) GTEST_SKIP() << type().limits.state;
+  Layer layer(GetParam(), DType::f64);
+  const std::int32_t T = 200;
+  const Tensor x = input(layer, T, 1);
+  const Tensor whole = layer.forward(x, Documents::single(T));
+  for (const std::int32_t s : {1, 17, 64, 128, 199}) {
+    const auto state = layer.mixer().initial_state(1, DType::f64);
+    const Tensor first = layer.forward(copy(x.rows(0, s)), Documents::single(s), state.get());
+    const auto branch = state->clone();
+    const Tensor second = layer.forward(copy(x.rows(s, T)), Documents::single(T - s, s), state.get());
+    EXPECT_TRUE(close(first, whole.rows(0, s), 1e-12, 1e-10)) << "split at " << s;
+    EXPECT_TRUE(close(second, whole.rows(s, T), 1e-12, 1e-10)) << "split at " << s;
+    const Tensor again = layer.forward(copy(x.rows(s, T)), Documents::single(T - s, s), branch.get());
+    EXPECT_TRUE(bitwise_equal(again, second)) << "a cloned state goes its own way";
+  }
+}
+
+// Three sequences of different lengths go through prefill and then token by token.
+TEST_P(Conformance, DecodeEqualsPrefill) {
+  if (!type().limits.decode.empty()) GTEST_SKIP() << type().limits.decode;
+  Layer layer(GetParam(), DType::f64);
+  const std::vector<std::int32_t> prefix = {1, 70, 33};
+  const std::int32_t steps = 90;
+  const auto N = static_cast<std::int64_t>(prefix.size());
+  std::vector<Tensor> x, expected;
+  for (std::size_t n = 0; n < prefix.size(); ++n) {
+    const std::int32_t T = prefix[n] + steps;
+    x.push_back(input(layer, T, 20 + n));
+    expected.push_back(layer.forward(x[n], Documents::single(T)));
+  }
+  const DocumentsPtr docs = documents(prefix);
+  const Tensor packed = Tensor::empty({docs->tokens(), layer.width()}, DType::f64);
+  for (std::int64_t n = 0; n < N; ++n) {
+    packed.rows(docs->begin(n), docs->end(n)).copy_from(x[static_cast<std::size_t>(n)].rows(0, docs->length(n)));
+  }
+  const auto state = layer.mixer().initial_state(N, DType::f64);
+  layer.forward(packed, docs, state.get());
+  std::vector<std::int32_t> positions = prefix;
+  for (std::int32_t step = 0; step < steps; ++step) {
+    const Tensor tokens = Tensor::empty({N, layer.width()}, DType::f64);
+    for (std::size_t n = 0; n < prefix.size(); ++n) {
+      const auto row = static_cast<std::int64_t>(n);
+      tokens.rows(row, row + 1).copy_from(x[n].rows(positions[n], positions[n] + 1));
+    }
+    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
+    const Tensor y = copy(layer.mixer().decode(tape, tokens, positions, *state));
+    for (std::size_t n = 0; n < prefix.size(); ++n) {
+      const auto row = static_cast<std::int64_t>(n);
+      ASSERT_TRUE(close(y.rows(row, row + 1), expected[n].rows(positions[n], positions[n] + 1), 1e-11, 1e-10))
+          << "sequence " << n << ", position " << positions[n];
+      ++positions[n];
+    }
+  }
+}
+
+TEST_P(Conformance, RunsRepeatForAnyNumberOfThreads) {
+  Layer layer(GetParam(), DType::f32);
+  const DocumentsPtr docs = documents({130, 7, 300});
+  const Tensor x = input(layer, docs->tokens(), 1);
+  const Tensor dy = input(layer, docs->tokens(), 2);
+  const Layer::Gradients first = layer.backward(x, docs, dy);
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(threads > 1 ? 1 : 2);
+  const Layer::Gradients other = layer.backward(x, docs, dy);
+  omp_set_num_threads(threads);
+  const Layer::Gradients again = layer.backward(x, docs, dy);
+  EXPECT_TRUE(bitwise_equal(again.dx, first.dx));
+  EXPECT_TRUE(bitwise_equal(other.y, first.y));
+  EXPECT_TRUE(bitwise_equal(other.dx, first.dx));
+  for (std::size_t i = 0; i < first.parameters.size(); ++i) {
+    EXPECT_TRUE(bitwise_equal(again.parameters[i], first.parameters[i])) << layer.parameters()[i]->name;
+  }
+}
+
+TEST_P(Conformance, RecomputationGivesTheSameBits) {
+  Layer layer(GetParam(), DType::f32);
+  const DocumentsPtr docs = documents({130, 7});
+  const Tensor x = input(layer, docs->tokens(), 1);
+  const Tensor dy = input(layer, docs->tokens(), 2);
+  const Layer::Gradients kept = layer.backward(x, docs, dy);
+  const Layer::Gradients recomputed = layer.backward(x, docs, dy, true);
+  EXPECT_TRUE(bitwise_equal(recomputed.y, kept.y));
+  EXPECT_TRUE(bitwise_equal(recomputed.dx, kept.dx));
+  for (std::size_t i = 0; i < kept.parameters.size(); ++i) {
+    EXPECT_TRUE(bitwise_equal(recomputed.parameters[i], kept.parameters[i])) << layer.parameters()[i]->name;
+  }
+}
+
+TEST_P(Conformance, PlansWhatItUses) {
+  Layer layer(GetParam(), DType::f32);
+  const std::int32_t T = 96;
+  const auto state = layer.mixer().initial_state(1, DType::f32);
+  layer.forward(input(layer, T, 1), Documents::single(T), state.get());
+  EXPECT_EQ(layer.mixer().state_bytes(T), static_cast<double>(state->bytes()));
+
+  const MixerCost one = layer.mixer().cost(1024, 256);
+  const MixerCost two = layer.mixer().cost(2048, 256);
+  EXPECT_GT(one.forward_flops, 0.0);
+  EXPECT_GE(one.backward_flops, 1.5 * one.forward_flops);
+  EXPECT_GT(one.forward_bytes, 0.0);
+  EXPECT_GT(one.saved_bytes, 0.0);
+  EXPECT_NEAR(two.forward_flops, 2.0 * one.forward_flops, 1e-9 * two.forward_flops);
+}
+
+INSTANTIATE_TEST_SUITE_P(Mixers, Conformance, ::testing::ValuesIn(conformance_subjects()), subject_name);
+
+}  // namespace
+}  // namespace weft::testing

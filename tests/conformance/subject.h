@@ -1,0 +1,53 @@
+// What the conformance suite runs on: every tiny*.toml of every mixer's folder. No mixer is named here.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "modules/mixer.h"
+#include "tests/support/random.h"
+#include "train/recipe/recipe.h"
+
+namespace weft::testing {
+
+struct Subject {
+  std::string name;  // e.g. "gla" or "attention_window"
+  std::string path;  // of its recipe
+  Recipe recipe;
+};
+
+// Registered mixers without a tiny recipe fail the suite's own test.
+std::vector<Subject> conformance_subjects();
+inline std::string subject_name(const ::testing::TestParamInfo<Subject>& info) { return info.param.name; }
+inline void PrintTo(const Subject& subject, std::ostream* out) { *out << subject.path; }
+
+// One layer of a subject's mixer with generic parameters: projections of unit gain, and noise on everything else, so
+// that no gradient is small for want of a signal.
+class Layer {
+ public:
+  Layer(const Subject& subject, DType dtype);
+
+  Mixer& mixer() { return *mixer_; }
+  std::int64_t width() const { return width_; }
+  DType dtype() const { return dtype_; }
+  std::vector<Parameter*> parameters() { return store_.all(); }
+
+  // Output for x, in hostile memory; the state, if any, goes on.
+  Tensor forward(const Tensor& x, const DocumentsPtr& documents, MixerState* state = nullptr);
+
+  struct Gradients {
+    Tensor y, dx;
+    std::vector<Tensor> parameters;
+  };
+  // Gradients of <dy, y>. With `recompute`, the layer is a recomputed span.
+  Gradients backward(const Tensor& x, const DocumentsPtr& documents, const Tensor& dy, bool recompute = false);
+
+ private:
+  std::int64_t width_;
+  DType dtype_;
+  ParameterStore store_;
+  std::unique_ptr<Mixer> mixer_;
+};
+
+}  // namespace weft::testing

@@ -1,0 +1,93 @@
+#include "train/loop/metrics_log.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "autograd/check.h"
+#include "data/storage/file.h"
+
+namespace weft {
+namespace {
+
+std::string number(double value) { return std::isfinite(value) ? fmt::format("{}", value) : "null"; }
+
+// The step of a complete row, or nothing for a line that is none.
+std::optional<std::int64_t> step_of(const std::string& line) {
+  const auto row = nlohmann::json::parse(line, nullptr, false);
+  if (!row.is_object()) return std::nullopt;
+  const auto step = row.find("step");
+  if (step == row.end() || !step->is_number_integer()) return std::nullopt;
+  return step->get<std::int64_t>();
+}
+
+// The rows up to `last_step`, each with its line end.
+std::string rows_to_keep(const std::string& path, std::int64_t last_step) {
+  std::ifstream in(path, std::ios::binary);
+  std::string kept, line;
+  while (std::getline(in, line)) {
+    if (in.eof()) break;  // no line end: the writer was stopped inside this row
+    const auto step = step_of(line);
+    if (step && *step <= last_step) kept += line + "\n";
+  }
+  return kept;
+}
+
+}  // namespace
+
+std::string to_json(const StepRow& row) {
+  std::string phases;
+  for (std::size_t i = 0; i < kPhaseNames.size(); ++i) {
+    phases += fmt::format("{}\"{}\": {:.6f}", i ? ", " : "", kPhaseNames[i], row.phases[i]);
+  }
+  return fmt::format(
+      "{{\"step\": {}, \"loss\": {}, \"z_loss\": {}, \"lr\": {}, \"grad_norm\": {}, \"tokens\": {}, \"skipped\": {}, "
+      "\"digest\": \"{}\", \"tokens_per_second\": {:.1f}, \"seconds\": {:.6f}, \"mfu\": {:.4f}, \"phases\": {{{}}}}}",
+      row.step, number(row.loss), number(row.z_loss), number(row.lr), number(row.grad_norm), row.tokens, row.skipped,
+      row.digest, row.tokens_per_second, row.seconds, row.flops_share, phases);
+}
+
+std::string to_json(const ValidationRow& row) {
+  return fmt::format("{{\"step\": {}, \"val_loss\": {}, \"val_bits_per_byte\": {}, \"val_labels\": {}}}", row.step,
+                     number(row.val_loss), number(row.bits_per_byte), row.labels);
+}
+
+MetricsLog::MetricsLog(const std::string& path, std::int64_t last_step) {
+  if (std::filesystem::exists(path)) {
+    const std::string kept = rows_to_keep(path, last_step);
+    write_file_atomically(path, std::as_bytes(std::span(kept)));
+  }
+  fd_ = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (fd_ < 0) storage_error("{}: cannot be opened for writing: {}", path, std::strerror(errno));
+  size_ = static_cast<std::int64_t>(std::filesystem::file_size(path));
+}
+
+MetricsLog::~MetricsLog() {
+  if (fd_ >= 0) close(fd_);
+}
+
+void MetricsLog::append(const std::string& row) {
+  const std::string line = row + "\n";
+  std::size_t written = 0;
+  while (written < line.size()) {
+    const ssize_t n = write(fd_, line.data() + written, line.size() - written);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      // A row half written would spoil the next one.
+      if (ftruncate(fd_, size_) == 0) ++dropped_;
+      return;
+    }
+    written += static_cast<std::size_t>(n);
+  }
+  size_ += static_cast<std::int64_t>(line.size());
+}
+
+void MetricsLog::sync() { fdatasync(fd_); }
+
+}  // namespace weft
