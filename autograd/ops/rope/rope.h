@@ -7,7 +7,7 @@
 //
 // Logits depend on relative position alone only as far as the angles are exact in absolute terms, so angles are never
 // formed as a product in fp32: a position is split as 4096 u + w, (cos, sin) of both parts are tabulated in fp64 with
-// the whole turns removed exactly, stored in the element type, and combined by angle addition.
+// the whole turns removed exactly, combined by angle addition, and rounded once to the element type.
 #pragma once
 
 #include <memory>
@@ -52,26 +52,17 @@ class RopeTable {
   void build(std::span<const std::int32_t> positions, const RopeRows& rows) const;
 
  private:
-  // (cos, sin) of `count` multiples of a stride, [count, D_r/2].
-  template <class T>
+  // Cos and sin of the first multiples of a stride, [count, D_r/2].
   struct Level {
-    std::vector<T> cos, sin;
+    std::vector<double> cos, sin;
   };
-  template <class T>
-  struct Levels {
-    Level<T> fine, coarse;
-  };
-  template <class T>
-  Levels<T>& levels() const;
-  template <class T>
-  void grow(Level<T>& level, std::int64_t count, std::int64_t stride, double magnitude) const;
+  void grow(Level& level, std::int64_t count, std::int64_t stride, double magnitude) const;
   template <class T>
   void build_as(std::span<const std::int32_t> positions, T* cos, T* sin) const;
 
   std::vector<double> turns_;  // theta_i / 2 pi
   double magnitude_;
-  mutable Levels<float> levels_f32_;
-  mutable Levels<double> levels_f64_;
+  mutable Level fine_, coarse_;
   mutable std::weak_ptr<const Documents> cached_for_;
   mutable RopeRows cached_;
 };

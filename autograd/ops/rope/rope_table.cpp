@@ -1,0 +1,141 @@
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "autograd/ops/rope/rope.h"
+#include "autograd/parallel_for.h"
+#include "autograd/portable_math.h"
+
+namespace weft {
+namespace {
+
+// position = kStride u + w: the coarse level tabulates u, the fine level w.
+constexpr std::int64_t kStride = 4096;
+
+// YaRN keeps channels that turn at least kBeta times over the original length, divides by the factor the frequency of
+// those that turn at most kAlpha times, and blends linearly between.
+constexpr double kAlpha = 1.0;
+constexpr double kBeta = 32.0;
+
+constexpr double kTwoPi = 2.0 * std::numbers::pi;
+
+void check(const RopeConfig& config) {
+  if (config.rotary_dim <= 0 || config.rotary_dim % 2 != 0) {
+    config_error("rope: the rotary width is {}; expected a positive even number", config.rotary_dim);
+  }
+  if (!(config.base > 0.0) || !std::isfinite(config.base)) {
+    config_error("rope: the base is {}; expected a positive number", config.base);
+  }
+  if (!(config.yarn_factor >= 1.0) || !std::isfinite(config.yarn_factor)) {
+    config_error("rope: the YaRN factor is {}; expected new length / original length, at least 1", config.yarn_factor);
+  }
+  if (config.yarn_factor > 1.0 && config.yarn_original_length <= 0) {
+    config_error("rope: a YaRN factor of {} needs the original length in tokens, got {}", config.yarn_factor,
+                 config.yarn_original_length);
+  }
+}
+
+}  // namespace
+
+std::vector<double> rope_frequencies(const RopeConfig& config) {
+  check(config);
+  std::vector<double> theta(static_cast<std::size_t>(config.rotary_dim / 2));
+  for (std::size_t i = 0; i < theta.size(); ++i) {
+    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(config.rotary_dim);
+    theta[i] = portable_exp(-exponent * portable_log(config.base));
+    if (config.yarn_factor > 1.0) {
+      const double rotations = static_cast<double>(config.yarn_original_length) * theta[i] / kTwoPi;
+      const double keep = std::clamp((rotations - kAlpha) / (kBeta - kAlpha), 0.0, 1.0);
+      theta[i] = (1.0 - keep) * theta[i] / config.yarn_factor + keep * theta[i];
+    }
+  }
+  return theta;
+}
+
+double rope_magnitude(const RopeConfig& config) {
+  check(config);
+  return config.yarn_factor > 1.0 ? 0.1 * portable_log(config.yarn_factor) + 1.0 : 1.0;
+}
+
+RopeTable::RopeTable(const RopeConfig& config) : RopeTable(rope_frequencies(config), rope_magnitude(config)) {}
+
+RopeTable::RopeTable(std::vector<double> frequencies, double magnitude)
+    : turns_(std::move(frequencies)), magnitude_(magnitude) {
+  WEFT_CHECK(!turns_.empty(), "rope: no frequencies");
+  for (double& f : turns_) f /= kTwoPi;
+}
+
+void RopeTable::grow(Level& level, std::int64_t count, std::int64_t stride, double magnitude) const {
+  const auto half = static_cast<std::int64_t>(turns_.size());
+  const auto old = static_cast<std::int64_t>(level.cos.size()) / half;
+  if (count <= old) return;
+  level.cos.resize(static_cast<std::size_t>(count * half));
+  level.sin.resize(static_cast<std::size_t>(count * half));
+  parallel_blocks(count - old, 64, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t k = old + begin; k < old + end; ++k) {
+      const double position = static_cast<double>(k * stride);
+      for (std::int64_t i = 0; i < half; ++i) {
+        // The fraction of a turn in [-1/2, 1/2], rounded once: the fused product is exact before the subtraction.
+        const double f = turns_[static_cast<std::size_t>(i)];
+        const double turn = std::fma(position, f, -std::nearbyint(position * f));
+        const double a = std::abs(turn);
+        const auto at = static_cast<std::size_t>(k * half + i);
+        level.cos[at] = magnitude * portable_cos_2pi(a);
+        level.sin[at] = std::copysign(magnitude, turn) * portable_cos_2pi(std::abs(a - 0.25));
+      }
+    }
+  });
+}
+
+template <class T>
+void RopeTable::build_as(std::span<const std::int32_t> positions, T* cos, T* sin) const {
+  if (positions.empty()) return;
+  const auto [low, high] = std::minmax_element(positions.begin(), positions.end());
+  WEFT_CHECK(*low >= 0, "rope: position {} of token {}", *low, low - positions.begin());
+  const auto half = static_cast<std::int64_t>(turns_.size());
+  // Doubling keeps growth cheap when positions advance one by one.
+  std::int64_t fine = 64;
+  while (fine < std::min<std::int64_t>(kStride, *high + std::int64_t{1})) fine *= 2;
+  grow(fine_, fine, 1, 1.0);
+  grow(coarse_, *high / kStride + 1, kStride, magnitude_);
+  const auto n = static_cast<std::int64_t>(positions.size());
+  parallel_blocks(n, rows_per_block(half), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      const std::int64_t position = positions[static_cast<std::size_t>(t)];
+      const std::int64_t u = position / kStride * half;
+      const std::int64_t w = position % kStride * half;
+      const double* coarse_cos = coarse_.cos.data() + u;
+      const double* coarse_sin = coarse_.sin.data() + u;
+      const double* fine_cos = fine_.cos.data() + w;
+      const double* fine_sin = fine_.sin.data() + w;
+      T* cos_row = cos + t * half;
+      T* sin_row = sin + t * half;
+#pragma omp simd
+      for (std::int64_t i = 0; i < half; ++i) {
+        cos_row[i] = static_cast<T>(coarse_cos[i] * fine_cos[i] - coarse_sin[i] * fine_sin[i]);
+        sin_row[i] = static_cast<T>(coarse_sin[i] * fine_cos[i] + coarse_cos[i] * fine_sin[i]);
+      }
+    }
+  });
+}
+
+void RopeTable::build(std::span<const std::int32_t> positions, const RopeRows& rows) const {
+  const auto n = static_cast<std::int64_t>(positions.size()) * static_cast<std::int64_t>(turns_.size());
+  WEFT_CHECK(rows.cos.numel() == n && rows.sin.numel() == n, "rope: rows {} and {} for {} positions",
+             rows.cos.shape().str(), rows.sin.shape().str(), positions.size());
+  dispatch_real(rows.cos.dtype(), "rope",
+                [&]<class T>() { build_as<T>(positions, rows.cos.data<T>(), rows.sin.data<T>()); });
+}
+
+RopeRows RopeTable::rows(const DocumentsPtr& documents, DType dtype) const {
+  if (cached_for_.lock() != documents || cached_.cos.dtype() != dtype) {
+    const Shape shape{documents->tokens(), static_cast<std::int64_t>(turns_.size())};
+    const RopeRows rows{Tensor::empty(shape, dtype), Tensor::empty(shape, dtype)};
+    build(documents->positions(), rows);
+    cached_ = rows;
+    cached_for_ = documents;
+  }
+  return cached_;
+}
+
+}  // namespace weft
