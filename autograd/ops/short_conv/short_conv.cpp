@@ -1,0 +1,102 @@
+#include "autograd/ops/short_conv/short_conv.h"
+
+#include "autograd/ops/short_conv/short_conv_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<ShortConvolutionForward> kForward{
+    "short_convolution forward", [](const ShortConvolutionForward& args, const Launch&) {
+      dispatch_real(args.dtype, "short_convolution", [&]<class T>() { short_convolution_forward_cpu<T>(args); });
+    }};
+constexpr Dispatch<ShortConvolutionBackward> kBackward{
+    "short_convolution backward", [](const ShortConvolutionBackward& args, const Launch& launch) {
+      dispatch_real(args.dtype, "short_convolution",
+                    [&]<class T>() { short_convolution_backward_cpu<T>(args, static_cast<T*>(launch.workspace)); });
+    }};
+
+struct ShortConvolutionSaved {
+  Tensor x, weight, bias;
+  DocumentsPtr documents;
+  ConvolutionActivation activation;
+
+  void backward(Backward& pass) const {
+    const GradTarget dx = pass.target(0);
+    const GradTarget dweight = pass.target(1);
+    const GradTarget dbias = pass.target(2);
+    const Tensor dy = pass.grad(0);
+    const ShortConvolutionBackward args{.dtype = x.dtype(),
+                                        .activation = activation,
+                                        .T = x.dim(0),
+                                        .C = x.dim(1),
+                                        .w = weight.dim(1),
+                                        .N = documents->count(),
+                                        .cu_seqlens = documents->cu_seqlens().data(),
+                                        .x = x.raw(),
+                                        .weight = weight.raw(),
+                                        .bias = bias.defined() ? bias.raw() : nullptr,
+                                        .dy = dy.raw(),
+                                        .dx = dx.raw(),
+                                        .write_dx = dx.write,
+                                        .dweight = dweight.raw(),
+                                        .write_dweight = dweight.write,
+                                        .dbias = dbias.raw(),
+                                        .write_dbias = dbias.write};
+    kBackward(args, pass.launch(short_convolution_backward_workspace(args)));
+  }
+};
+
+}  // namespace
+
+std::size_t short_convolution_backward_workspace(const ShortConvolutionBackward& args) {
+  if (args.dweight == nullptr && args.dbias == nullptr) return 0;
+  return static_cast<std::size_t>(block_count(args.T, kConvolutionTokens) * (args.w + 1) * args.C) *
+         size_of(args.dtype);
+}
+
+Var short_convolution(Tape& tape, const Var& x, const Var& weight, const Var& bias, const DocumentsPtr& documents,
+                      ConvolutionActivation activation, const Tensor& state) {
+  WEFT_CHECK(x.shape().rank() == 2 && x.dim(0) == documents->tokens(),
+             "short_convolution: x is {}, expected [{}, channels]", x.shape().str(), documents->tokens());
+  const std::int64_t C = x.dim(1);
+  WEFT_CHECK(weight.shape().rank() == 2 && weight.dim(0) == C && weight.dtype() == x.dtype(),
+             "short_convolution: weight {} {} for x {} {}", weight.shape().str(), name_of(weight.dtype()),
+             x.shape().str(), name_of(x.dtype()));
+  const std::int64_t w = weight.dim(1);
+  WEFT_CHECK(w >= 2 && w <= kMaxConvolutionTaps, "short_convolution: {} taps, expected 2 to {}", w,
+             kMaxConvolutionTaps);
+  const bool has_bias = bias.value.defined();
+  WEFT_CHECK(!has_bias || (bias.shape() == Shape{C} && bias.dtype() == x.dtype()),
+             "short_convolution: bias {} {} for x {} {}", bias.shape().str(), name_of(bias.dtype()), x.shape().str(),
+             name_of(x.dtype()));
+  if (state.defined()) {
+    WEFT_CHECK((state.shape() == Shape{documents->count(), C, w - 1}) && state.dtype() == x.dtype(),
+               "short_convolution: state {} {}, expected {} {}", state.shape().str(), name_of(state.dtype()),
+               Shape{documents->count(), C, w - 1}.str(), name_of(x.dtype()));
+    WEFT_CHECK(!tape.recording(), "short_convolution: a state on a recording tape; states serve inference only");
+  }
+  const Tensor y = tape.empty(x.shape(), x.dtype());
+  kForward({.dtype = x.dtype(),
+            .activation = activation,
+            .T = x.dim(0),
+            .C = C,
+            .w = w,
+            .N = documents->count(),
+            .cu_seqlens = documents->cu_seqlens().data(),
+            .x = x.value.raw(),
+            .weight = weight.value.raw(),
+            .bias = has_bias ? bias.value.raw() : nullptr,
+            .state = state.defined() ? state.raw() : nullptr,
+            .y = y.raw()},
+           tape.launch());
+  return tape.record("short_convolution", {x, weight, bias}, y, [&] {
+    return ShortConvolutionSaved{x.value, weight.value, bias.value, documents, activation};
+  });
+}
+
+Var short_convolution(Tape& tape, const Var& x, const Var& weight, const DocumentsPtr& documents,
+                      ConvolutionActivation activation, const Tensor& state) {
+  return short_convolution(tape, x, weight, Var{}, documents, activation, state);
+}
+
+}  // namespace weft

@@ -1,0 +1,210 @@
+#include "autograd/ops/short_conv/short_conv.h"
+
+#include <cmath>
+#include <omp.h>
+
+#include "tests/support/op_check.h"
+
+namespace weft {
+namespace {
+
+using testing::bitwise_equal;
+using testing::cast;
+using testing::normal;
+using testing::OpCase;
+using Activation = ConvolutionActivation;
+
+// Shorter than the taps, empty, and across several tiles.
+const std::vector<std::int32_t> kLengths{1, 2, 3, 4, 5, 0, 17, 64};
+constexpr std::int64_t kTotal = 96;
+
+TEST(ShortConvolution, Gradients) {
+  const DocumentsPtr documents = Documents::from_lengths(kLengths);
+  struct Case {
+    std::int64_t w, C;
+    Activation activation;
+    bool bias;
+  };
+  for (const Case& k :
+       {Case{4, 70, Activation::silu, false}, Case{4, 5, Activation::silu, true}, Case{4, 5, Activation::none, false},
+        Case{4, 1, Activation::none, true}, Case{2, 5, Activation::silu, true}, Case{3, 5, Activation::silu, true},
+        Case{5, 5, Activation::none, true}, Case{6, 5, Activation::silu, false}, Case{7, 5, Activation::silu, true},
+        Case{8, 5, Activation::silu, true}}) {
+    OpCase c{.name = fmt::format("w {} C {} silu {} bias {}", k.w, k.C, k.activation == Activation::silu, k.bias),
+             .inputs = {normal({kTotal, k.C}, 1), normal({k.C, k.w}, 2, 0.5)},
+             .function = [&](Tape& tape, std::span<const Var> in) {
+               const Var bias = k.bias ? in[2] : Var{};
+               return std::vector{short_convolution(tape, in[0], in[1], bias, documents, k.activation)};
+             }};
+    if (k.bias) c.inputs.push_back(normal({k.C}, 3));
+    check_op(c);
+  }
+}
+
+TEST(ShortConvolution, NoTokens) {
+  for (const std::vector<std::int32_t>& lengths : {std::vector<std::int32_t>{}, std::vector<std::int32_t>{0, 0}}) {
+    const DocumentsPtr documents = Documents::from_lengths(lengths);
+    check_op(OpCase{.name = "empty row",
+                    .inputs = {normal({0, 3}, 1), normal({3, 4}, 2), normal({3}, 3)},
+                    .function = [&](Tape& tape, std::span<const Var> in) {
+                      return std::vector{short_convolution(tape, in[0], in[1], in[2], documents, Activation::silu)};
+                    }});
+  }
+}
+
+TEST(ShortConvolution, EqualsTheFormula) {
+  const std::int64_t C = 3, w = 4;
+  const DocumentsPtr documents = Documents::from_lengths(kLengths);
+  const Tensor x = normal({kTotal, C}, 1), weight = normal({C, w}, 2), bias = normal({C}, 3);
+  Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
+  const Tensor y = short_convolution(tape, Tape::constant(x), Tape::constant(weight), Tape::constant(bias), documents,
+                                     Activation::silu)
+                       .value;
+  for (std::int64_t n = 0; n < documents->count(); ++n) {
+    for (std::int64_t t = documents->begin(n); t < documents->end(n); ++t) {
+      for (std::int64_t c = 0; c < C; ++c) {
+        double u = bias.data<double>()[c];
+        for (std::int64_t back = 0; back < w && t - back >= documents->begin(n); ++back) {
+          u += weight.data<double>()[c * w + w - 1 - back] * x.data<double>()[(t - back) * C + c];
+        }
+        EXPECT_NEAR(y.data<double>()[t * C + c], u / (1.0 + std::exp(-u)), 1e-14) << "token " << t;
+      }
+    }
+  }
+}
+
+struct Result {
+  Tensor y, dx;
+};
+
+// Output and input gradient in fp32 for dy = `dy`.
+Result run(const Tensor& x, const Tensor& dy, const Tensor& weight, const DocumentsPtr& documents) {
+  Tape tape(heap_allocator(Hygiene::hostile));
+  const Var leaf = tape.leaf(x);
+  const Var y = short_convolution(tape, leaf, tape.leaf(weight), documents, Activation::silu);
+  tape.backward(y, cast(dy, DType::f32));
+  return {cast(y.value, DType::f32), cast(tape.gradient(leaf), DType::f32)};
+}
+
+TEST(ShortConvolution, DocumentsAreIsolatedBitwise) {
+  const std::int64_t C = 66;
+  const DocumentsPtr documents = Documents::from_lengths(kLengths);
+  const Tensor x = cast(normal({kTotal, C}, 1), DType::f32), dy = cast(normal({kTotal, C}, 2), DType::f32);
+  const Tensor weight = cast(normal({C, 4}, 3), DType::f32);
+  const Result packed = run(x, dy, weight, documents);
+  for (std::int64_t n = 0; n < documents->count(); ++n) {
+    const std::int64_t b = documents->begin(n), e = documents->end(n);
+    // Alone, the same bits.
+    const Result alone = run(x.rows(b, e), dy.rows(b, e), weight, Documents::single(e - b));
+    EXPECT_TRUE(bitwise_equal(packed.y.rows(b, e), alone.y)) << "document " << n;
+    EXPECT_TRUE(bitwise_equal(packed.dx.rows(b, e), alone.dx)) << "document " << n;
+    // Spoiled, no trace elsewhere.
+    if (b == e) continue;
+    const Tensor other_x = cast(x, DType::f32), other_dy = cast(dy, DType::f32);
+    for (float& v : other_x.rows(b, e).span<float>()) v = NAN;
+    for (float& v : other_dy.rows(b, e).span<float>()) v = NAN;
+    const Result spoiled = run(other_x, other_dy, weight, documents);
+    for (std::int64_t m = 0; m < documents->count(); ++m) {
+      if (m == n) continue;
+      EXPECT_TRUE(bitwise_equal(packed.y.rows(documents->begin(m), documents->end(m)),
+                                spoiled.y.rows(documents->begin(m), documents->end(m))));
+      EXPECT_TRUE(bitwise_equal(packed.dx.rows(documents->begin(m), documents->end(m)),
+                                spoiled.dx.rows(documents->begin(m), documents->end(m))));
+    }
+  }
+}
+
+TEST(ShortConvolution, IsCausal) {
+  const std::int64_t C = 5, T = 80;
+  const Tensor x = cast(normal({T, C}, 1), DType::f32), weight = cast(normal({C, 4}, 3), DType::f32);
+  const Tensor dy = cast(normal({T, C}, 2), DType::f32);
+  for (const std::int64_t t : {1, 3, 63, 64, 65}) {
+    const Tensor changed = cast(x, DType::f32), cut = cast(dy, DType::f32);
+    for (float& v : changed.rows(t, T).span<float>()) v += 1.0f;
+    for (float& v : cut.rows(t, T).span<float>()) v = 0.0f;
+    EXPECT_TRUE(bitwise_equal(run(changed, dy, weight, Documents::single(T)).y.rows(0, t),
+                              run(x, dy, weight, Documents::single(T)).y.rows(0, t)));
+    for (const float v : run(x, cut, weight, Documents::single(T)).dx.rows(t, T).span<float>()) EXPECT_EQ(v, 0.0f);
+  }
+}
+
+// Two documents computed in one go, in two or more pieces with the state carried, and token by token: the same bits.
+TEST(ShortConvolution, StateContinuesBitwise) {
+  const std::int64_t C = 67;
+  for (const std::int64_t w : {2, 4, 8}) {
+    const Tensor x = cast(normal({2 * 20, C}, 1), DType::f32), weight = cast(normal({C, w}, 2), DType::f32);
+    const Tensor bias = cast(normal({C}, 3), DType::f32);
+    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
+    const auto apply = [&](const Tensor& input, const DocumentsPtr& documents, const Tensor& state) {
+      return cast(short_convolution(tape, Tape::constant(input), Tape::constant(weight), Tape::constant(bias),
+                                    documents, Activation::silu, state)
+                      .value,
+                  DType::f32);
+    };
+    const Tensor whole = apply(x, Documents::from_lengths(std::vector<std::int32_t>{20, 20}), {});
+    for (const std::vector<std::int32_t>& pieces :
+         {std::vector<std::int32_t>{11, 9}, std::vector<std::int32_t>{1, 2, 0, 3, 14},
+          std::vector<std::int32_t>(20, 1)}) {
+      const Tensor state = Tensor::zeros({2, C, w - 1}, DType::f32);
+      std::int64_t at = 0;
+      for (const std::int32_t n : pieces) {
+        const Tensor piece = Tensor::empty({2 * n, C}, DType::f32);
+        piece.rows(0, n).copy_from(x.rows(at, at + n));
+        piece.rows(n, 2 * n).copy_from(x.rows(20 + at, 20 + at + n));
+        const Tensor y = apply(piece, Documents::from_lengths(std::vector<std::int32_t>{n, n}), state);
+        EXPECT_TRUE(bitwise_equal(y.rows(0, n), whole.rows(at, at + n))) << "w " << w << " at " << at;
+        EXPECT_TRUE(bitwise_equal(y.rows(n, 2 * n), whole.rows(20 + at, 20 + at + n))) << "w " << w << " at " << at;
+        at += n;
+      }
+      for (std::int64_t c = 0; c < C; ++c) {
+        for (std::int64_t i = 0; i < w - 1; ++i) {
+          EXPECT_EQ(state.data<float>()[c * (w - 1) + i], x.data<float>()[(20 - (w - 1) + i) * C + c]);
+        }
+      }
+    }
+  }
+}
+
+TEST(ShortConvolution, ThreadsDoNotChangeBits) {
+  const std::int64_t T = 1000, C = 200;
+  const Tensor x = cast(normal({T, C}, 1), DType::f32), dy = cast(normal({T, C}, 2), DType::f32);
+  const auto gradients = [&](int threads) {
+    omp_set_num_threads(threads);
+    Tape tape(heap_allocator());
+    const std::array leaves{tape.leaf(x), tape.leaf(cast(normal({C, 4}, 3), DType::f32)),
+                            tape.leaf(cast(normal({C}, 4), DType::f32))};
+    const Var y = short_convolution(tape, leaves[0], leaves[1], leaves[2], Documents::single(T), Activation::silu);
+    tape.backward(y, dy);
+    std::vector<Tensor> all{cast(y.value, DType::f32)};
+    for (const Var& v : leaves) all.push_back(cast(tape.gradient(v), DType::f32));
+    return all;
+  };
+  const int threads = omp_get_max_threads();
+  const auto one = gradients(1), three = gradients(3);
+  omp_set_num_threads(threads);
+  for (std::size_t i = 0; i < one.size(); ++i) EXPECT_TRUE(bitwise_equal(one[i], three[i])) << i;
+}
+
+TEST(ShortConvolution, RefusesWhatDoesNotFit) {
+  Tape tape(heap_allocator());
+  const DocumentsPtr documents = Documents::single(6);
+  const Var x = tape.leaf(normal({6, 4}, 1));
+  const auto apply = [&](const Shape& weight) {
+    short_convolution(tape, x, tape.leaf(normal(weight, 2)), documents, Activation::none);
+  };
+  EXPECT_THROW(apply({3, 4}), Error);
+  EXPECT_THROW(apply({4, 1}), Error);
+  EXPECT_THROW(apply({4, 9}), Error);
+  const Var weight = tape.leaf(normal({4, 4}, 2));
+  EXPECT_THROW(short_convolution(tape, x, weight, tape.leaf(normal({3}, 1)), documents, Activation::none), Error);
+  EXPECT_THROW(short_convolution(tape, x, weight, Documents::single(5), Activation::none), Error);
+  EXPECT_THROW(short_convolution(tape, x, weight, documents, Activation::none, Tensor::zeros({1, 4, 3}, DType::f64)),
+               Error);
+  Tape inference(heap_allocator(), Tape::Mode::inference);
+  EXPECT_THROW(
+      short_convolution(inference, x, weight, documents, Activation::none, Tensor::zeros({2, 4, 3}, DType::f64)),
+      Error);
+}
+
+}  // namespace
+}  // namespace weft
