@@ -68,14 +68,15 @@ HostCommunicator::HostCommunicator(std::shared_ptr<ProgressEngine> engine, std::
       size_(transport_->size()) {}
 
 std::shared_ptr<Operation> HostCommunicator::begin(OperationKind kind, const Tensor& data, int argument, bool uniform) {
+  const bool has_data = data.defined() || (kind != OperationKind::barrier && kind != OperationKind::send_receive);
+  if (has_data) check_host(data, kind);
   Envelope envelope{kind, DType::i64, uniform, argument, sequence_++, 0};
-  if (data.defined()) {
-    check_host(data, kind);
+  if (has_data) {
     envelope.dtype = data.dtype();
     envelope.bytes = data.nbytes();
   }
   auto operation = std::make_shared<Operation>(engine_, transport_, name_, envelope);
-  if (data.defined()) operation->keep_alive.push_back(data);
+  if (has_data) operation->keep_alive.push_back(data);
   return operation;
 }
 

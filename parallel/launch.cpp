@@ -77,10 +77,11 @@ void agree_digest(Communicator& group, std::string_view what, const Digest& dige
   std::vector<int> same;
   std::vector<int> differ;
   for (std::size_t r = 0; r < all.size(); ++r) (all[r] == reference ? same : differ).push_back(static_cast<int>(r));
-  config_error("{} is not the same on all ranks: {} {} from {} {}; start every rank with the same files and arguments",
-               what, differ.size() == 1 ? "rank" : "ranks",
-               fmt::format("{} {}", fmt::join(differ, ", "), differ.size() == 1 ? "differs" : "differ"),
-               same.size() == 1 ? "rank" : "ranks", fmt::join(same, ", "));
+  const auto list = [](const std::vector<int>& ranks) {
+    return fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
+  };
+  config_error("the {} is not the same on all ranks: {} {} from {}; start every rank with the same files and arguments",
+               what, list(differ), differ.size() == 1 ? "differs" : "differ", list(same));
 }
 
 World World::launch(std::chrono::duration<double> startup_timeout) {
