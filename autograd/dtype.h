@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <utility>
 
 #include "autograd/check.h"
 
@@ -22,7 +23,18 @@ struct bfloat16 {
     const bool is_nan = (u & 0x7fffffffu) > 0x7f800000u;
     bits = static_cast<std::uint16_t>(is_nan ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
   }
+  explicit bfloat16(double value) : bfloat16(round_to_odd(value)) {}
   explicit operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+
+ private:
+  // Truncates, and marks an inexact result in the last bit, so that rounding the float rounds the double only once.
+  static float round_to_odd(double value) {
+    const auto nearest = static_cast<float>(value);
+    const auto back = static_cast<double>(nearest);
+    if (back == value || value != value) return nearest;
+    const bool away_from_zero = value < 0.0 ? back < value : back > value;
+    return std::bit_cast<float>((std::bit_cast<std::uint32_t>(nearest) - (away_from_zero ? 1u : 0u)) | 1u);
+  }
 };
 
 template <class T>
@@ -84,6 +96,13 @@ decltype(auto) dispatch_real(DType dtype, const char* op, F&& f) {
     default:
       fail(ExitCode::internal, "{}: expected f32 or f64 on the CPU, got {}", op, name_of(dtype));
   }
+}
+
+// The same with T = double, float or bfloat16: every type that a floating tensor is stored in.
+template <class F>
+decltype(auto) dispatch_floating(DType dtype, const char* op, F&& f) {
+  if (dtype == DType::bf16) return f.template operator()<bfloat16>();
+  return dispatch_real(dtype, op, std::forward<F>(f));
 }
 
 }  // namespace weft

@@ -37,18 +37,10 @@ void convert(To* to, const From* from, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) {
     if constexpr (std::is_same_v<From, bfloat16>) {
       to[i] = static_cast<To>(static_cast<float>(from[i]));
-    } else if constexpr (std::is_same_v<To, bfloat16>) {
-      to[i] = bfloat16(static_cast<float>(from[i]));
     } else {
       to[i] = static_cast<To>(from[i]);
     }
   }
-}
-
-template <class F>
-void dispatch_floating(DType dtype, F&& f) {
-  if (dtype == DType::bf16) return f.template operator()<bfloat16>();
-  dispatch_real(dtype, "copy", f);
 }
 
 }  // namespace
@@ -119,8 +111,8 @@ void Tensor::copy_from(const Tensor& source) const {
     std::memcpy(raw(), source.raw(), nbytes());
     return;
   }
-  dispatch_floating(dtype_, [&]<class To>() {
-    dispatch_floating(source.dtype_, [&]<class From>() { convert(data<To>(), source.data<From>(), numel()); });
+  dispatch_floating(dtype_, "copy", [&]<class To>() {
+    dispatch_floating(source.dtype_, "copy", [&]<class From>() { convert(data<To>(), source.data<From>(), numel()); });
   });
 }
 

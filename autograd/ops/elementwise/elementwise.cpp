@@ -1,0 +1,157 @@
+#include "autograd/ops/elementwise/elementwise.h"
+
+#include "autograd/ops/elementwise/elementwise_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<AddForward> kAdd{"add", [](const AddForward& args, const Launch&) {
+                                      dispatch_real(args.dtype, "add", [&]<class T>() { add_forward_cpu<T>(args); });
+                                    }};
+constexpr Dispatch<MulForward> kMul{"mul forward", [](const MulForward& args, const Launch&) {
+                                      dispatch_real(args.dtype, "mul", [&]<class T>() { mul_forward_cpu<T>(args); });
+                                    }};
+constexpr Dispatch<MulBackward> kMulBackward{"mul backward", [](const MulBackward& args, const Launch&) {
+                                               dispatch_real(args.dtype, "mul",
+                                                             [&]<class T>() { mul_backward_cpu<T>(args); });
+                                             }};
+constexpr Dispatch<Scale> kScale{"scale", [](const Scale& args, const Launch&) {
+                                   dispatch_real(args.dtype, "scale", [&]<class T>() { scale_cpu<T>(args); });
+                                 }};
+constexpr Dispatch<RowForward> kRow{"row forward", [](const RowForward& args, const Launch&) {
+                                      dispatch_real(args.dtype, "row", [&]<class T>() { row_forward_cpu<T>(args); });
+                                    }};
+constexpr Dispatch<RowBackward> kRowBackward{"row backward", [](const RowBackward& args, const Launch& launch) {
+                                               dispatch_real(args.dtype, "row", [&]<class T>() {
+                                                 row_backward_cpu<T>(args, static_cast<T*>(launch.workspace));
+                                               });
+                                             }};
+
+void check_same(const char* op, const Var& a, const Var& b) {
+  WEFT_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "{}: {} {} with {} {}", op, a.shape().str(),
+             name_of(a.dtype()), b.shape().str(), name_of(b.dtype()));
+}
+
+struct AddSaved {
+  void backward(Backward& pass) const {
+    const Tensor dy = pass.grad(0);
+    pass.pass(0, dy);
+    pass.pass(1, dy);
+  }
+};
+
+struct MulSaved {
+  Tensor a, b;
+
+  void backward(Backward& pass) const {
+    const GradTarget da = pass.target(0);
+    const GradTarget db = pass.target(1);
+    kMulBackward({.dtype = a.dtype(),
+                  .N = a.numel(),
+                  .a = a.raw(),
+                  .b = b.raw(),
+                  .dy = pass.grad(0).raw(),
+                  .da = da.raw(),
+                  .write_da = da.write,
+                  .db = db.raw(),
+                  .write_db = db.write},
+                 pass.launch());
+  }
+};
+
+struct ScaleSaved {
+  double factor;
+
+  void backward(Backward& pass) const {
+    const Tensor dy = pass.grad(0);
+    const GradTarget da = pass.target(0);
+    kScale({.dtype = dy.dtype(), .N = dy.numel(), .factor = factor, .a = dy.raw(), .y = da.raw(), .write_y = da.write},
+           pass.launch());
+  }
+};
+
+struct RowSaved {
+  Tensor x, row;  // undefined for add
+  RowFunction function;
+
+  void backward(Backward& pass) const {
+    const Tensor dy = pass.grad(0);
+    const bool is_add = function == RowFunction::add;
+    const GradTarget dx = is_add ? GradTarget{} : pass.target(0);
+    const GradTarget drow = pass.target(1);
+    const RowBackward args{.dtype = dy.dtype(),
+                           .function = function,
+                           .R = dy.shape().rows(),
+                           .D = dy.shape().back(),
+                           .x = is_add ? nullptr : x.raw(),
+                           .row = is_add ? nullptr : row.raw(),
+                           .dy = dy.raw(),
+                           .dx = dx.raw(),
+                           .write_dx = dx.write,
+                           .drow = drow.raw(),
+                           .write_drow = drow.write};
+    kRowBackward(args, pass.launch(row_backward_workspace(args)));
+    if (is_add) pass.pass(0, dy);
+  }
+};
+
+Var row_op(Tape& tape, const char* op, RowFunction function, const Var& x, const Var& row) {
+  WEFT_CHECK(x.shape().rank() >= 1 && row.shape() == Shape{x.shape().back()} && row.dtype() == x.dtype(),
+             "{}: x {} {} with row {} {}", op, x.shape().str(), name_of(x.dtype()), row.shape().str(),
+             name_of(row.dtype()));
+  const Tensor y = tape.empty(x.shape(), x.dtype());
+  kRow({.dtype = x.dtype(),
+        .function = function,
+        .R = x.shape().rows(),
+        .D = x.shape().back(),
+        .x = x.value.raw(),
+        .row = row.value.raw(),
+        .y = y.raw()},
+       tape.launch());
+  return tape.record(op, {x, row}, y, [&] {
+    return function == RowFunction::add ? RowSaved{{}, {}, function} : RowSaved{x.value, row.value, function};
+  });
+}
+
+}  // namespace
+
+std::size_t row_backward_workspace(const RowBackward& args) {
+  if (args.drow == nullptr) return 0;
+  return static_cast<std::size_t>(row_blocks(args.R, args.D).count * args.D) * size_of(args.dtype);
+}
+
+Var add(Tape& tape, const Var& a, const Var& b) {
+  check_same("add", a, b);
+  const Tensor y = tape.empty(a.shape(), a.dtype());
+  kAdd({.dtype = a.dtype(), .N = y.numel(), .a = a.value.raw(), .b = b.value.raw(), .y = y.raw()}, tape.launch());
+  return tape.record("add", {a, b}, y, [] { return AddSaved{}; });
+}
+
+Var mul(Tape& tape, const Var& a, const Var& b) {
+  check_same("mul", a, b);
+  const Tensor y = tape.empty(a.shape(), a.dtype());
+  kMul({.dtype = a.dtype(), .N = y.numel(), .a = a.value.raw(), .b = b.value.raw(), .y = y.raw()}, tape.launch());
+  return tape.record("mul", {a, b}, y, [&] { return MulSaved{a.value, b.value}; });
+}
+
+Var scale(Tape& tape, const Var& a, double factor) {
+  const Tensor y = tape.empty(a.shape(), a.dtype());
+  kScale({.dtype = a.dtype(),
+          .N = y.numel(),
+          .factor = factor,
+          .a = a.value.raw(),
+          .y = y.raw(),
+          .write_y = Write::overwrite},
+         tape.launch());
+  return tape.record("scale", {a}, y, [&] { return ScaleSaved{factor}; });
+}
+
+Var add_row(Tape& tape, const Var& x, const Var& row) {
+  return row_op(tape, "add_row", RowFunction::add, x, row);
+}
+
+Var mul_row(Tape& tape, const Var& x, const Var& row) {
+  return row_op(tape, "mul_row", RowFunction::mul, x, row);
+}
+
+}  // namespace weft

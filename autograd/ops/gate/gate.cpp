@@ -1,0 +1,73 @@
+#include "autograd/ops/gate/gate.h"
+
+#include "autograd/ops/gate/gate_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<GateForward> kForward{"gate forward", [](const GateForward& args, const Launch&) {
+                                           dispatch_real(args.dtype, "gate",
+                                                         [&]<class T>() { gate_forward_cpu<T>(args); });
+                                         }};
+constexpr Dispatch<GateBackward> kBackward{"gate backward", [](const GateBackward& args, const Launch&) {
+                                             dispatch_real(args.dtype, "gate",
+                                                           [&]<class T>() { gate_backward_cpu<T>(args); });
+                                           }};
+
+struct GateSaved {
+  Tensor x, g;
+  GateFunction function;
+  bool per_row;
+
+  void backward(Backward& pass) const {
+    const GradTarget dx = pass.target(0);
+    const GradTarget dg = pass.target(1);
+    kBackward({.dtype = x.dtype(),
+               .function = function,
+               .per_row = per_row,
+               .R = x.shape().rows(),
+               .D = x.shape().back(),
+               .x = x.raw(),
+               .g = g.raw(),
+               .dy = pass.grad(0).raw(),
+               .dx = dx.raw(),
+               .write_dx = dx.write,
+               .dg = dg.raw(),
+               .write_dg = dg.write},
+              pass.launch());
+  }
+};
+
+bool is_row_shape(const Shape& g, const Shape& x) {
+  return g.rank() + 1 == x.rank() && std::equal(g.begin(), g.end(), x.begin());
+}
+
+Var gate(Tape& tape, const char* op, GateFunction function, const Var& x, const Var& g) {
+  const bool per_row = is_row_shape(g.shape(), x.shape());
+  WEFT_CHECK(x.shape().rank() >= 1 && (per_row || g.shape() == x.shape()) && g.dtype() == x.dtype(),
+             "{}: x {} {} with gate {} {}", op, x.shape().str(), name_of(x.dtype()), g.shape().str(),
+             name_of(g.dtype()));
+  const Tensor y = tape.empty(x.shape(), x.dtype());
+  kForward({.dtype = x.dtype(),
+            .function = function,
+            .per_row = per_row,
+            .R = x.shape().rows(),
+            .D = x.shape().back(),
+            .x = x.value.raw(),
+            .g = g.value.raw(),
+            .y = y.raw()},
+           tape.launch());
+  return tape.record(op, {x, g}, y, [&] { return GateSaved{x.value, g.value, function, per_row}; });
+}
+
+}  // namespace
+
+Var sigmoid_gate(Tape& tape, const Var& x, const Var& g) {
+  return gate(tape, "sigmoid_gate", GateFunction::sigmoid, x, g);
+}
+
+Var silu_gate(Tape& tape, const Var& x, const Var& g) {
+  return gate(tape, "silu_gate", GateFunction::silu, x, g);
+}
+
+}  // namespace weft

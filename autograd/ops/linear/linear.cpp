@@ -1,0 +1,87 @@
+#include "autograd/ops/linear/linear.h"
+
+#include "autograd/ops/linear/linear_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<LinearForward> kForward{"linear forward", [](const LinearForward& args, const Launch&) {
+                                             dispatch_real(args.dtype, "linear",
+                                                           [&]<class T>() { linear_forward_cpu<T>(args); });
+                                           }};
+constexpr Dispatch<LinearBackward> kBackward{"linear backward", [](const LinearBackward& args, const Launch& launch) {
+                                               dispatch_real(args.dtype, "linear", [&]<class T>() {
+                                                 linear_backward_cpu<T>(args, static_cast<T*>(launch.workspace));
+                                               });
+                                             }};
+
+struct LinearSaved {
+  Tensor x, weight;
+  bool has_bias;
+
+  void backward(Backward& pass) const {
+    const Tensor dy = pass.grad(0);
+    const GradTarget dx = pass.target(0);
+    const GradTarget dweight = pass.target(1);
+    const GradTarget dbias = has_bias ? pass.target(2) : GradTarget{};
+    const LinearBackward args{.dtype = x.dtype(),
+                              .R = x.shape().rows(),
+                              .I = weight.dim(1),
+                              .O = weight.dim(0),
+                              .x = x.raw(),
+                              .weight = weight.raw(),
+                              .dy = dy.raw(),
+                              .dx = dx.raw(),
+                              .write_dx = dx.write,
+                              .dweight = dweight.raw(),
+                              .write_dweight = dweight.write,
+                              .dbias = dbias.raw(),
+                              .write_dbias = dbias.write};
+    kBackward(args, pass.launch(linear_backward_workspace(args)));
+  }
+};
+
+Tensor forward(Tape& tape, const Var& x, const Var& weight, const Tensor& bias) {
+  WEFT_CHECK(x.shape().rank() >= 1 && weight.shape().rank() == 2 && x.shape().back() == weight.dim(1) &&
+                 x.shape().back() > 0 && weight.dtype() == x.dtype(),
+             "linear: x {} {} with weight {} {}", x.shape().str(), name_of(x.dtype()), weight.shape().str(),
+             name_of(weight.dtype()));
+  const std::int64_t O = weight.dim(0);
+  WEFT_CHECK(!bias.defined() || (bias.shape() == Shape{O} && bias.dtype() == x.dtype()),
+             "linear: bias {} {} with weight {} {}", bias.shape().str(), name_of(bias.dtype()), weight.shape().str(),
+             name_of(weight.dtype()));
+  Shape shape = x.shape();
+  shape.set(shape.rank() - 1, O);
+  const Tensor y = tape.empty(shape, x.dtype());
+  kForward({.dtype = x.dtype(),
+            .R = x.shape().rows(),
+            .I = weight.dim(1),
+            .O = O,
+            .x = x.value.raw(),
+            .weight = weight.value.raw(),
+            .bias = bias.defined() ? bias.raw() : nullptr,
+            .y = y.raw()},
+           tape.launch());
+  return y;
+}
+
+}  // namespace
+
+std::size_t linear_backward_workspace(const LinearBackward& args) {
+  if (args.dbias == nullptr) return 0;
+  return static_cast<std::size_t>(row_blocks(args.R, args.O).count * args.O) * size_of(args.dtype);
+}
+
+Var linear(Tape& tape, const Var& x, const Var& weight) {
+  return tape.record("linear", {x, weight}, forward(tape, x, weight, {}), [&] {
+    return LinearSaved{x.value, weight.value, false};
+  });
+}
+
+Var linear(Tape& tape, const Var& x, const Var& weight, const Var& bias) {
+  return tape.record("linear", {x, weight, bias}, forward(tape, x, weight, bias.value), [&] {
+    return LinearSaved{x.value, weight.value, true};
+  });
+}
+
+}  // namespace weft
