@@ -13,8 +13,8 @@
 
 namespace weft {
 
-inline constexpr std::int64_t kConvolutionTokens = 64;
-inline constexpr std::int64_t kConvolutionChannels = 64;
+inline constexpr std::int64_t kConvolutionTokens = 128;
+inline constexpr std::int64_t kConvolutionChannels = 256;
 
 namespace short_conv {
 
@@ -159,51 +159,57 @@ void backward(const ShortConvolutionBackward& a, T* partial) {
     const TileRow<T> zeros{};
     std::array<const T*, W> before;
     before.fill(zeros.data());
-    std::array<TileRow<T>, static_cast<std::size_t>(kTokens + W - 1)> du;
+    std::array<TileRow<T>, W> recent;           // du of the last W tokens, token t in row t mod W
     std::array<TileRow<T>, W + 1> gradients{};  // of the taps, then of the bias
 
-    DocumentCursor document(a.cu_seqlens, a.N, t0);
-    DocumentCursor last(a.cu_seqlens, a.N, t1 - 1);
-    const std::int64_t stop = dx == nullptr ? t1 : std::min(t1 + W - 1, last.end());
-    for (std::int64_t t = t0; t < stop; ++t) {
-      document.advance(t);
-      const auto inputs = tap_inputs<T, W>(x, a.C, c0, t, document.begin(), before);
-      const T* dy_row = dy + t * a.C + c0;
-      TileRow<T>& du_row = du[static_cast<std::size_t>(t - t0)];
-      if (a.activation == ConvolutionActivation::silu) {
-#pragma omp simd
-        for (std::int64_t c = 0; c < n; ++c) {
-          const T u = tap_sum<T, W>(taps, inputs, offset[c], c);
-          const T s = sigmoid(u);
-          du_row[c] = dy_row[c] * s * (T(1) + u * (T(1) - s));
-        }
-      } else {
-        std::copy_n(dy_row, n, du_row.begin());
-      }
-      if (!sums || t >= t1) continue;
-#pragma omp simd
-      for (std::int64_t c = 0; c < n; ++c) {
-        for (int j = 0; j < W; ++j) gradients[j][c] += du_row[c] * inputs[j][c];
-        gradients[W][c] += du_row[c];
-      }
-    }
-    if (sums) {
-      T* to = partial + tile / channel_tiles * (W + 1) * a.C + c0;
-      for (int j = 0; j <= W; ++j) std::copy_n(gradients[j].begin(), n, to + j * a.C);
-    }
-    if (dx == nullptr) return;
+    DocumentCursor reader(a.cu_seqlens, a.N, t0);
     DocumentCursor owner(a.cu_seqlens, a.N, t0);
-    for (std::int64_t t = t0; t < t1; ++t) {
-      owner.advance(t);
-      std::array<const T*, W> later;  // tap j of token t + W-1-j reads token t
-      for (int j = 0; j < W; ++j) {
-        const std::int64_t reader = t + W - 1 - j;
-        later[j] = reader < owner.end() ? du[static_cast<std::size_t>(reader - t0)].data() : zeros.data();
-      }
-      T* row = dx + t * a.C + c0;
+    const std::int64_t last_end = DocumentCursor(a.cu_seqlens, a.N, t1 - 1).end();
+    const std::int64_t stop = dx == nullptr ? t1 : std::min(t1 + W - 1, last_end);
+    for (std::int64_t t = t0; t < t1 + W - 1; ++t) {
+      if (t < stop) {
+        reader.advance(t);
+        const auto inputs = tap_inputs<T, W>(x, a.C, c0, t, reader.begin(), before);
+        const T* dy_row = dy + t * a.C + c0;
+        T* du = recent[static_cast<std::size_t>(t % W)].data();
+        if (a.activation == ConvolutionActivation::silu) {
 #pragma omp simd
-      for (std::int64_t c = 0; c < n; ++c) store(row[c], tap_sum<T, W>(taps, later, T(0), c), a.write_dx);
+          for (std::int64_t c = 0; c < n; ++c) {
+            const T u = tap_sum<T, W>(taps, inputs, offset[c], c);
+            const T s = sigmoid(u);
+            du[c] = dy_row[c] * s * (T(1) + u * (T(1) - s));
+          }
+        } else {
+          std::copy_n(dy_row, n, du);
+        }
+        if (sums && t < t1) {
+#pragma omp simd
+          for (std::int64_t c = 0; c < n; ++c) {
+            for (int j = 0; j < W; ++j) gradients[j][c] += du[c] * inputs[j][c];
+            gradients[W][c] += du[c];
+          }
+        }
+      }
+      const std::int64_t back = t - (W - 1);  // every token that reads it is known now
+      if (dx == nullptr || back < t0) continue;
+      owner.advance(back);
+      std::array<const T*, W> later;  // tap j of token back + W-1-j reads token `back`
+      for (int j = 0; j < W; ++j) {
+        const std::int64_t at = back + W - 1 - j;
+        later[j] = at < owner.end() ? recent[static_cast<std::size_t>(at % W)].data() : zeros.data();
+      }
+      T* row = dx + back * a.C + c0;
+      if (a.write_dx == Write::overwrite) {
+#pragma omp simd
+        for (std::int64_t c = 0; c < n; ++c) row[c] = tap_sum<T, W>(taps, later, T(0), c);
+      } else {
+#pragma omp simd
+        for (std::int64_t c = 0; c < n; ++c) row[c] += tap_sum<T, W>(taps, later, T(0), c);
+      }
     }
+    if (!sums) return;
+    T* to = partial + tile / channel_tiles * (W + 1) * a.C + c0;
+    for (int j = 0; j <= W; ++j) std::copy_n(gradients[j].begin(), n, to + j * a.C);
   });
   if (!sums) return;
   auto* dweight = static_cast<T*>(a.dweight);
