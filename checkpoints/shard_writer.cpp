@@ -7,7 +7,6 @@
 #include "checkpoints/shard_index.h"
 #include "data/storage/crc32c.h"
 #include "data/storage/file.h"
-#include "data/storage/hdf5.h"
 #include "data/storage/sha256.h"
 
 namespace weft {
@@ -15,23 +14,6 @@ namespace weft {
 namespace fs = std::filesystem;
 
 namespace {
-
-// bf16 goes in as bit patterns: not every HDF5 library knows the type.
-Hdf5Type stored_type(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return Hdf5Type::f64;
-    case DType::f32:
-      return Hdf5Type::f32;
-    case DType::bf16:
-      return Hdf5Type::u16;
-    case DType::i32:
-      return Hdf5Type::i32;
-    case DType::i64:
-      return Hdf5Type::i64;
-  }
-  fail(ExitCode::internal, "an element type without a stored form");
-}
 
 // Files of a writer that has failed are of no use to anybody.
 class RemoveUnlessDone {
@@ -89,6 +71,22 @@ void compare_with_memory(const InputFile& file, std::span<const SliceRecord> rec
 }
 
 }  // namespace
+
+Hdf5Type stored_type(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return Hdf5Type::f64;
+    case DType::f32:
+      return Hdf5Type::f32;
+    case DType::bf16:
+      return Hdf5Type::u16;
+    case DType::i32:
+      return Hdf5Type::i32;
+    case DType::i64:
+      return Hdf5Type::i64;
+  }
+  fail(ExitCode::internal, "an element type without a stored form");
+}
 
 std::vector<std::uint32_t> block_checksums(std::span<const std::byte> bytes, std::uint64_t crc_block_bytes) {
   std::vector<std::uint32_t> sums;

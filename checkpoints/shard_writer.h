@@ -9,6 +9,7 @@
 #include "checkpoints/checkpoint_state.h"
 #include "checkpoints/layout.h"
 #include "checkpoints/manifest.h"
+#include "data/storage/hdf5.h"
 
 namespace weft {
 
@@ -28,6 +29,9 @@ ShardFile write_shard(const ShardPlan& plan, std::span<const Slice> slices);
 
 // An upper bound of the file's size, index included.
 std::uint64_t shard_bytes_bound(std::span<const Slice> slices);
+
+// How an element type is stored: bf16 as bit patterns, because not every HDF5 library knows the type.
+Hdf5Type stored_type(DType dtype);
 
 // CRC-32C of each block of the slice.
 std::vector<std::uint32_t> block_checksums(std::span<const std::byte> bytes, std::uint64_t crc_block_bytes);
