@@ -47,13 +47,23 @@ class Optimizer {
     Tensor first;   // m or mom
     Tensor second;  // v
   };
-  void update_adamw(double schedule_factor, float gradient_scale, bool zero);
-  void update_muon(double schedule_factor, float gradient_scale, bool zero);
+  // Elements [begin, begin + elements) of a plan's parameter.
+  struct Stretch {
+    std::size_t plan;
+    std::int64_t begin;
+    std::int64_t elements;
+  };
+  void update_adamw(double schedule_factor, double gradient_scale, bool zero);
+  void update_muon(double schedule_factor, double gradient_scale, bool zero);
 
   OptimizerOptions options_;
   std::vector<ParameterPlan> plans_;
   std::vector<Moments> moments_;  // by plan
   std::vector<Parameter*> trainable_;
+  std::vector<Stretch> stretches_;              // of adamw parameters
+  std::vector<Stretch> matrices_;               // of muon parameters, one each
+  std::size_t workspace_size_ = 0;              // floats that the largest matrix needs
+  std::vector<std::vector<float>> workspaces_;  // muon, by thread
   std::int64_t updates_ = 0;
 };
 

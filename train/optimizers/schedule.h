@@ -15,7 +15,7 @@ struct SchedulePoint {
 };
 
 // Symbols: w = warmup_steps, n = steps, f = final_fraction.
-struct Schedule {
+struct LearningRateSchedule {
   ScheduleLaw law = ScheduleLaw::constant;
   std::int64_t steps = 0;
   std::int64_t warmup_steps = 0;

@@ -214,7 +214,7 @@ struct SourceOptions {
   std::int64_t max_epochs;
 };
 std::vector<SourceOptions> source_options(const Recipe& recipe);
-Schedule schedule_of(const Recipe& recipe);
+LearningRateSchedule schedule_of(const Recipe& recipe);
 OptimizerOptions optimizer_options(const Recipe& recipe);
 bool spike_guard_on(const Recipe& recipe);  // automatic: runs of more than 10,000 steps
 std::int64_t rows_per_micro_batch(const Recipe& recipe);
