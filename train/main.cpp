@@ -1,1 +1,208 @@
-int main() { return 0; }
+// weft: the command line.
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <optional>
+
+#include "train/loop/machine.h"
+#include "train/verbs/verbs.h"
+
+namespace {
+
+using namespace weft;
+
+OutputForm form_of(bool json) { return json ? OutputForm::json : OutputForm::text; }
+
+// The command line, verb by verb. Parsing fills the structs; `selected` runs what was asked for.
+class CommandLine {
+ public:
+  CommandLine() {
+    app_.require_subcommand(1);
+    app_.failure_message(CLI::FailureMessage::help);
+    add_prepare();
+    add_train();
+    add_eval();
+    add_generate();
+    add_files();
+    add_mixers();
+  }
+
+  CLI::App& app() { return app_; }
+
+  // True if several ranks may take part.
+  bool collective() const { return *train_ || *eval_; }
+
+  ExitCode run(World& world) {
+    if (*train_) run_train(world, train_arguments_);
+    if (*eval_) run_eval(world, eval_arguments_);
+    return ExitCode::ok;
+  }
+
+  ExitCode run_alone() {
+    if (*prepare_) {
+      if (no_shuffle_) prepare_options_.shuffle_seed.reset();
+      run_prepare(prepare_options_, form_of(json_));
+    }
+    if (*generate_) {
+      generate_arguments_.form = form_of(json_);
+      run_generate(generate_arguments_);
+    }
+    if (*inspect_) run_inspect(path_, form_of(json_));
+    if (*report_) run_report(runs_, out_);
+    if (*mixers_) run_mixers(form_of(json_));
+    if (*fsck_ && !run_fsck(path_)) return ExitCode::storage;
+    return ExitCode::ok;
+  }
+
+ private:
+  void add_prepare() {
+    prepare_ = app_.add_subcommand("prepare", "Text or jsonl to a tokenised dataset");
+    PrepareOptions& o = prepare_options_;
+    prepare_->add_option("inputs", o.inputs, "Files, folders, patterns, or - for standard input")->required();
+    prepare_->add_option("--out", o.out, "Folder of the dataset; must not exist")->required();
+    prepare_->add_option("--tokenizer", o.tokenizer, "byte");
+    const std::map<std::string, InputFormat> formats = {
+        {"auto", InputFormat::automatic}, {"text", InputFormat::text}, {"jsonl", InputFormat::jsonl}};
+    prepare_->add_option("--format", o.format, "auto (by name), text or jsonl")
+        ->transform(CLI::CheckedTransformer(formats));
+    const std::map<std::string, TextSplit> splits = {
+        {"file", TextSplit::file}, {"blank", TextSplit::blank}, {"delimiter", TextSplit::delimiter}};
+    prepare_->add_option("--split", o.split, "What ends a document of text: file, blank (lines) or delimiter")
+        ->transform(CLI::CheckedTransformer(splits));
+    prepare_->add_option("--delimiter", o.delimiter, "The line between documents, for --split delimiter");
+    prepare_->add_option("--text-field", o.text_field, "Member of a jsonl object that holds the text");
+    prepare_->add_option("--invalid", invalid_, "Documents of invalid UTF-8: skip, or replace the bytes by U+FFFD")
+        ->check(CLI::IsMember({"skip", "replace"}))
+        ->each([this](const std::string& value) { prepare_options_.replace_invalid = value == "replace"; });
+    prepare_->add_option("--dedup", dedup_, "exact: drop documents whose text came before")
+        ->check(CLI::IsMember({"none", "exact"}))
+        ->each([this](const std::string& value) { prepare_options_.dedup_exact = value == "exact"; });
+    prepare_->add_option("--bos", bos_, "doc: begin each document with BOS")
+        ->check(CLI::IsMember({"none", "doc"}))
+        ->each([this](const std::string& value) { prepare_options_.bos = value == "doc"; });
+    prepare_->add_option("--shuffle", shuffle_, "Seed of the order of documents, or none for input order")
+        ->each([this](const std::string& value) { set_shuffle(value); });
+    prepare_->add_option("--hold-out", o.validation_every, "Every N-th document goes to OUT-validation");
+    prepare_->add_option("--threads", o.threads, "Encoders; 0: one a core");
+    prepare_->add_option("--memory", o.memory, "Bytes to use, e.g. 4GiB")->transform(CLI::AsSizeValue(false));
+    prepare_->add_option("--max-doc-bytes", o.max_doc_bytes, "Larger documents are skipped")
+        ->transform(CLI::AsSizeValue(false));
+    prepare_->add_flag("--json", json_, "Print the result as JSON");
+  }
+
+  void set_shuffle(const std::string& value) {
+    no_shuffle_ = value == "none";
+    if (no_shuffle_) return;
+    const auto [end, error] =
+        std::from_chars(value.data(), value.data() + value.size(), prepare_options_.shuffle_seed.emplace());
+    if (error != std::errc() || end != value.data() + value.size()) {
+      throw CLI::ValidationError("--shuffle", "\"" + value + "\" is neither a seed nor none");
+    }
+  }
+
+  void add_train() {
+    train_ = app_.add_subcommand("train", "Train the model of a recipe; goes on from the newest checkpoint");
+    train_->add_option("recipe", train_arguments_.recipe, "TOML recipe")->required();
+    train_->add_option("--set", train_arguments_.overrides, "Change a value: --set optimizer.learning_rate=1e-3")
+        ->expected(1)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    train_->add_option("--resume", train_arguments_.resume, "auto, never, or a checkpoint");
+  }
+
+  void add_eval() {
+    eval_ = app_.add_subcommand("eval", "Loss, perplexity and bits per byte of a run or checkpoint");
+    eval_->add_option("model", eval_arguments_.path, "Run or checkpoint")->required();
+    eval_->add_option("--data", eval_arguments_.data, "Dataset; the recipe's validation data otherwise");
+    eval_->add_option("--tokens", eval_arguments_.tokens, "Tokens of it to score; 0: all");
+    eval_->add_option("--sequence-length", eval_arguments_.sequence_length, "Row length; the recipe's otherwise");
+    eval_->add_flag("--bigram", eval_arguments_.bigram, "Score a bigram model of the training data beside it");
+    eval_->add_flag_callback("--json", [this] { eval_arguments_.form = OutputForm::json; }, "Print as JSON");
+  }
+
+  void add_generate() {
+    generate_ = app_.add_subcommand("generate", "Text from a run or checkpoint");
+    GenerateArguments& a = generate_arguments_;
+    generate_->add_option("model", a.path, "Run or checkpoint")->required();
+    generate_->add_option("--prompt", a.prompt, "Text to go on from");
+    generate_->add_option("--tokens", a.tokens, "At most this many")->check(CLI::PositiveNumber);
+    generate_->add_option("--temperature", a.sampling.temperature, "0: always the most likely token")
+        ->check(CLI::NonNegativeNumber);
+    generate_->add_option("--top-k", a.sampling.top_k, "Of the K most likely tokens only; 0: all")
+        ->check(CLI::NonNegativeNumber);
+    generate_->add_option("--top-p", a.sampling.top_p, "Of the most likely tokens with this much probability")
+        ->check(CLI::Range(0.0, 1.0));
+    generate_->add_option("--seed", a.sampling.seed, "Of the random choices");
+    generate_->add_flag("--json", json_, "Print the result as JSON");
+  }
+
+  void add_files() {
+    inspect_ = app_.add_subcommand("inspect", "Describe a dataset, run, checkpoint or shard");
+    inspect_->add_option("path", path_)->required();
+    inspect_->add_flag("--json", json_, "Print as JSON");
+    fsck_ = app_.add_subcommand("fsck", "Verify every byte of a run, checkpoint or dataset");
+    fsck_->add_option("path", path_)->required();
+    report_ = app_.add_subcommand("report", "One HTML page with the curves of runs");
+    report_->add_option("runs", runs_, "Runs, overlaid")->required();
+    report_->add_option("--out", out_, "File; report.html in the first run otherwise");
+  }
+
+  void add_mixers() {
+    mixers_ = app_.add_subcommand("mixers", "The sequence mixers, what each supports, and its options");
+    mixers_->add_flag("--json", json_, "Print as JSON");
+  }
+
+  CLI::App app_{"weft trains language models whose layers mix linear and sparse attention.", "weft"};
+  CLI::App *prepare_ = nullptr, *train_ = nullptr, *eval_ = nullptr, *generate_ = nullptr, *inspect_ = nullptr,
+           *fsck_ = nullptr, *report_ = nullptr, *mixers_ = nullptr;
+  PrepareOptions prepare_options_;
+  TrainArguments train_arguments_;
+  EvalArguments eval_arguments_;
+  GenerateArguments generate_arguments_;
+  std::string invalid_, dedup_, bos_, shuffle_, path_, out_;
+  std::vector<std::string> runs_;
+  bool no_shuffle_ = false;
+  bool json_ = false;
+};
+
+int print_error(const std::string& message, ExitCode code, const std::optional<World>& world) {
+  const std::string rank = world && world->size() > 1 ? fmt::format(" (rank {})", world->rank()) : "";
+  fmt::print(stderr, "weft{}: {}\n", rank, message);
+  return static_cast<int>(code);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CommandLine line;
+  try {
+    line.app().parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return line.app().exit(help);
+  } catch (const CLI::ParseError& error) {
+    fmt::print(stderr, "weft: {}\nRun `weft --help` for what can be asked.\n", error.what());
+    return static_cast<int>(ExitCode::config);
+  }
+  std::optional<World> world;
+  ExitCode code = ExitCode::ok;
+  int status = 0;
+  try {
+    check_processor();
+    if (!line.collective()) return static_cast<int>(line.run_alone());
+    world.emplace(World::launch());
+    code = line.run(*world);
+    world->finalise();
+    return static_cast<int>(code);
+  } catch (const Error& error) {
+    code = error.code();
+    status = print_error(error.what(), code, world);
+  } catch (const std::bad_alloc&) {
+    code = ExitCode::internal;
+    status = print_error("out of memory", code, world);
+  } catch (const std::exception& error) {
+    code = ExitCode::internal;
+    status = print_error(fmt::format("internal error: {}", error.what()), code, world);
+  }
+  // The other ranks wait for this one: end them too.
+  if (world && world->size() > 1) world->abort(code);
+  return status;
+}

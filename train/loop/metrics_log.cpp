@@ -18,23 +18,22 @@ namespace {
 
 std::string number(double value) { return std::isfinite(value) ? fmt::format("{}", value) : "null"; }
 
-// The step of a complete row, or nothing for a line that is none.
-std::optional<std::int64_t> step_of(const std::string& line) {
+// Whether a line is a row of a step up to `last_step`, or the row that describes the run.
+bool keeps(const std::string& line, std::int64_t last_step) {
   const auto row = nlohmann::json::parse(line, nullptr, false);
-  if (!row.is_object()) return std::nullopt;
+  if (!row.is_object()) return false;
+  if (row.contains("run")) return true;
   const auto step = row.find("step");
-  if (step == row.end() || !step->is_number_integer()) return std::nullopt;
-  return step->get<std::int64_t>();
+  return step != row.end() && step->is_number_integer() && step->get<std::int64_t>() <= last_step;
 }
 
-// The rows up to `last_step`, each with its line end.
+// The rows that a run which continues after `last_step` keeps, each with its line end.
 std::string rows_to_keep(const std::string& path, std::int64_t last_step) {
   std::ifstream in(path, std::ios::binary);
   std::string kept, line;
   while (std::getline(in, line)) {
     if (in.eof()) break;  // no line end: the writer was stopped inside this row
-    const auto step = step_of(line);
-    if (step && *step <= last_step) kept += line + "\n";
+    if (keeps(line, last_step)) kept += line + "\n";
   }
   return kept;
 }
@@ -60,8 +59,8 @@ std::string to_json(const ValidationRow& row) {
 
 MetricsLog::MetricsLog(const std::string& path, std::int64_t last_step) {
   if (std::filesystem::exists(path)) {
-    const std::string kept = rows_to_keep(path, last_step);
-    write_file_atomically(path, std::as_bytes(std::span(kept)));
+    const std::string kept = last_step > 0 ? rows_to_keep(path, last_step) : std::string();
+    write_file_atomically(path, kept);
   }
   fd_ = open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
   if (fd_ < 0) storage_error("{}: cannot be opened for writing: {}", path, std::strerror(errno));

@@ -1,0 +1,69 @@
+#include "train/loop/run_folder.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "checkpoints/layout.h"
+#include "checkpoints/resume.h"
+#include "data/storage/file.h"
+#include "train/loop/training_state.h"
+
+namespace weft {
+namespace fs = std::filesystem;
+
+fs::path run_folder(const Recipe& recipe) { return fs::path(recipe.run.out) / recipe.run.name; }
+
+void create_run_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder / "checkpoints", error);
+  if (error) {
+    storage_error("{}: the run's folder cannot be created: {}; set run.out to a place that can be written",
+                  folder.string(), error.message());
+  }
+  if (access(folder.c_str(), W_OK) != 0) {
+    storage_error("{}: the run's folder cannot be written: {}; set run.out to a place that can be written",
+                  folder.string(), std::strerror(errno));
+  }
+}
+
+void write_run_recipe(const fs::path& folder, const Recipe& recipe) {
+  const std::string text = resolved_recipe(recipe);
+  const auto write = [&](const fs::path& path) { write_file_atomically(path, text); };
+  const fs::path current = folder / "recipe.toml";
+  if (!fs::exists(current)) return write(current);
+  constexpr std::uint64_t kMaxRecipe = 1 << 20;
+  if (read_small_file(current, kMaxRecipe) == text) return;
+  int n = 1;
+  while (fs::exists(folder / fmt::format("recipe.{}.toml", n))) ++n;
+  fs::copy_file(current, folder / fmt::format("recipe.{}.toml", n));
+  write(current);
+}
+
+LoadedModel load_model(const fs::path& path) {
+  if (!fs::exists(path)) config_error("{}: no such run or checkpoint", path.string());
+  LoadedModel loaded;
+  const auto load = [&](const CheckpointReader& reader) {
+    loaded.recipe = parse_recipe(recipe_of(reader), (reader.directory() / "manifest.json").string());
+    loaded.tokenizer = make_tokenizer("byte");
+    loaded.model = std::make_unique<LanguageModel>(
+        language_model_config(loaded.recipe, loaded.tokenizer->vocab_size()));
+    loaded.model->initialise(static_cast<std::uint64_t>(loaded.recipe.run.seed), DType::f32);
+    load_parameters(reader, *loaded.model);
+    loaded.checkpoint = reader.directory();
+    loaded.step = reader.step();
+  };
+  if (fs::exists(path / kManifestName)) {
+    load(CheckpointReader(path));
+    return loaded;
+  }
+  SingleProcess group;
+  const auto chosen = choose_checkpoint(path, {}, group, load,
+                                        [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
+  if (!chosen) config_error("{}: neither a checkpoint nor a run with checkpoints", path.string());
+  return loaded;
+}
+
+}  // namespace weft

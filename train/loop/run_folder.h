@@ -1,0 +1,35 @@
+// The folder of a run: recipe.toml, metrics.jsonl, log.txt, checkpoints/, report.html.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "checkpoints/reader.h"
+#include "data/tokenizers/tokenizer.h"
+#include "modules/language_model.h"
+#include "train/recipe/recipe.h"
+
+namespace weft {
+
+std::filesystem::path run_folder(const Recipe& recipe);
+
+// Creates the folder and checks that files can be written there. Error (storage) otherwise.
+void create_run_folder(const std::filesystem::path& folder);
+
+// Writes the resolved recipe; if the folder holds another one, the new one becomes recipe.N.toml as well, so that none
+// is lost.
+void write_run_recipe(const std::filesystem::path& folder, const Recipe& recipe);
+
+// A trained model for evaluation and generation.
+struct LoadedModel {
+  Recipe recipe;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<LanguageModel> model;
+  std::filesystem::path checkpoint;
+  std::int64_t step = 0;
+};
+
+// `path` is a run (its newest valid checkpoint is taken; rejected ones are reported on standard error) or one checkpoint.
+LoadedModel load_model(const std::filesystem::path& path);
+
+}  // namespace weft

@@ -1,0 +1,500 @@
+#include "train/loop/trainer.h"
+
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "checkpoints/resume.h"
+#include "checkpoints/writer.h"
+#include "data/bigram.h"
+#include "data/storage/crc32c.h"
+#include "data/storage/json.h"
+#include "data/storage/sha256.h"
+#include "train/evaluate/evaluate.h"
+#include "train/loop/batch.h"
+#include "train/loop/machine.h"
+#include "train/loop/run_folder.h"
+#include "train/optimizers/gradient_norm.h"
+#include "train/report/report.h"
+
+namespace weft {
+namespace {
+
+constexpr int kMostFailedSaves = 3;
+constexpr std::int64_t kReplicaCheckEvery = 200;
+
+Digest to_digest(const Sha256::Digest& bytes) {
+  Digest digest;
+  std::memcpy(digest.data(), bytes.data(), digest.size());
+  return digest;
+}
+
+Recipe agreed(const World& world, Recipe recipe) {
+  agree_digest(world.communicator(), "recipe", to_digest(sha256(resolved_recipe(recipe))));
+  return recipe;
+}
+
+// Every dataset of a run must come from one tokenizer.
+std::unique_ptr<Tokenizer> tokenizer_of(const std::vector<std::shared_ptr<const Dataset>>& datasets) {
+  for (const auto& dataset : datasets) {
+    if (dataset->manifest().tokenizer_fingerprint != datasets[0]->manifest().tokenizer_fingerprint) {
+      config_error("{} and {} were prepared with different tokenizers ({} and {}); prepare them with the same one",
+                   datasets[0]->folder(), dataset->folder(), datasets[0]->manifest().tokenizer_name,
+                   dataset->manifest().tokenizer_name);
+    }
+  }
+  return make_tokenizer(datasets[0]->manifest().tokenizer_name);
+}
+
+std::vector<std::shared_ptr<const Dataset>> open_training_data(const Recipe& recipe) {
+  std::vector<std::shared_ptr<const Dataset>> datasets;
+  for (const SourceOptions& source : source_options(recipe)) {
+    datasets.push_back(std::make_shared<const Dataset>(source.path));
+  }
+  return datasets;
+}
+
+LanguageModelConfig model_config(const Recipe& recipe) {
+  return language_model_config(recipe, open_training_data(recipe).front()->vocab_size());
+}
+
+}  // namespace
+
+Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
+    : world_(world),
+      recipe_(agreed(world, std::move(recipe))),
+      folder_(run_folder(recipe_)),
+      mesh_(world.shared_communicator(),
+            resolve_mesh({.pp = 1, .dp = 0, .cp = static_cast<int>(recipe_.parallel.cp), .tp = 1}, world.size())),
+      log_(world.is_root() ? RunLog::Voice::speaks : RunLog::Voice::silent),
+      model_(model_config(recipe_)),
+      schedule_(schedule_of(recipe_)),
+      policy_(recipe_.optimizer.on_nonfinite, recipe_.optimizer.max_consecutive_bad),
+      arena_(std::make_shared<Arena>(physical_memory_bytes())) {
+  if (world_.is_root()) {
+    create_run_folder(folder_);
+    lock_.emplace(folder_, [this](const std::string& line) { log_.warn(line); });
+    log_.open_file((folder_ / "log.txt").string());
+  }
+  open_data();
+  model_.initialise(static_cast<std::uint64_t>(recipe_.run.seed), DType::f32);
+  optimizer_.emplace(model_.parameters().all(), optimizer_options(recipe_));
+  reducer_.emplace(mesh_.dpcp(), model_.parameters().all());
+  resume_from(resume);
+  open_loader();
+  matrix_rate_ = measure_matrix_rate();
+  describe_start();
+  start_metrics();
+}
+
+TrainingParts Trainer::parts() { return {model_, *optimizer_, guard_, policy_, progress_}; }
+
+bool Trainer::due(std::int64_t every) const { return every > 0 && progress_.step % every == 0; }
+
+// --- start -----------------------------------------------------------------------------------------------------------
+
+void Trainer::open_data() {
+  std::vector<std::shared_ptr<const Dataset>> datasets = open_training_data(recipe_);
+  sampler_options_ = sampler_options(recipe_);
+  const std::vector<SourceOptions> sources = source_options(recipe_);
+  std::string digests;
+  for (std::size_t i = 0; i < sources.size(); ++i) {
+    sampler_options_.sources.push_back(
+        {.dataset = datasets[i], .weight = sources[i].weight, .max_epochs = sources[i].max_epochs});
+    digests += datasets[i]->digest();
+  }
+  if (!recipe_.data.validation.empty()) {
+    validation_data_ = std::make_shared<const Dataset>(recipe_.data.validation);
+    datasets.push_back(validation_data_);
+    digests += validation_data_->digest();
+    validation_rows_ = make_evaluation_source(validation_data_, row_options(recipe_));
+  }
+  agree_digest(world_.communicator(), "data", to_digest(sha256(digests)));
+  tokenizer_ = tokenizer_of(datasets);
+}
+
+void Trainer::open_loader() {
+  loader_.reset();
+  SamplerOptions options = sampler_options_;
+  options.skip_steps.insert(options.skip_steps.end(), progress_.data_skips.begin(), progress_.data_skips.end());
+  auto sampler = std::make_unique<Sampler>(std::move(options));
+  if (!progress_.sampler.empty()) {
+    for (const std::string& message : sampler->restore(progress_.sampler)) log_.warn(message);
+  }
+  const std::int64_t dp = mesh_.shape().dp;
+  const std::int64_t rows = recipe_.data.rows_per_step();
+  if (rows % dp != 0) {
+    config_error("data.batch_tokens makes {} rows a step, which {} ranks cannot share evenly; choose a multiple of {} rows",
+                 rows, dp, dp);
+  }
+  const std::int64_t rows_here = rows / dp;
+  const std::int64_t together = std::min(rows_here, rows_per_micro_batch(recipe_));
+  if (rows_here % together != 0) {
+    config_error("parallel.micro_batch_tokens makes micro-batches of {} rows, which do not divide the {} rows a step of "
+                 "each rank", together, rows_here);
+  }
+  accumulation_ = rows_here / together;
+  loader_ = std::make_unique<Loader>(std::move(sampler),
+                                     LoaderOptions{.dp_rank = mesh_.at().dp,
+                                                   .dp_size = dp,
+                                                   .accumulation = accumulation_,
+                                                   .prefetch_steps = static_cast<int>(recipe_.data.prefetch_steps)});
+}
+
+void Trainer::load(const CheckpointReader& reader) {
+  const Recipe before = parse_recipe(recipe_of(reader), (reader.directory() / "manifest.json").string());
+  std::string incompatible;
+  for (const RecipeChange& change : recipe_changes(before, recipe_, reader.step())) {
+    const std::string line = fmt::format("{}: {} -> {}", change.key, change.before, change.after);
+    if (change.effect == Effect::incompatible) incompatible += "\n  " + line;
+    if (change.effect == Effect::run) {
+      log_.warn("the recipe changed, so from step " + std::to_string(reader.step()) + " on this is a branch: " + line);
+    }
+  }
+  if (!incompatible.empty()) {
+    config_error("{}: the run in this folder has another model; choose another run.name, or change these back:{}",
+                 folder_.string(), incompatible);
+  }
+  load_training_state(reader, parts());
+}
+
+void Trainer::resume_from(const ResumeChoice& choice) {
+  ResumeRequest request;
+  request.verify_files = recipe_.checkpoint.verify_on_load == VerifyOnLoad::full;
+  if (choice.text == "never") {
+    request.mode = ResumeRequest::Mode::never;
+  } else if (choice.text != "auto") {
+    request.mode = ResumeRequest::Mode::exactly;
+    request.checkpoint = choice.text;
+  }
+  CommunicatorGroup group(world_.communicator());
+  if (world_.is_root()) clean_debris(folder_);
+  if (request.mode == ResumeRequest::Mode::never && !list_checkpoints(folder_).empty()) {
+    config_error("{} already holds checkpoints; to start anew choose another run.name or remove the folder",
+                 folder_.string());
+  }
+  const auto loaded = choose_checkpoint(
+      folder_, request, group, [this](const CheckpointReader& reader) { load(reader); },
+      [this](const std::string& line) { log_.warn(line); });
+  if (loaded) {
+    saved_step_ = loaded->step;
+    log_.info(fmt::format("resumed from {} (step {}, {} tokens)", loaded->directory.string(), progress_.step,
+                          short_count(static_cast<double>(progress_.tokens))));
+  }
+}
+
+void Trainer::describe_start() {
+  std::string pattern;
+  for (const std::string& name : recipe_.model.pattern) pattern += (pattern.empty() ? "" : " ") + name;
+  const double parameters = static_cast<double>(model_.parameters().element_count());
+  log_.info(fmt::format("{}: {} parameters, {} layers of width {} ({}), {} tokens a step on {} rank{} ({} by MPI), {} "
+                        "GFLOP/s matrix rate a rank",
+                        recipe_.run.name, short_count(parameters), recipe_.model.layers, recipe_.model.width, pattern,
+                        recipe_.data.batch_tokens, world_.size(), world_.size() == 1 ? "" : "s",
+                        name_of(world_.communicator().backend()), std::llround(matrix_rate_ / 1e9)));
+}
+
+void Trainer::start_metrics() {
+  if (!world_.is_root()) return;
+  const std::filesystem::path path = folder_ / "metrics.jsonl";
+  write_run_recipe(folder_, recipe_);
+  metrics_.emplace(path.string(), progress_.step);
+  if (progress_.step > 0) return;
+  nlohmann::json run = {{"name", recipe_.run.name}};
+  constexpr std::int64_t kMostBigramIds = 4096;
+  if (validation_data_ && validation_data_->vocab_size() <= kMostBigramIds) {
+    const BigramEntropy bigram = bigram_entropy(*sampler_options_.sources[0].dataset, *validation_data_);
+    run["references"] = {{"bigram model", bigram.nats_per_token}};
+    log_.info(fmt::format("a bigram model of the same text has a validation loss of {:.4f} ({:.3f} bits per byte)",
+                          bigram.nats_per_token, bigram.bits_per_byte));
+  }
+  metrics_->append(nlohmann::json{{"run", run}}.dump());
+}
+
+// --- one step --------------------------------------------------------------------------------------------------------
+
+double Trainer::loss_denominator(const LoadedStep& loaded) {
+  double weight = 0.0;
+  for (const auto& rows : loaded.micro_batches) {
+    for (const Row& row : rows) {
+      for (std::size_t t = 0; t < row.labels.size(); ++t) {
+        if (row.labels[t] != kIgnoredLabel) weight += row.weight.empty() ? 1.0 : row.weight[t];
+      }
+    }
+  }
+  return all_reduce(mesh_.dp(), std::span<const double>(&weight, 1), ReduceOp::sum)[0];
+}
+
+LossSums Trainer::accumulate_gradients(const LoadedStep& loaded, double denominator) {
+  LossSums sums;
+  const LossOptions options{.denominator = denominator, .z_loss = recipe_.model.z_loss, .token_losses = {}};
+  step_flops_ = 0.0;
+  for (std::size_t a = 0; a < loaded.micro_batches.size(); ++a) {
+    clock_.enter(Phase::data);
+    const Batch batch = make_batch(loaded.micro_batches[a]);
+    for (std::int64_t n = 0; n < batch.documents->count(); ++n) {
+      const std::int64_t length = batch.documents->length(n);
+      if (length > 0) step_flops_ += model_.cost(length, length).total();
+    }
+    clock_.enter(Phase::forward);
+    Tape tape(arena_);
+    const LossTerms terms =
+        model_.loss(tape, batch.tokens, batch.documents, batch.labels, batch.weights, options);
+    sums.loss += terms.sums.loss;
+    sums.log_z_squared += terms.sums.log_z_squared;
+    clock_.enter(Phase::backward);
+    if (a + 1 == loaded.micro_batches.size()) {
+      tape.on_parameter_ready = [this](Parameter& parameter) { reducer_->mark_ready(parameter); };
+    }
+    const Tensor seed = tape.empty({1}, DType::f32);
+    *seed.data<float>() = 1.0F;
+    tape.backward(terms.loss, seed);
+  }
+  return sums;
+}
+
+Trainer::AfterStep Trainer::train_step(const LoadedStep& loaded) {
+  const double denominator = loss_denominator(loaded);
+  StepNumbers numbers;
+  if (denominator > 0.0) {
+    const LossSums local = accumulate_gradients(loaded, denominator);
+    clock_.enter(Phase::reduce);
+    reducer_->finish();
+    const std::array<double, 2> sums{local.loss, local.log_z_squared};
+    const std::vector<double> total = all_reduce(mesh_.dp(), sums, ReduceOp::sum);
+    numbers.loss = total[0] / denominator;
+    numbers.z_loss = recipe_.model.z_loss * total[1] / denominator;
+    clock_.enter(Phase::optimizer);
+    const StepAction action = judge(numbers, loaded);
+    if (action == StepAction::rollback) return AfterStep::roll_back;
+    if (action == StepAction::update) {
+      optimizer_->update(schedule_.factor(progress_.step), clip_factor(numbers.norm, recipe_.optimizer.clip),
+                         GradientsAfter::zero);
+    } else {
+      model_.parameters().zero_gradients();
+    }
+    numbers.skipped = action != StepAction::update;
+  } else {
+    log_.warn(fmt::format("step {}: its rows hold no label; nothing to learn from", progress_.step + 1));
+    numbers.skipped = true;
+  }
+  progress_.step += 1;
+  progress_.tokens += recipe_.data.batch_tokens;
+  progress_.data_step = loaded.step;
+  progress_.sampler = loaded.sampler_state;
+  clock_.enter(Phase::other);
+  log_step(numbers, loaded);
+  return AfterStep::go_on;
+}
+
+StepAction Trainer::judge(StepNumbers& numbers, const LoadedStep& loaded) {
+  const GradientNorm norm = gradient_norm(optimizer_->trainable());
+  numbers.norm = norm.norm;
+  const bool finite = norm.finite() && std::isfinite(numbers.loss);
+  const StepAction action = policy_.decide(finite);
+  if (!finite) {
+    report_nonfinite(numbers, loaded);
+    if (!norm.finite()) {
+      log_.warn("  not finite: the gradients of " + nonfinite_parameters(optimizer_->trainable(), norm));
+    }
+    if (action == StepAction::stop) {
+      fail(ExitCode::nonfinite,
+           "step {}: loss {} and gradient norm {} after {} bad steps in a row; the last checkpoint is kept. Lower "
+           "optimizer.learning_rate, or see the lines above for the layer and tensor",
+           progress_.step + 1, numbers.loss, numbers.norm, policy_.state().consecutive_bad);
+    }
+    return action;
+  }
+  if (!spike_guard_on(recipe_)) return action;
+  const SpikeGuard::Verdict verdict = guard_.judge(progress_.step, numbers.loss, numbers.norm);
+  if (verdict.disabled_now) log_.warn("too many loss spikes: they are a real change, so none is skipped any more");
+  if (!verdict.skip) return action;
+  log_.warn(fmt::format("step {}: skipped as a spike: loss {:.4f} ({:+.1f} deviations), gradient norm {:.3g} ({:+.1f})",
+                        progress_.step + 1, numbers.loss, verdict.loss_z, numbers.norm, verdict.norm_z));
+  return StepAction::skip;
+}
+
+// Each rank looks for the first activation of its rows that is not finite; rank 0 tells.
+void Trainer::report_nonfinite(const StepNumbers& numbers, const LoadedStep& loaded) {
+  std::string found;
+  for (const auto& rows : loaded.micro_batches) {
+    const Batch batch = make_batch(rows);
+    Tape tape(arena_, Tape::Mode::inference);
+    model_.forward(tape, batch.tokens, batch.documents, nullptr, [&](const std::string& name, const Tensor& value) {
+      if (!found.empty()) return;
+      for (const float v : value.span<float>()) {
+        if (std::isfinite(v)) continue;
+        found = fmt::format("{} is {}", name, v);
+        return;
+      }
+    });
+  }
+  const std::vector<std::string> all = gather_strings(world_.communicator(), found, 0);
+  log_.warn(fmt::format("step {} is not finite: loss {}, gradient norm {}", progress_.step + 1, numbers.loss,
+                        numbers.norm));
+  for (std::size_t rank = 0; rank < all.size(); ++rank) {
+    if (!all[rank].empty()) log_.warn(fmt::format("  rank {}: {}", rank, all[rank]));
+  }
+}
+
+void Trainer::log_step(const StepNumbers& numbers, const LoadedStep& loaded) {
+  StepRow row;
+  row.phases = clock_.take();
+  for (const double seconds : row.phases) row.seconds += seconds;
+  const double flops_share = row.seconds > 0.0 ? step_flops_ / row.seconds / matrix_rate_ : 0.0;
+  seconds_per_step_ = seconds_per_step_ == 0.0 ? row.seconds : 0.95 * seconds_per_step_ + 0.05 * row.seconds;
+  if (!metrics_) return;
+  row.step = progress_.step;
+  row.loss = numbers.loss;
+  row.z_loss = numbers.z_loss;
+  row.lr = recipe_.optimizer.learning_rate * schedule_.factor(progress_.step - 1);
+  row.grad_norm = numbers.norm;
+  row.tokens = progress_.tokens;
+  row.skipped = numbers.skipped;
+  row.digest = loaded.order_digest;
+  row.tokens_per_second = static_cast<double>(recipe_.data.batch_tokens) / row.seconds;
+  row.flops_share = flops_share;
+  if (due(recipe_.log.every) || finished()) metrics_->append(to_json(row));
+  const double left = static_cast<double>(recipe_.run.steps - progress_.step) * seconds_per_step_;
+  log_.progress(fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  norm {:.2f}  {} tok/s  MFU {:.0f} %  {} left", row.step,
+                            recipe_.run.steps, row.loss, row.lr, row.grad_norm, short_count(row.tokens_per_second),
+                            100.0 * flops_share, short_duration(left)),
+                finished() || progress_.step == 1);
+}
+
+// --- between steps ---------------------------------------------------------------------------------------------------
+
+void Trainer::roll_back(std::int64_t bad_data_step) {
+  CommunicatorGroup group(world_.communicator());
+  std::vector<std::pair<std::int64_t, std::int64_t>> skips = progress_.data_skips;
+  const NonfinitePolicy::State policy = policy_.state();
+  const auto loaded = choose_checkpoint(
+      folder_, {}, group, [this](const CheckpointReader& reader) { load_training_state(reader, parts()); },
+      [this](const std::string& line) { log_.warn(line); });
+  if (!loaded) {
+    fail(ExitCode::nonfinite, "step {}: not finite, and there is no checkpoint to roll back to", progress_.step + 1);
+  }
+  policy_.restore(policy);
+  skips.emplace_back(progress_.data_step + 1, bad_data_step);
+  progress_.data_skips = skips;
+  log_.warn(fmt::format("rolled back to step {}; data steps {} to {} are left out", progress_.step, skips.back().first,
+                        skips.back().second));
+  model_.parameters().zero_gradients();
+  saved_step_ = loaded->step;
+  if (metrics_) metrics_.emplace((folder_ / "metrics.jsonl").string(), progress_.step);
+  open_loader();
+}
+
+void Trainer::validate() {
+  if (!validation_rows_ || validated_step_ == progress_.step) return;
+  clock_.enter(Phase::validation);
+  EvaluationOptions options;
+  if (recipe_.validation.tokens > 0) {
+    options.max_rows = std::max<std::int64_t>(1, recipe_.validation.tokens / recipe_.data.sequence_length);
+  }
+  const EvaluationResult result =
+      evaluate(model_, *validation_rows_, *tokenizer_, world_.communicator(), arena_, options);
+  validated_step_ = progress_.step;
+  last_validation_ = result.loss;
+  log_.info(fmt::format("step {}: validation loss {:.4f} ({:.3f} bits per byte)", progress_.step, result.loss,
+                        result.bits_per_byte));
+  if (metrics_) {
+    metrics_->append(to_json(ValidationRow{.step = progress_.step,
+                                           .val_loss = result.loss,
+                                           .bits_per_byte = result.bits_per_byte,
+                                           .labels = result.labels}));
+  }
+  clock_.enter(Phase::other);
+}
+
+void Trainer::check_replicas() {
+  std::uint32_t crc = 0;
+  for (const Parameter* p : model_.parameters().all()) {
+    crc = crc32c({static_cast<const std::byte*>(p->value.raw()), p->value.nbytes()}, crc);
+  }
+  const auto local = static_cast<std::int64_t>(crc);
+  const std::span<const std::int64_t> value(&local, 1);
+  if (all_reduce(mesh_.dpcp(), value, ReduceOp::min) != all_reduce(mesh_.dpcp(), value, ReduceOp::max)) {
+    fail(ExitCode::replica,
+         "step {}: the ranks' parameters differ, though they must be equal: a machine computes wrongly or the ranks run "
+         "different programs. The last checkpoint is kept", progress_.step);
+  }
+}
+
+void Trainer::save(const char* why) {
+  if (saved_step_ == progress_.step) return;
+  clock_.enter(Phase::checkpoint);
+  check_replicas();
+  if (metrics_) metrics_->sync();
+  CommunicatorGroup group(world_.communicator());
+  CheckpointState state = checkpoint_state(parts(), world_.rank(), world_.size());
+  state.mesh = canonical(nlohmann::json{{"dp", mesh_.shape().dp}, {"cp", mesh_.shape().cp}});
+  nlohmann::json digests = nlohmann::json::array();
+  for (const SamplerSource& source : sampler_options_.sources) digests.push_back(source.dataset->digest());
+  state.provenance = canonical(nlohmann::json{{"recipe", resolved_recipe(recipe_)},
+                                              {"recipe_digest", recipe_digest(recipe_)},
+                                              {"datasets", digests},
+                                              {"tokenizer", tokenizer_->name()}});
+  if (validated_step_ == progress_.step && last_validation_ && std::isfinite(*last_validation_)) {
+    state.metrics["val_loss"] = *last_validation_;
+  }
+  SaveOptions options;
+  options.retention = {.keep_last = static_cast<int>(recipe_.checkpoint.keep),
+                       .keep_every = recipe_.checkpoint.keep_every,
+                       .keep_best = recipe_.checkpoint.keep_best ? 1 : 0,
+                       .metric = "val_loss"};
+  const SaveResult result = save_checkpoint(folder_, state, group, options);
+  for (const std::string& note : result.notes) log_.info(note);
+  if (result.saved) {
+    saved_step_ = progress_.step;
+    failed_saves_ = 0;
+    log_.info(fmt::format("step {}: saved {} ({}, {}B in {:.2f} s)", progress_.step, result.directory.string(), why,
+                          short_count(static_cast<double>(result.bytes)), result.seconds));
+  } else {
+    ++failed_saves_;
+    log_.warn(fmt::format("step {}: the checkpoint was not saved: {}; training goes on ({} of at most {} failures in a "
+                          "row)", progress_.step, result.failure, failed_saves_, kMostFailedSaves));
+    if (failed_saves_ >= kMostFailedSaves) {
+      storage_error("{} checkpoints in a row could not be saved: {}", failed_saves_, result.failure);
+    }
+  }
+  if (metrics_ && metrics_->dropped() > 0) {
+    log_.warn(fmt::format("{} rows of metrics.jsonl were lost because the disk was full", metrics_->dropped()));
+  }
+  clock_.enter(Phase::other);
+}
+
+void Trainer::run() {
+  clock_.take();
+  const char* ending = "the last step";
+  while (!finished()) {
+    clock_.enter(Phase::data);
+    const std::optional<LoadedStep> loaded = loader_->next();
+    if (!loaded) {
+      ending = "the end of the data";
+      break;
+    }
+    if (train_step(*loaded) == AfterStep::roll_back) {
+      roll_back(loaded->step);
+      continue;
+    }
+    // One agreement of all ranks a step: what any of them was asked for, all do.
+    const std::array<std::int64_t, 2> asked{signals_.stop_requested() ? 1 : 0, signals_.take_save_request() ? 1 : 0};
+    const std::vector<std::int64_t> agreed_on = all_reduce(world_.communicator(), asked, ReduceOp::max);
+    if (due(recipe_.validation.every)) validate();
+    if (progress_.step % kReplicaCheckEvery == 0) check_replicas();
+    if (due(recipe_.checkpoint.every) || agreed_on[1] != 0) save(agreed_on[1] != 0 ? "asked for" : "interval");
+    if (agreed_on[0] != 0) {
+      save("stop requested");
+      log_.info(fmt::format("stopped after step {}; the same command goes on from here", progress_.step));
+      return;
+    }
+  }
+  validate();
+  save(ending);
+  if (world_.is_root()) write_report({folder_.string()}, (folder_ / "report.html").string());
+  log_.info(fmt::format("done: {} steps, {} tokens; {}", progress_.step,
+                        short_count(static_cast<double>(progress_.tokens)), (folder_ / "report.html").string()));
+}
+
+}  // namespace weft

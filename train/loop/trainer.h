@@ -1,0 +1,112 @@
+// The training loop of one rank.
+#pragma once
+
+#include <array>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "checkpoints/run_lock.h"
+#include "data/sampler/loader.h"
+#include "data/tokenizers/tokenizer.h"
+#include "modules/language_model.h"
+#include "parallel/gradient_reducer.h"
+#include "parallel/launch.h"
+#include "parallel/mesh.h"
+#include "train/loop/metrics_log.h"
+#include "train/loop/phase_clock.h"
+#include "train/loop/run_log.h"
+#include "train/loop/signals.h"
+#include "train/loop/training_state.h"
+#include "train/optimizers/schedule.h"
+#include "train/recipe/recipe.h"
+
+namespace weft {
+
+// auto: the newest valid checkpoint of the run, else from the start; never: from the start, refused if the run has
+// checkpoints of its own; otherwise the path of a checkpoint.
+struct ResumeChoice {
+  std::string text = "auto";
+};
+
+class Trainer {
+ public:
+  // Collective. Prepares everything up to the first step: agreement of all ranks on recipe and data, the run's folder
+  // and lock, model, optimizer, and the checkpoint to go on from.
+  Trainer(World& world, Recipe recipe, const ResumeChoice& resume);
+
+  // Trains until the last step, the end of the data, or a signal; saves; writes the report. Errors end the run; the
+  // last checkpoint stays.
+  void run();
+
+ private:
+  // The numbers of one step, equal on all ranks.
+  struct StepNumbers {
+    double loss = 0.0;
+    double z_loss = 0.0;
+    double norm = 0.0;
+    bool skipped = false;
+  };
+  enum class AfterStep : std::uint8_t { go_on, roll_back };
+
+  void open_data();
+  void open_loader();
+  void resume_from(const ResumeChoice& choice);
+  void load(const CheckpointReader& reader);
+  void describe_start();
+  void start_metrics();
+
+  AfterStep train_step(const LoadedStep& loaded);
+  double loss_denominator(const LoadedStep& loaded);
+  // Forward and backward of all micro-batches; local sums of the loss terms.
+  LossSums accumulate_gradients(const LoadedStep& loaded, double denominator);
+  StepAction judge(StepNumbers& numbers, const LoadedStep& loaded);
+  void report_nonfinite(const StepNumbers& numbers, const LoadedStep& loaded);
+  void log_step(const StepNumbers& numbers, const LoadedStep& loaded);
+  void roll_back(std::int64_t bad_data_step);
+
+  void validate();
+  void save(const char* why);
+  void check_replicas();
+  TrainingParts parts();
+  bool due(std::int64_t every) const;
+  bool finished() const { return progress_.step >= recipe_.run.steps; }
+
+  World& world_;
+  Recipe recipe_;
+  std::filesystem::path folder_;
+  Mesh mesh_;
+  RunLog log_;
+  std::optional<RunLock> lock_;
+  SignalRequests signals_;
+
+  std::unique_ptr<Tokenizer> tokenizer_;
+  SamplerOptions sampler_options_;
+  std::shared_ptr<const Dataset> validation_data_;
+  std::unique_ptr<RowSource> validation_rows_;
+  std::unique_ptr<Loader> loader_;
+  std::int64_t accumulation_ = 1;
+
+  LanguageModel model_;
+  std::optional<Optimizer> optimizer_;
+  std::optional<GradientReducer> reducer_;
+  LearningRateSchedule schedule_;
+  SpikeGuard guard_;
+  NonfinitePolicy policy_;
+  TrainingProgress progress_;
+  std::shared_ptr<Allocator> arena_;
+
+  std::optional<MetricsLog> metrics_;
+  PhaseClock clock_;
+  double matrix_rate_ = 0.0;  // of this rank's threads
+  double step_flops_ = 0.0;   // of this rank's rows in the current step
+  double seconds_per_step_ = 0.0;
+  std::optional<double> last_validation_;  // loss at validated_step_
+  std::int64_t validated_step_ = -1;
+  std::int64_t saved_step_ = -1;
+  int failed_saves_ = 0;
+};
+
+}  // namespace weft

@@ -1,0 +1,63 @@
+// Everything that decides how a run goes on, to and from a checkpoint.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "checkpoints/checkpoint_group.h"
+#include "checkpoints/checkpoint_state.h"
+#include "checkpoints/reader.h"
+#include "modules/language_model.h"
+#include "parallel/communicator.h"
+#include "train/optimizers/optimizer.h"
+#include "train/optimizers/step_guard.h"
+
+namespace weft {
+
+// The ranks of a communicator, as checkpoints see them.
+class CommunicatorGroup final : public CheckpointGroup {
+ public:
+  explicit CommunicatorGroup(Communicator& communicator) : communicator_(communicator) {}
+  int rank() const override { return communicator_.rank(); }
+  int size() const override { return communicator_.size(); }
+  std::vector<std::string> gather(const std::string& text) override { return gather_strings(communicator_, text, 0); }
+  std::string broadcast(const std::string& text) override { return broadcast_string(communicator_, text, 0); }
+
+ private:
+  Communicator& communicator_;
+};
+
+// Counters between steps. The schedule is a function of `step`, and all randomness one of (seed, step).
+struct TrainingProgress {
+  std::int64_t step = 0;       // optimizer steps completed
+  std::int64_t tokens = 0;     // trained on
+  std::int64_t data_step = 0;  // of the sampler's stream; ahead of `step` by what was left out
+  std::string sampler;         // state after data_step; empty before the first step
+  std::vector<std::pair<std::int64_t, std::int64_t>> data_skips;  // data steps left out after a rollback
+};
+
+struct TrainingParts {
+  LanguageModel& model;
+  Optimizer& optimizer;
+  SpikeGuard& guard;
+  NonfinitePolicy& policy;
+  TrainingProgress& progress;
+};
+
+// The state as rank `rank` of `ranks` saves it: replicated arrays are dealt out so that each element is written once.
+// The parts must not change while it is in use.
+CheckpointState checkpoint_state(const TrainingParts& parts, int rank, int ranks);
+
+// Reads parameters, optimizer states and counters. Error (storage) for a damaged checkpoint, Error (config) if it is not
+// of this model, listing what differs.
+void load_training_state(const CheckpointReader& reader, const TrainingParts& parts);
+
+// Reads the parameters alone.
+void load_parameters(const CheckpointReader& reader, LanguageModel& model);
+
+// The recipe that a checkpoint was trained with, as TOML.
+std::string recipe_of(const CheckpointReader& reader);
+
+}  // namespace weft

@@ -1,0 +1,54 @@
+#include <nlohmann/json.hpp>
+
+#include "data/bigram.h"
+#include "train/evaluate/evaluate.h"
+#include "train/loop/run_folder.h"
+#include "train/verbs/verbs.h"
+
+namespace weft {
+
+void run_eval(World& world, const EvalArguments& arguments) {
+  LoadedModel loaded = load_model(arguments.path);
+  const std::string folder = arguments.data.empty() ? loaded.recipe.data.validation : arguments.data;
+  if (folder.empty()) {
+    config_error("{}: the recipe names no data.validation; say what to score with --data DATASET", arguments.path);
+  }
+  const auto dataset = std::make_shared<const Dataset>(folder);
+  if (dataset->manifest().tokenizer_fingerprint != hex(loaded.tokenizer->fingerprint())) {
+    config_error("{}: prepared with the tokenizer {}, but the model was trained with {}", folder,
+                 dataset->manifest().tokenizer_name, loaded.tokenizer->name());
+  }
+  RowOptions rows = row_options(loaded.recipe);
+  if (arguments.sequence_length > 0) rows.length = arguments.sequence_length;
+  const std::unique_ptr<RowSource> source = make_evaluation_source(dataset, rows);
+  EvaluationOptions options;
+  if (arguments.tokens > 0) options.max_rows = std::max<std::int64_t>(1, arguments.tokens / rows.length);
+  const EvaluationResult result =
+      evaluate(*loaded.model, *source, *loaded.tokenizer, world.communicator(), heap_allocator(), options);
+  if (!world.is_root()) return;
+
+  std::optional<BigramEntropy> bigram;
+  if (arguments.bigram) bigram = bigram_entropy(Dataset(source_options(loaded.recipe).front().path), *dataset);
+  if (arguments.form == OutputForm::json) {
+    nlohmann::json json = {{"checkpoint", loaded.checkpoint.string()},
+                           {"step", loaded.step},
+                           {"data", folder},
+                           {"sequence_length", rows.length},
+                           {"loss", result.loss},
+                           {"perplexity", result.perplexity},
+                           {"bits_per_byte", result.bits_per_byte},
+                           {"labels", result.labels}};
+    if (bigram) json["bigram"] = {{"loss", bigram->nats_per_token}, {"bits_per_byte", bigram->bits_per_byte}};
+    fmt::print("{}\n", json.dump());
+    return;
+  }
+  fmt::print("{} on {}: {} labels in rows of {}\n", loaded.checkpoint.string(), folder, result.labels, rows.length);
+  fmt::print("  model   loss {:.4f}  perplexity {:.2f}  bits per byte {:.3f}\n", result.loss, result.perplexity,
+             result.bits_per_byte);
+  if (bigram) {
+    fmt::print("  bigram  loss {:.4f}  perplexity {:.2f}  bits per byte {:.3f}\n", bigram->nats_per_token,
+               std::exp(bigram->nats_per_token), bigram->bits_per_byte);
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,52 @@
+// What the program can do, one function a verb. main.cpp turns the command line into these structs. Each throws Error;
+// results for people go to standard output.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "data/prepare/prepare.h"
+#include "parallel/launch.h"
+#include "train/generate/generate.h"
+
+namespace weft {
+
+enum class OutputForm : std::uint8_t { text, json };
+
+void run_prepare(const PrepareOptions& options, OutputForm form);
+
+struct TrainArguments {
+  std::string recipe;
+  std::vector<std::string> overrides;  // key=value
+  std::string resume = "auto";
+};
+void run_train(World& world, const TrainArguments& arguments);
+
+struct EvalArguments {
+  std::string path;  // run or checkpoint
+  std::string data;  // dataset; empty: the recipe's validation data
+  std::int64_t tokens = 0;           // of the dataset; 0: all
+  std::int64_t sequence_length = 0;  // 0: the recipe's
+  bool bigram = false;               // also score a bigram model of the recipe's training data
+  OutputForm form = OutputForm::text;
+};
+void run_eval(World& world, const EvalArguments& arguments);
+
+struct GenerateArguments {
+  std::string path;  // run or checkpoint
+  std::string prompt;
+  std::int64_t tokens = 256;
+  SamplingOptions sampling;
+  OutputForm form = OutputForm::text;
+};
+void run_generate(const GenerateArguments& arguments);
+
+void run_mixers(OutputForm form);
+// A checkpoint, a dataset, a run, or a single shard file.
+void run_inspect(const std::string& path, OutputForm form);
+void run_report(const std::vector<std::string>& runs, const std::string& out);
+// False if anything is damaged.
+bool run_fsck(const std::string& path);
+
+}  // namespace weft
