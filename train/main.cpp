@@ -1,6 +1,7 @@
 // weft: the command line.
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <cstdio>
 #include <optional>
 
