@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace weft {
@@ -30,21 +31,41 @@ class Error : public std::runtime_error {
   ExitCode code_;
 };
 
+#ifdef __CUDACC__
+// nvcc cannot evaluate fmt's compile-time check; in .cu files format strings are checked when they are used.
 template <class... Args>
-[[noreturn]] void fail(ExitCode code, fmt::format_string<Args...> format, Args&&... args) {
-  throw Error(code, fmt::format(format, std::forward<Args>(args)...));
+struct RuntimeFormatString {
+  fmt::string_view text;
+  RuntimeFormatString(const char* string) : text(string) {}
+  operator fmt::string_view() const { return text; }
+};
+template <class... Args>
+using FormatString = RuntimeFormatString<std::type_identity_t<Args>...>;
+#else
+template <class... Args>
+using FormatString = fmt::format_string<Args...>;
+#endif
+
+template <class... Args>
+std::string format_text(FormatString<Args...> format, Args&&... args) {
+  return fmt::vformat(format, fmt::make_format_args(args...));
+}
+
+template <class... Args>
+[[noreturn]] void fail(ExitCode code, FormatString<Args...> format, Args&&... args) {
+  throw Error(code, format_text<Args...>(format, std::forward<Args>(args)...));
 }
 
 // For what a user can cause: recipes, arguments, datasets.
 template <class... Args>
-[[noreturn]] void config_error(fmt::format_string<Args...> format, Args&&... args) {
-  throw Error(ExitCode::config, fmt::format(format, std::forward<Args>(args)...));
+[[noreturn]] void config_error(FormatString<Args...> format, Args&&... args) {
+  throw Error(ExitCode::config, format_text<Args...>(format, std::forward<Args>(args)...));
 }
 
 // For files that cannot be read or written.
 template <class... Args>
-[[noreturn]] void storage_error(fmt::format_string<Args...> format, Args&&... args) {
-  throw Error(ExitCode::storage, fmt::format(format, std::forward<Args>(args)...));
+[[noreturn]] void storage_error(FormatString<Args...> format, Args&&... args) {
+  throw Error(ExitCode::storage, format_text<Args...>(format, std::forward<Args>(args)...));
 }
 
 namespace detail {
@@ -55,8 +76,8 @@ namespace detail {
 
 // A precondition of an API; failing it is a defect of the caller, reported with its place: WEFT_CHECK(n > 0, "n is {}",
 // n).
-#define WEFT_CHECK(condition, ...)                                                              \
-  do {                                                                                          \
-    if (!(condition)) [[unlikely]]                                                              \
-      ::weft::detail::check_failed(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__)); \
+#define WEFT_CHECK(condition, ...)                                                                    \
+  do {                                                                                                \
+    if (!(condition)) [[unlikely]]                                                                    \
+      ::weft::detail::check_failed(__FILE__, __LINE__, #condition, ::weft::format_text(__VA_ARGS__)); \
   } while (false)

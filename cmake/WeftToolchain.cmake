@@ -14,6 +14,11 @@ add_library(weft_options INTERFACE)
 target_include_directories(weft_options INTERFACE "${CMAKE_SOURCE_DIR}" "${CMAKE_BINARY_DIR}/generated")
 set(WEFT_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Werror)
 target_compile_options(weft_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${WEFT_WARNINGS}>")
+# Spills and stack frames of kernels are errors worth seeing; host code in .cu files gets the plain warnings.
+target_compile_options(weft_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Werror;-Werror=all-warnings;-Xptxas=-warn-spills>")
+# fmt 9 turns constexpr off under nvcc in one place and on in another.
+target_compile_definitions(weft_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>")
 
 # Contraction is fixed (and on) so that one source gives one rounding wherever it is compiled; -fno-math-errno and
 # -fno-trapping-math let loops vectorise without changing any finite result.

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "autograd/cuda_devices.h"
 #include "train/loop/trainer.h"
 #include "train/verbs/verbs.h"
 
@@ -14,7 +15,8 @@ void run_train(World& world, const TrainArguments& arguments) {
   }
   Recipe recipe = load_recipe(arguments.recipe, arguments.overrides);
   if (recipe.run.device == DeviceChoice::cuda) {
-    config_error("run.device = \"cuda\": training on a GPU is not there yet; use \"cpu\" or \"auto\"");
+    config_error("run.device = \"cuda\": {} GPU{} found, but this version trains on the CPU only; use \"cpu\" or \"auto\"",
+                 cuda_devices().size(), cuda_devices().size() == 1 ? "" : "s");
   }
   Trainer(world, std::move(recipe), {arguments.resume}).run();
 }

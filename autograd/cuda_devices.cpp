@@ -1,0 +1,9 @@
+#include "autograd/cuda_devices.h"
+
+#ifndef WEFT_CUDA
+namespace weft {
+
+std::vector<CudaDeviceInfo> cuda_devices() { return {}; }
+
+}  // namespace weft
+#endif
