@@ -82,7 +82,11 @@ function(weft_tests)
       endif()
       add_executable(${target} ${sources})
       target_link_libraries(${target} PRIVATE ${library} weft_test_support GTest::gtest_main nlohmann_json::nlohmann_json weft::hdf5)
-      if(NOT folder STREQUAL "tests")
+      if(folder STREQUAL "tests")
+        # Some tests run the program itself.
+        add_dependencies(${target} weft)
+        target_compile_definitions(${target} PRIVATE WEFT_PROGRAM="$<TARGET_FILE:weft>")
+      else()
         target_link_libraries(${target} PRIVATE MPI::MPI_CXX)
       endif()
       gtest_discover_tests(${target} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 LABELS ${folder}
