@@ -38,6 +38,29 @@ std::string kind_of(const toml::node& node) {
   return "a date or time";
 }
 
+// The parser recurses over the parts of a dotted key, so their number is bounded before it sees the text. Strings that
+// look like such a key are refused too; recipes have no use for them.
+void refuse_deep_keys(std::string_view text, const std::string& source) {
+  constexpr int kMostParts = 32;
+  int parts = 1;
+  std::int64_t line = 1;
+  bool part_begun = false;
+  for (const char c : text) {
+    const bool bare = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
+                      c == '-' || c == '"' || c == '\'';
+    if (bare) {
+      part_begun = true;
+    } else if (c == '.' && part_begun) {
+      if (++parts > kMostParts) config_error("{}:{}: a key of more than {} parts", source, line, kMostParts);
+      part_begun = false;
+    } else if (c != ' ' && c != '\t') {
+      parts = 1;
+      part_begun = false;
+    }
+    if (c == '\n') ++line;
+  }
+}
+
 // Leaf and table names set by --set, merged into the document.
 class Overrides {
  public:
@@ -75,6 +98,7 @@ class Overrides {
 
   void apply_one(toml::table& root, const std::string& text, std::int64_t index) {
     const RecipePlaces::Place place = RecipePlaces::of_override(text, index);
+    refuse_deep_keys(text, place.text.substr(0, 60));
     const std::size_t equals = text.find('=');
     const std::vector<std::string> parts = split(text.substr(0, equals));
     if (equals == std::string::npos || std::ranges::any_of(parts, [](const auto& part) { return part.empty(); })) {
@@ -126,6 +150,7 @@ class Reader {
 
  private:
   toml::table parse(std::string_view text) const {
+    refuse_deep_keys(text, places_.source());
     try {
       return toml::parse(text, std::string_view(places_.source()));
     } catch (const toml::parse_error& error) {

@@ -68,11 +68,9 @@ std::vector<SourceOptions> source_options(const Recipe& recipe) {
   for (const MixtureSource& source : data.mixture) {
     SourceOptions options{
         source.path, {{0, source.weight}}, source.max_epochs >= 0 ? source.max_epochs : data.max_epochs};
-    if (!source.weight_points.empty()) {
+    if (const auto points = parse_points(source.weight_points); points && !points->empty()) {
       options.weight.clear();
-      for (const auto& [tokens, weight] : parse_points(source.weight_points).value()) {
-        options.weight.push_back({tokens, weight});
-      }
+      for (const auto& [tokens, weight] : *points) options.weight.push_back({tokens, weight});
     }
     sources.push_back(std::move(options));
   }
