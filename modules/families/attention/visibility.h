@@ -27,6 +27,10 @@ struct Visibility {
     if (pin_end <= pin_begin) pin_begin = pin_end = 0;
   }
 
+  bool has_key(std::int64_t position) const {
+    return (position >= own_begin && position < own_end) || (position >= pin_begin && position < pin_end);
+  }
+
   // Queries [first, last) by position that see the key; empty if it is not there.
   struct Queries {
     std::int64_t first, last;

@@ -1,0 +1,125 @@
+#include "modules/families/attention/key_value_cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+namespace weft {
+namespace {
+
+std::int64_t pages_for(std::int64_t tokens) {
+  return (tokens + kKeyTile - 1) / kKeyTile;
+}
+
+// A window of W keys touches at most this many pages.
+std::int64_t ring_pages(const AttentionOptions& options) {
+  return options.window > 0 ? pages_for(options.window) + 1 : std::numeric_limits<std::int32_t>::max();
+}
+
+std::int64_t pinned_pages(const AttentionOptions& options) {
+  return options.window > 0 ? pages_for(options.sink_tokens) : 0;
+}
+
+}  // namespace
+
+KeyValueCache::KeyValueCache(std::int64_t sequences, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
+                             const AttentionOptions& options, DType dtype)
+    : H_KV_(H_KV),
+      D_(D),
+      D_V_(D_V),
+      options_(options),
+      dtype_(dtype),
+      pinned_(pinned_pages(options)),
+      ring_(ring_pages(options)),
+      sequences_(static_cast<std::size_t>(sequences)) {}
+
+KeyValueCache::KeyValueCache(const KeyValueCache& other)
+    : H_KV_(other.H_KV_),
+      D_(other.D_),
+      D_V_(other.D_V_),
+      options_(other.options_),
+      dtype_(other.dtype_),
+      pinned_(other.pinned_),
+      ring_(other.ring_),
+      sequences_(other.sequences_.size()) {
+  for (std::size_t n = 0; n < sequences_.size(); ++n) {
+    sequences_[n].length = other.sequences_[n].length;
+    for (const Tensor& page : other.sequences_[n].pages) {
+      const Tensor own = Tensor::empty(page.shape(), dtype_);
+      std::memcpy(own.raw(), page.raw(), page.nbytes());
+      sequences_[n].pages.push_back(own);
+      sequences_[n].addresses.push_back(own.raw());
+    }
+  }
+}
+
+std::size_t KeyValueCache::slot(std::int64_t page) const {
+  return static_cast<std::size_t>(page < pinned_ ? page : pinned_ + (page - pinned_) % ring_);
+}
+
+std::size_t KeyValueCache::bytes() const {
+  std::size_t total = 0;
+  for (const Sequence& s : sequences_) {
+    for (const Tensor& page : s.pages) total += page.nbytes();
+  }
+  return total;
+}
+
+double KeyValueCache::bytes_for(std::int64_t length, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
+                                const AttentionOptions& options, DType dtype) {
+  const std::int64_t pages = std::min(pages_for(length), pinned_pages(options) + ring_pages(options));
+  return static_cast<double>(pages * kKeyTile * H_KV * (D + D_V)) * static_cast<double>(size_of(dtype));
+}
+
+void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
+  const std::int64_t L = k.dim(0);
+  WEFT_CHECK(k.numel() == L * H_KV_ * D_ && v.numel() == L * H_KV_ * D_V_ && v.dim(0) == L,
+             "key-value cache: k {}, v {} for {} heads of widths {} and {}", k.shape().str(), v.shape().str(), H_KV_,
+             D_, D_V_);
+  Sequence& sequence = sequences_[static_cast<std::size_t>(n)];
+  WEFT_CHECK(L <= std::numeric_limits<std::int32_t>::max() - sequence.length,
+             "key-value cache: {} tokens after {} exceed the range of positions", L, sequence.length);
+  const std::int64_t begin = sequence.length;
+  const std::int64_t end = begin + L;
+  while (static_cast<std::int64_t>(sequence.pages.size()) < std::min(pages_for(end), pinned_ + ring_)) {
+    // Zeroed: kernels may read, and mask, what a page does not hold yet.
+    sequence.pages.push_back(Tensor::zeros({H_KV_ * kKeyTile * (D_ + D_V_)}, dtype_));
+    sequence.addresses.push_back(sequence.pages.back().raw());
+  }
+  const std::size_t element = size_of(dtype_);
+  const auto copy_head = [&](std::byte* page, const Tensor& from, std::int64_t token, std::int64_t width,
+                             std::int64_t at) {
+    const auto* source = static_cast<const std::byte*>(from.raw());
+    for (std::int64_t h = 0; h < H_KV_; ++h) {
+      std::memcpy(page + static_cast<std::size_t>((h * kKeyTile + at) * width) * element,
+                  source + static_cast<std::size_t>((token * H_KV_ + h) * width) * element,
+                  static_cast<std::size_t>(width) * element);
+    }
+  };
+  for (std::int64_t position = begin; position < end; ++position) {
+    auto* page = static_cast<std::byte*>(sequence.pages[slot(position / kKeyTile)].raw());
+    copy_head(page, k, position - begin, D_, position % kKeyTile);
+    copy_head(page + static_cast<std::size_t>(H_KV_ * kKeyTile * D_) * element, v, position - begin, D_V_,
+              position % kKeyTile);
+  }
+  sequence.length = static_cast<std::int32_t>(end);
+}
+
+CachedKeys KeyValueCache::keys(std::int64_t n) const {
+  const Sequence& sequence = sequences_[static_cast<std::size_t>(n)];
+  return {.pages = sequence.addresses.data(),
+          .pinned = static_cast<std::int32_t>(pinned_),
+          .ring = static_cast<std::int32_t>(ring_),
+          .length = sequence.length};
+}
+
+void KeyValueCache::check_fits(DType dtype, const AttentionShape& shape, const AttentionOptions& options) const {
+  WEFT_CHECK(dtype == dtype_ && shape.H_KV == H_KV_ && shape.D == D_ && shape.D_V == D_V_,
+             "attention: a cache of {} heads, widths {} and {}, {} for {} heads, widths {} and {}, {}", H_KV_, D_, D_V_,
+             name_of(dtype_), shape.H_KV, shape.D, shape.D_V, name_of(dtype));
+  const bool same = options.window == options_.window && options.sink_tokens <= options_.sink_tokens;
+  WEFT_CHECK(options_.window == 0 || same, "attention: a cache for window {} and {} sinks used with window {} and {}",
+             options_.window, options_.sink_tokens, options.window, options.sink_tokens);
+}
+
+}  // namespace weft

@@ -1,0 +1,50 @@
+// Keys and values that inference keeps: pages of kKeyTile tokens, one set for each sequence. Full attention grows page
+// by page; a window keeps a ring of pages, plus the pages of its sink tokens, so that memory stays constant.
+#pragma once
+
+#include <vector>
+
+#include "modules/families/attention/attention.h"
+
+namespace weft {
+
+class KeyValueCache {
+ public:
+  // H_KV heads, keys of width D, values of width D_V. The options' window and sink tokens decide what is kept.
+  KeyValueCache(std::int64_t sequences, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
+                const AttentionOptions& options, DType dtype);
+  KeyValueCache(const KeyValueCache& other);  // deep
+  KeyValueCache& operator=(const KeyValueCache&) = delete;
+
+  std::int64_t sequences() const { return static_cast<std::int64_t>(sequences_.size()); }
+  // Tokens of a sequence seen so far.
+  std::int32_t length(std::int64_t n) const { return sequences_[static_cast<std::size_t>(n)].length; }
+  std::size_t bytes() const;
+  // Bytes that one sequence of `length` tokens takes.
+  static double bytes_for(std::int64_t length, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
+                          const AttentionOptions& options, DType dtype);
+
+  // k [L, H_KV, D] (rotated) and v [L, H_KV, D_V] of the next L tokens of a sequence.
+  void append(std::int64_t n, const Tensor& k, const Tensor& v);
+  // What kernels read; valid until the next append.
+  CachedKeys keys(std::int64_t n) const;
+  // A defect (Error, internal) if attention of this shape and options cannot use the cache.
+  void check_fits(DType dtype, const AttentionShape& shape, const AttentionOptions& options) const;
+
+ private:
+  struct Sequence {
+    std::vector<Tensor> pages;  // each [H_KV * kKeyTile * (D + D_V)]
+    std::vector<const void*> addresses;
+    std::int32_t length = 0;
+  };
+  std::size_t slot(std::int64_t page) const;
+
+  std::int64_t H_KV_, D_, D_V_;
+  AttentionOptions options_;
+  DType dtype_;
+  std::int64_t pinned_;  // pages that stay
+  std::int64_t ring_;    // pages that take turns
+  std::vector<Sequence> sequences_;
+};
+
+}  // namespace weft
