@@ -188,7 +188,7 @@ int run_fault(const std::string& name) {
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
   const std::string fault = argc == 3 && std::strcmp(argv[1], "--fault") == 0 ? argv[2] : "";
-  weft::World world = fault == "pieces" ? weft::World(weft::join_mpi(/*piece_bytes=*/1000).communicator)
+  weft::World world = fault == "pieces" ? weft::World(weft::join_mpi(/*piece_bytes=*/10000).communicator)
                                         : weft::World::launch(std::chrono::seconds(60));
   weft::world = &world;
   if (!fault.empty()) return weft::run_fault(fault);

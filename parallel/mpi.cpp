@@ -57,6 +57,7 @@ class MpiTransfers final : public Transfers {
     for_each_piece(transfer, [&](std::byte* data, int bytes) {
       pieces_.push_back({transfer.peer, bytes, true});
       requests_.emplace_back(MPI_REQUEST_NULL);
+      ++open_;
       check_mpi(MPI_Irecv(data, bytes, MPI_BYTE, transfer.peer, tag_, comm_, &requests_.back()), "MPI_Irecv");
     });
   }
@@ -65,26 +66,31 @@ class MpiTransfers final : public Transfers {
     for_each_piece(transfer, [&](std::byte* data, int bytes) {
       pieces_.push_back({transfer.peer, bytes, false});
       requests_.emplace_back(MPI_REQUEST_NULL);
+      ++open_;
       check_mpi(MPI_Isend(data, bytes, MPI_BYTE, transfer.peer, tag_, comm_, &requests_.back()), "MPI_Isend");
     });
   }
 
+  // Each message is judged as it completes: one that is wrong may be the reason why others never do.
   bool poll() override {
     if (complete_) return true;
+    completed_.resize(requests_.size());
     statuses_.resize(requests_.size());
-    int all = 0;
-    const int code = MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &all, statuses_.data());
-    if (code == MPI_ERR_IN_STATUS) report_failed_piece();
-    check_mpi(code, "MPI_Testall");
-    if (all == 0) return false;
-    for (std::size_t i = 0; i < pieces_.size(); ++i) {
-      int bytes = 0;
-      if (!pieces_[i].incoming) continue;
-      check_mpi(MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes), "MPI_Get_count");
-      if (bytes != pieces_[i].bytes) report_size(pieces_[i], fmt::format("a message of {} bytes", bytes));
+    int count = 0;
+    const int code =
+        MPI_Testsome(static_cast<int>(requests_.size()), requests_.data(), &count, completed_.data(), statuses_.data());
+    if (code != MPI_ERR_IN_STATUS) check_mpi(code, "MPI_Testsome");
+    if (count == MPI_UNDEFINED) {  // none is active any more
+      complete_ = true;
+      return true;
     }
-    complete_ = true;
-    return true;
+    for (int i = 0; i < count; ++i) {
+      const auto k = static_cast<std::size_t>(i);
+      check_piece(pieces_[static_cast<std::size_t>(completed_[k])], statuses_[k], code == MPI_ERR_IN_STATUS);
+    }
+    open_ -= static_cast<std::size_t>(count);
+    complete_ = open_ == 0;
+    return complete_;
   }
 
   std::vector<int> waiting_for() override {
@@ -117,18 +123,19 @@ class MpiTransfers final : public Transfers {
     } while (offset < transfer.bytes);
   }
 
-  void report_failed_piece() const {
-    for (std::size_t i = 0; i < pieces_.size(); ++i) {
-      const int code = statuses_[i].MPI_ERROR;
-      if (code == MPI_SUCCESS || code == MPI_ERR_PENDING) continue;
+  void check_piece(const Piece& piece, const MPI_Status& status, bool has_error) const {
+    if (has_error && status.MPI_ERROR != MPI_SUCCESS) {
       int error_class = MPI_SUCCESS;
-      MPI_Error_class(code, &error_class);
-      if (error_class == MPI_ERR_TRUNCATE) {
-        report_size(pieces_[i], fmt::format("a message of more than {} bytes", pieces_[i].bytes));
-      }
+      MPI_Error_class(status.MPI_ERROR, &error_class);
+      if (error_class == MPI_ERR_TRUNCATE)
+        report_size(piece, fmt::format("a message of more than {} bytes", piece.bytes));
       fail(ExitCode::peer_lost, "rank {}: {} cannot complete: connection with rank {}: {}", world_rank(rank_),
-           envelope_.str(), world_rank(pieces_[i].peer), mpi_message(code));
+           envelope_.str(), world_rank(piece.peer), mpi_message(status.MPI_ERROR));
     }
+    if (!piece.incoming) return;
+    int bytes = 0;
+    check_mpi(MPI_Get_count(&status, MPI_BYTE, &bytes), "MPI_Get_count");
+    if (bytes != piece.bytes) report_size(piece, fmt::format("a message of {} bytes", bytes));
   }
 
   [[noreturn]] void report_size(const Piece& piece, const std::string& found) const {
@@ -148,7 +155,9 @@ class MpiTransfers final : public Transfers {
   int rank_;
   bool complete_ = false;
   std::vector<Piece> pieces_;
-  std::vector<MPI_Request> requests_;
+  std::vector<MPI_Request> requests_;  // by piece
+  std::size_t open_ = 0;               // pieces that are not complete
+  std::vector<int> completed_;
   std::vector<MPI_Status> statuses_;
 };
 

@@ -87,7 +87,7 @@ TEST(MpiFaults, RankThatNeverLeavesEndsInATimeout) {
 }
 
 TEST(MpiFaults, MessagesInPiecesGiveTheSameResults) {
-  const Ending ending = run_under_mpirun(3, "pieces");
+  const Ending ending = run_under_mpirun(2, "pieces");
   EXPECT_EQ(ending.exit_code, 0) << ending.output;
 }
 
