@@ -158,7 +158,7 @@ TEST(Muon, Scales) {
 TEST(Muon, BothMomentumConventionsGiveTheSameSteps) {
   constexpr std::int64_t A = 64;
   constexpr std::int64_t B = 96;
-  const double lr = 0.06;
+  const double lr = 0.15;
   const double wd = 0.1;
   ParameterStore store;
   Parameter& w = store.declare("w", {A, B}, ParameterKind::matrix, Init::normal(0.1));
@@ -173,7 +173,7 @@ TEST(Muon, BothMomentumConventionsGiveTheSameSteps) {
   const auto distance = [&](const Matrix& x) { return relative_error(x, target); };
   const double start = distance(reference);
   const double rho = 0.2 * std::sqrt(96.0);
-  for (int t = 0; t < 20; ++t) {
+  for (int t = 0; t < 8; ++t) {
     for (std::size_t i = 0; i < target.size(); ++i) w.grad.data<float>()[i] = w.value.data<float>()[i] - target[i];
     optimizer.update(1.0);
 
@@ -190,7 +190,7 @@ TEST(Muon, BothMomentumConventionsGiveTheSameSteps) {
   }
   const Matrix result(w.value.span<float>().begin(), w.value.span<float>().end());
   EXPECT_LE(relative_error(result, reference), 1e-3);
-  EXPECT_LT(distance(result), 0.6 * start);
+  EXPECT_LT(distance(result), 0.8 * start);
 }
 
 TEST(Muon, BatchesAndSplitsAreSeparateMatrices) {
