@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
 #include "checkpoints/checkpoint_group.h"
@@ -174,10 +175,10 @@ inline SaveResult save(const fs::path& run, std::int64_t step, SaveOptions optio
   return save_checkpoint(run, state.part(step, 0, 1), group, options);
 }
 
-// A folder that goes away with the test.
+// A folder that goes away with the test; in memory where possible, because saving waits for the device many times.
 class TemporaryRun {
  public:
-  TemporaryRun() : path(fs::temp_directory_path() / ("weft-run-" + random_nonce())) { fs::create_directory(path); }
+  TemporaryRun() : path(parent() / ("weft-run-" + random_nonce())) { fs::create_directory(path); }
   ~TemporaryRun() {
     std::error_code ignored;
     fs::remove_all(path, ignored);
@@ -185,6 +186,12 @@ class TemporaryRun {
   TemporaryRun(const TemporaryRun&) = delete;
   TemporaryRun& operator=(const TemporaryRun&) = delete;
   fs::path path;
+
+ private:
+  static fs::path parent() {
+    const fs::path memory = "/dev/shm";
+    return ::access(memory.c_str(), W_OK) == 0 ? memory : fs::temp_directory_path();
+  }
 };
 
 }  // namespace weft::checkpoint_tests

@@ -98,17 +98,21 @@ std::vector<fs::path> list_debris(const fs::path& run) {
   return found;
 }
 
-void discard_checkpoint(const fs::path& directory, const ProtocolHook& hook) {
+fs::path move_to_trash(const fs::path& directory, const ProtocolHook& hook) {
   const fs::path trash = directory.parent_path() / fmt::format("{}{}", kTrashPrefix, random_nonce());
   rename_durably(directory, trash);
-  if (hook) hook("discard: renamed");
+  if (hook) hook("trash: moved");
+  return trash;
+}
+
+void remove_trash(const fs::path& trash, const ProtocolHook& hook) {
   // File by file, so that the hook sees a half-deleted directory too.
   for (const std::string& name : entries(trash)) {
     remove_tree(trash / name);
-    if (hook) hook("discard: file removed");
+    if (hook) hook("trash: file removed");
   }
   remove_tree(trash);
-  if (hook) hook("discard: removed");
+  if (hook) hook("trash: removed");
 }
 
 std::vector<fs::path> clean_debris(const fs::path& run) {

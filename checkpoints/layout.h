@@ -43,8 +43,9 @@ std::vector<CheckpointEntry> list_checkpoints(const std::filesystem::path& run);
 // Unfinished saves and half-deleted checkpoints of a run.
 std::vector<std::filesystem::path> list_debris(const std::filesystem::path& run);
 
-// Deletes a checkpoint: it disappears under its name at once and durably, then its files go.
-void discard_checkpoint(const std::filesystem::path& directory, const ProtocolHook& hook = {});
+// Deletes a checkpoint in two steps: it loses its name at once and durably, then its files go.
+std::filesystem::path move_to_trash(const std::filesystem::path& directory, const ProtocolHook& hook = {});
+void remove_trash(const std::filesystem::path& trash, const ProtocolHook& hook = {});
 // Deletes debris; only the process that holds the run's lock may. Returns what was deleted.
 std::vector<std::filesystem::path> clean_debris(const std::filesystem::path& run);
 

@@ -10,6 +10,7 @@
 #include "data/storage/file.h"
 #include "data/storage/json.h"
 #include "data/storage/sha256.h"
+#include "data/storage/text.h"
 
 namespace weft {
 
@@ -55,7 +56,7 @@ ParameterRecord parse_parameter(const json& entry, const std::string& source, st
   if (!names.insert(parameter.name).second) storage_error("{}: {} is named twice", source, parameter.name);
   std::vector<std::int64_t> extents;
   for (const json& extent : require_array(entry, "shape", source)) {
-    if (!extent.is_number_integer()) storage_error("{}: key \"shape\" holds {}", source, extent.dump());
+    if (!extent.is_number_integer()) storage_error("{}: key \"shape\" holds {}", source, printable(extent.dump()));
     extents.push_back(extent.get<std::int64_t>());
   }
   parameter.shape = parse_shape(extents, source);
@@ -64,7 +65,7 @@ ParameterRecord parse_parameter(const json& entry, const std::string& source, st
   std::set<std::string> kinds;
   for (const json& kind : require_array(entry, "store", source)) {
     if (!kind.is_string() || !is_slice_kind(kind.get_ref<const std::string&>()) || !kinds.insert(kind).second) {
-      storage_error("{}: key \"store\" holds {}", source, kind.dump());
+      storage_error("{}: key \"store\" holds {}", source, printable(kind.dump()));
     }
     parameter.store.push_back(kind);
   }

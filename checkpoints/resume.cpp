@@ -5,6 +5,7 @@
 #include "autograd/check.h"
 #include "checkpoints/layout.h"
 #include "data/storage/json.h"
+#include "data/storage/text.h"
 
 namespace weft {
 
@@ -13,6 +14,8 @@ namespace fs = std::filesystem;
 namespace {
 
 using nlohmann::json;
+
+constexpr std::size_t kMaxMessage = 10'000;
 
 // The outcome on this rank: 0, or the exit code and message of its error.
 struct Attempt {
@@ -35,7 +38,8 @@ Attempt attempt(F&& f) {
 
 // All ranks get the worst outcome: an error that ends the search before one that rejects a candidate.
 Attempt agree(CheckpointGroup& group, const Attempt& mine) {
-  const std::vector<std::string> all = group.gather(canonical({{"code", mine.code}, {"message", mine.message}}));
+  const std::vector<std::string> all =
+      group.gather(canonical({{"code", mine.code}, {"message", printable(mine.message, kMaxMessage)}}));
   json verdict = {{"code", 0}, {"message", ""}};
   constexpr int kStorage = static_cast<int>(ExitCode::storage);
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
@@ -61,7 +65,7 @@ std::vector<std::string> candidates(const fs::path& run, const ResumeRequest& re
           message["directories"].push_back(entry.directory.string());
         }
       });
-      message["failure"] = listing.message;
+      message["failure"] = printable(listing.message, kMaxMessage);
     }
   }
   message = parse_strict(group.broadcast(group.rank() == 0 ? canonical(message) : std::string()), "candidates");

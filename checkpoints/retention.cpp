@@ -46,7 +46,7 @@ std::vector<fs::path> apply_retention(const fs::path& run, const RetentionPolicy
   }
   std::vector<fs::path> deleted;
   for (const RetentionEntry& victim : retention_victims(std::move(entries), policy)) {
-    discard_checkpoint(victim.directory, hook);
+    remove_trash(move_to_trash(victim.directory, hook), hook);
     deleted.push_back(victim.directory);
   }
   return deleted;

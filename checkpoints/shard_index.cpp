@@ -5,7 +5,9 @@
 #include <nlohmann/json.hpp>
 
 #include "autograd/check.h"
+#include "checkpoints/layout.h"
 #include "data/storage/json.h"
+#include "data/storage/text.h"
 
 namespace weft {
 
@@ -24,12 +26,14 @@ SliceRecord parse_slice(const json& entry, const std::string& source, std::uint6
              source);
   SliceRecord slice;
   slice.kind = require_string(entry, "kind", source);
-  if (!is_slice_kind(slice.kind)) storage_error("{}: unknown kind \"{}\"", source, slice.kind);
+  if (!is_slice_kind(slice.kind)) storage_error("{}: unknown kind \"{}\"", source, printable(slice.kind));
   slice.name = require_string(entry, "name", source);
+  if (!is_bare_name(slice.name)) storage_error("{}: key \"name\": not a parameter name", source);
   slice.dtype = parse_dtype(require_string(entry, "dtype", source), source);
   std::vector<std::int64_t> extents;
   for (const json& extent : require_array(entry, "global_shape", source)) {
-    if (!extent.is_number_integer()) storage_error("{}: key \"global_shape\" holds {}", source, extent.dump());
+    if (!extent.is_number_integer())
+      storage_error("{}: key \"global_shape\" holds {}", source, printable(extent.dump()));
     extents.push_back(extent.get<std::int64_t>());
   }
   slice.shape = parse_shape(extents, source);
@@ -47,7 +51,7 @@ SliceRecord parse_slice(const json& entry, const std::string& source, std::uint6
   if (sums.size() != blocks) storage_error("{}: {} checksums for {} blocks", source, sums.size(), blocks);
   for (const json& sum : sums) {
     if (!sum.is_number_integer() || sum.get<std::int64_t>() < 0 || sum.get<std::int64_t>() > 0xffffffffll) {
-      storage_error("{}: key \"crc32c\" holds {}", source, sum.dump());
+      storage_error("{}: key \"crc32c\" holds {}", source, printable(sum.dump()));
     }
     slice.crc32c.push_back(static_cast<std::uint32_t>(sum.get<std::int64_t>()));
   }
@@ -64,7 +68,7 @@ DType parse_dtype(std::string_view name, std::string_view source) {
   for (const DType dtype : {DType::f64, DType::f32, DType::bf16, DType::i32, DType::i64}) {
     if (name_of(dtype) == name) return dtype;
   }
-  storage_error("{}: unknown element type \"{}\"", source, name);
+  storage_error("{}: unknown element type \"{}\"", source, printable(name));
 }
 
 Shape parse_shape(const std::vector<std::int64_t>& extents, std::string_view source) {
@@ -119,6 +123,7 @@ ShardIndex parse_index(std::string_view text, std::string_view source, std::uint
   index.step = require_int(root, "step", source, 0);
   index.writer = static_cast<int>(require_int(root, "writer", source, 0, std::numeric_limits<int>::max()));
   index.nonce = require_string(root, "nonce", source);
+  if (!is_bare_name(index.nonce)) storage_error("{}: key \"nonce\": not a nonce", source);
   // A multiple of every element size, and small enough for a reader to hold one block.
   index.crc_block_bytes = static_cast<std::uint64_t>(
       require_int(root, "crc_block_bytes", source, 8, static_cast<std::int64_t>(kDefaultCrcBlockBytes)));

@@ -19,6 +19,7 @@
 #include "checkpoints/shard_writer.h"
 #include "data/storage/file.h"
 #include "data/storage/json.h"
+#include "data/storage/text.h"
 
 namespace weft {
 
@@ -27,6 +28,8 @@ namespace fs = std::filesystem;
 namespace {
 
 using nlohmann::json;
+
+constexpr std::size_t kMaxMessage = 10'000;
 
 std::string format_bytes(std::uint64_t bytes) {
   return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / (1024.0 * 1024.0));
@@ -228,12 +231,13 @@ class Commit {
     if (exchange(temporary_, final)) {
       hook("save: directories exchanged");
       fsync_directory(parent_);
-      discard_checkpoint(temporary_, options_.hook);
+      remove_trash(move_to_trash(temporary_, options_.hook), options_.hook);
     } else {
       // Without an atomic exchange the step is missing for an instant; older checkpoints remain throughout.
-      discard_checkpoint(final, options_.hook);
+      const fs::path trash = move_to_trash(final, options_.hook);
       rename_durably(temporary_, final);
       hook("save: directory renamed");
+      remove_trash(trash, options_.hook);
     }
     temporary_.clear();
   }
@@ -256,7 +260,7 @@ std::string shard_report(const CheckpointState& state, const ShardPlan& plan) {
                       {"index_name", file.index_name},
                       {"index_sha256", file.index_sha256}});
   } catch (const std::exception& error) {
-    return canonical({{"failure", fmt::format("rank {}: {}", plan.writer, error.what())}});
+    return canonical({{"failure", fmt::format("rank {}: {}", plan.writer, printable(error.what(), kMaxMessage))}});
   }
 }
 
@@ -301,7 +305,7 @@ SaveResult save_checkpoint(const fs::path& run, const CheckpointState& state, Ch
       const fs::path& directory = commit->begin(run, bytes, files);
       plan_message = {{"directory", directory.string()}, {"nonce", commit->nonce()}};
     } catch (const std::exception& error) {
-      plan_message = {{"failure", error.what()}};
+      plan_message = {{"failure", printable(error.what(), kMaxMessage)}};
     }
   }
   const json plan = parse_strict(group.broadcast(is_root ? canonical(plan_message) : std::string()), "save plan");
@@ -322,7 +326,7 @@ SaveResult save_checkpoint(const fs::path& run, const CheckpointState& state, Ch
         const auto [directory, digest] = commit->commit(std::move(files));
         outcome = {{"directory", directory.string()}, {"digest", digest}, {"bytes", bytes}};
       } catch (const std::exception& error) {
-        outcome = {{"failure", error.what()}};
+        outcome = {{"failure", printable(error.what(), kMaxMessage)}};
       }
     }
     outcome = parse_strict(group.broadcast(is_root ? canonical(outcome) : std::string()), "save outcome");

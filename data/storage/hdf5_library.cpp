@@ -13,6 +13,9 @@ namespace hdf5 {
 namespace {
 
 void set_up_library() {
+  // Every file is closed by its owner. At exit the library would close again what a full disk has kept it from closing,
+  // and crash.
+  H5dont_atexit();
   H5open();
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
   // Filters and drivers from shared libraries would run code that a file names.

@@ -3,9 +3,11 @@
 #include <set>
 
 #include "autograd/check.h"
+#include "data/prepare/utf8.h"
 #include "data/storage/file.h"
 #include "data/storage/hdf5.h"
 #include "data/storage/hdf5_library.h"
+#include "data/storage/text.h"
 
 namespace weft {
 
@@ -19,30 +21,8 @@ constexpr std::size_t kMaxObjects = 1'000'000;
 constexpr hsize_t kMaxAttributes = 64;
 constexpr hsize_t kMaxAttributeBytes = 64 * 1024;
 
-// Well-formed UTF-8: no surrogates, no overlong forms, nothing beyond U+10FFFF.
 bool is_utf8(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  for (std::size_t i = 0; i < text.size();) {
-    const unsigned lead = byte(i);
-    const std::size_t n = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : lead >= 0xE0 && lead < 0xF0 ? 3 : 4;
-    if ((lead >= 0x80 && lead < 0xC2) || lead > 0xF4 || i + n > text.size()) return false;
-    for (std::size_t j = 1; j < n; ++j) {
-      if ((byte(i + j) & 0xC0) != 0x80) return false;
-    }
-    if (lead == 0xE0 && byte(i + 1) < 0xA0) return false;
-    if (lead == 0xED && byte(i + 1) > 0x9F) return false;
-    if (lead == 0xF0 && byte(i + 1) < 0x90) return false;
-    if (lead == 0xF4 && byte(i + 1) > 0x8F) return false;
-    i += n;
-  }
-  return true;
-}
-
-// Names for messages: foreign bytes must not reach a terminal as they are.
-std::string printable(std::string_view name) {
-  std::string text;
-  for (const char c : name.substr(0, 200)) text += (c >= 0x20 && c < 0x7f) ? c : '?';
-  return text;
+  return valid_utf8_prefix(text) == text.size();
 }
 
 }  // namespace

@@ -42,6 +42,8 @@ struct Hdf5Writer::Handle {
     H5Pset_layout(creation.get(), H5D_CONTIGUOUS);
     H5Pset_alloc_time(creation.get(), H5D_ALLOC_TIME_EARLY);
     H5Pset_fill_time(creation.get(), H5D_FILL_TIME_NEVER);
+    // The same content gives the same file.
+    H5Pset_obj_track_times(creation.get(), false);
     Id dataset(H5Dcreate2(file.get(), object.c_str(), type, space.get(), links.get(), creation.get(), H5P_DEFAULT),
                H5Dclose);
     if (!dataset.valid()) fail_with_library_error("create dataset", object, path);

@@ -8,6 +8,7 @@
 
 #include "autograd/check.h"
 #include "data/storage/file.h"
+#include "data/storage/text.h"
 
 namespace weft {
 
@@ -44,7 +45,7 @@ class StrictBuilder : public nlohmann::json_sax<json> {
   bool end_array() override { return close(); }
 
   bool key(string_t& name) override {
-    if (open_.back()->contains(name)) return refuse(fmt::format("duplicate key \"{}\"", name));
+    if (open_.back()->contains(name)) return refuse(fmt::format("duplicate key \"{}\"", printable(name)));
     key_ = std::move(name);
     return true;
   }
@@ -54,7 +55,7 @@ class StrictBuilder : public nlohmann::json_sax<json> {
     const std::string_view text = error.what();
     // The library's text is "[json.exception...] parse error at line 1, column 2: reason"; the reason is kept.
     const auto colon = text.find(": ");
-    return refuse(std::string(colon == std::string_view::npos ? text : text.substr(colon + 2)));
+    return refuse(printable(colon == std::string_view::npos ? text : text.substr(colon + 2)));
   }
 
  private:
@@ -188,7 +189,7 @@ void check_keys(const json& object, std::initializer_list<std::string_view> allo
   for (const auto& [key, value] : object.items()) {
     if (key.starts_with("x_")) continue;
     if (std::find(allowed.begin(), allowed.end(), key) == allowed.end()) {
-      storage_error("{}: unknown key \"{}\"", source, key);
+      storage_error("{}: unknown key \"{}\"", source, printable(key));
     }
   }
 }

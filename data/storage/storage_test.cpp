@@ -8,6 +8,7 @@
 #include "data/storage/file.h"
 #include "data/storage/json.h"
 #include "data/storage/sha256.h"
+#include "data/storage/text.h"
 
 namespace weft {
 namespace {
@@ -160,6 +161,16 @@ TEST(Json, RefusesWhatIsNotStrict) {
   }
   EXPECT_NE(problem(std::string(1'000'000, '[')), "");
   EXPECT_EQ(message_of([] { parse_strict("[1,2]", "file", 4); }), "file: 5 bytes of JSON, at most 4 are expected");
+}
+
+// What a file holds must not reach a terminal as it is.
+TEST(Json, MessagesArePrintable) {
+  EXPECT_EQ(printable("a\x1b[31m\xff\n"), "a?[31m\xEF\xBF\xBD?");
+  EXPECT_EQ(printable(std::string(300, 'a'), 3), "aaa...");
+  const auto hidden = parse_strict("{\"\\u001b[2J\":1}", "f");
+  EXPECT_EQ(message_of([&] { check_keys(hidden, {}, "f"); }), "f: unknown key \"?[2J\"");
+  for (const char c : message_of([] { parse_strict("\"\x1b\x80", "f"); }))
+    EXPECT_GE(static_cast<unsigned char>(c), 0x20);
 }
 
 TEST(Json, GettersNameFileAndKey) {
