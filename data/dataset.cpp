@@ -46,7 +46,7 @@ void check_ranges(const DatasetManifest& manifest, const DatasetShard& shard, co
                    range.offset + range.bytes, shard.bytes);
     }
   }
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.offset < b.offset; });
+  std::stable_sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.offset < b.offset; });
   for (std::size_t i = 1; i < ranges.size(); ++i) {
     if (ranges[i - 1].offset + ranges[i - 1].bytes > ranges[i].offset) {
       config_error("{}: dataset.json places /{} and /{} on the same bytes", path, ranges[i - 1].name, ranges[i].name);

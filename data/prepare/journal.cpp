@@ -161,8 +161,10 @@ void Journal::append(const std::string& body) {
   apply_record(json::parse(body), content_);
 }
 
-void Journal::record_job(const std::string& digest) {
-  append(canonical({{"digest", digest}, {"kind", "job"}}));
+void Journal::start(const std::string& job) {
+  if (::ftruncate(descriptor_, 0) != 0) fail_with_errno("shorten", path_, errno);
+  content_ = JournalContent();
+  append(canonical({{"digest", job}, {"kind", "job"}}));
 }
 
 void Journal::record_collect(const CollectState& state, bool collected) {

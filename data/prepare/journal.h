@@ -64,7 +64,8 @@ class Journal {
   bool empty() const { return content_.job.empty(); }
   const JournalContent& content() const { return content_; }
 
-  void record_job(const std::string& digest);
+  // Forgets everything and begins with a job.
+  void start(const std::string& job);
   void record_collect(const CollectState& state, bool collected);
   void record_shard(int dataset, const DatasetShard& shard, std::int64_t next_spill, std::int64_t next_document);
   void record_complete();

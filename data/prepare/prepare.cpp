@@ -20,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kMinMemory = std::int64_t{64} << 20;
+constexpr std::int64_t kMinMemory = std::int64_t{16} << 20;
 constexpr std::int64_t kMaxSpills = 1024;
 // Batches on their way beyond this do not make anything faster.
 constexpr std::int64_t kMaxQueue = std::int64_t{256} << 20;
@@ -89,13 +89,13 @@ class Preparation {
   }
 
   PrepareResult run() {
-    const bool interrupted = fs::exists(partial_ + "/journal");
-    if (!interrupted) check_targets_free();
+    if (!fs::exists(partial_ + "/journal")) check_targets_free();
     make_folder(partial_);
     Journal journal(partial_ + "/journal");
-    if (journal.empty()) {
+    if (journal.empty() || (journal.content().job != job_digest() && !has_progress(journal))) {
+      check_targets_free();
       check_free_space();
-      journal.record_job(job_digest());
+      journal.start(job_digest());
     } else {
       if (journal.content().job != job_digest()) {
         config_error(
@@ -104,18 +104,31 @@ class Preparation {
       }
       // A complete run may have been interrupted between its renames.
       if (!journal.content().complete) check_targets_free();
-      result_.resumed = true;
+      result_.resumed = has_progress(journal);
     }
+    try {
+      work(journal);
+    } catch (...) {
+      // Nothing is lost that took long to make.
+      std::error_code error;
+      if (!has_progress(journal)) fs::remove_all(partial_, error);
+      throw;
+    }
+    return result_;
+  }
+
+ private:
+  static bool has_progress(const Journal& journal) { return !journal.content().collect.datasets[0].spills.empty(); }
+
+  void work(Journal& journal) {
     if (!journal.content().collected) collect(journal);
     if (!journal.content().complete) emit(journal);
     commit();
     fill_result(journal.content().collect);
     std::error_code error;
     fs::remove_all(partial_, error);
-    return result_;
   }
 
- private:
   int dataset_count() const { return options_.validation_every > 0 ? 2 : 1; }
   std::string growing_folder(int dataset) const { return partial_ + (dataset == 0 ? "/dataset" : "/validation"); }
 
@@ -210,8 +223,6 @@ class Preparation {
         skipped += fmt::format("{}{}: {}", skipped.empty() ? "" : ", ", kSkipNames[reason], count);
         if (first.empty()) first = state.first_skipped[reason];
       }
-      std::error_code error;
-      fs::remove_all(partial_, error);
       if (i == 1) {
         config_error("no document is left for {}: {} documents, every {}th is held out", folders_[1], state.ordinal,
                      options_.validation_every);

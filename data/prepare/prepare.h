@@ -43,7 +43,7 @@ struct PrepareOptions {
   std::int64_t validation_every = 0;
 
   int threads = 0;                                       // encoders; 0: one a core
-  std::int64_t memory = std::int64_t{2} << 30;           // bytes, at least 64 MiB
+  std::int64_t memory = std::int64_t{2} << 30;           // bytes, at least 16 MiB
   std::int64_t max_doc_bytes = std::int64_t{64} << 20;   // larger documents are skipped
   std::int64_t max_line_bytes = std::int64_t{64} << 20;  // longer jsonl lines are skipped
   std::int64_t max_expansion = 200;                      // of compressed input, beyond its first 64 MiB

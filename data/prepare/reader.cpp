@@ -112,6 +112,7 @@ void BatchReader::discard_record() {
       const std::size_t newline = buffer_.find('\n');
       consume(newline == buffer_.npos ? buffer_.size() : newline + 1);
       inside_line = newline == buffer_.npos;
+      if (!inside_line && rule_.format == InputFormat::jsonl) return;
     }
     if (!inside_line) {
       if (const std::size_t end = rule_.first_end(buffer_); end > 0) {
