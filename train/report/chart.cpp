@@ -47,7 +47,7 @@ class Frame {
   double bottom() const { return height_ - kBottom; }
 
   // Opens the element and draws the axes.
-  std::string open(const std::string& title, const std::string& unit) const;
+  std::string open(const std::string& title) const;
   // An element that cuts what it holds at the plot's edges.
   std::string open_plot() const;
 
@@ -100,7 +100,7 @@ std::string Frame::open_plot() const {
       top(), w, h);
 }
 
-std::string Frame::open(const std::string& title, const std::string& unit) const {
+std::string Frame::open(const std::string& title) const {
   std::string out = fmt::format(
       "<svg class=\"chart\" viewBox=\"0 0 {:g} {:g}\" role=\"img\" aria-label=\"{}\" data-plot=\"{:g} {:g} {:g} {:g}\" "
       "data-x=\"{} {}\" data-y=\"{} {}\" data-log=\"{}\">\n",
@@ -116,11 +116,7 @@ std::string Frame::open(const std::string& title, const std::string& unit) const
     out += fmt::format("<text x=\"{:.2f}\" y=\"{:g}\" text-anchor=\"middle\">{}</text>\n", px(x), bottom() + 18,
                        short_number(x));
   }
-  out += fmt::format("<path class=\"base\" d=\"M{:g},{:g}H{:g}\"/>", left(), bottom(), right());
-  out +=
-      fmt::format("<text class=\"unit\" x=\"{:g}\" y=\"{:g}\" text-anchor=\"end\">step</text>", right(), bottom() - 6);
-  out += fmt::format("<text class=\"unit\" x=\"{:g}\" y=\"{:g}\">{}</text>\n</g>\n", left() + 4, top() + 8,
-                     html_escape(unit));
+  out += fmt::format("<path class=\"base\" d=\"M{:g},{:g}H{:g}\"/>\n</g>\n", left(), bottom(), right());
   return out;
 }
 
@@ -135,16 +131,20 @@ std::string path_data(const Frame& frame, const Series& series) {
   return d;
 }
 
-// The range of the middle 98 % of values; all of them when they are few.
-Range robust_range(std::vector<double> values) {
+// The range without the lowest 1 % and the highest `cut` of the values; of all of them when they are few.
+Range robust_range(std::vector<double> values, double cut) {
   std::ranges::sort(values);
-  const std::size_t cut = values.size() < 50 ? 0 : values.size() / 100;
-  return {values[cut], values[values.size() - 1 - cut]};
+  const bool few = values.size() < 50;
+  const auto part = [&](double fraction) {
+    return few ? 0 : static_cast<std::size_t>(fraction * static_cast<double>(values.size()));
+  };
+  return {values[part(0.01)], values[values.size() - 1 - part(cut)]};
 }
 
-std::string figure(const std::string& title, const std::string& legend, const std::string& drawing, bool wide) {
-  return fmt::format("<figure{}>\n<figcaption><b>{}</b>{}</figcaption>\n{}</figure>\n", wide ? " class=\"wide\"" : "",
-                     html_escape(title), legend, drawing);
+std::string figure(const std::string& title, const std::string& unit, const std::string& legend,
+                   const std::string& drawing, bool wide) {
+  return fmt::format("<figure{}>\n<figcaption><b>{}</b><i>{}</i>{}</figcaption>\n{}</figure>\n",
+                     wide ? " class=\"wide\"" : "", html_escape(title), html_escape(unit), legend, drawing);
 }
 
 std::string legend_entry(const Curve& curve) {
@@ -219,7 +219,7 @@ std::string svg(const LineChart& chart) {
     }
   }
   if (values.empty()) return {};
-  Range y = robust_range(std::move(values));
+  Range y = robust_range(std::move(values), chart.cut);
   for (const Level& level : chart.levels) {
     if (!chart.log_y || level.y > 0.0) y.include(level.y);
   }
@@ -228,7 +228,7 @@ std::string svg(const LineChart& chart) {
   y = {chart.from_zero ? y.low : y.low - room, y.high + room};
 
   const Frame frame(chart.wide, x, y, chart.log_y);
-  std::string out = frame.open(chart.title, chart.unit);
+  std::string out = frame.open(chart.title);
   std::string legend;
   for (const Level& level : chart.levels) {
     const double py = frame.py(level.y);
@@ -246,7 +246,7 @@ std::string svg(const LineChart& chart) {
       out += fmt::format("<path class=\"faint c{}\" d=\"{}\"/>\n", colour, path_data(frame, points));
       continue;
     }
-    legend += legend_entry(curve);
+    if (!curve.label.empty()) legend += legend_entry(curve);
     out += fmt::format("<path class=\"curve c{}{}\" data-label=\"{}\" d=\"{}\"/>\n", colour,
                        curve.style == CurveStyle::dots ? " dashed" : "", html_escape(curve.label),
                        path_data(frame, points));
@@ -258,7 +258,7 @@ std::string svg(const LineChart& chart) {
       out += "\n";
     }
   }
-  return figure(chart.title, legend, out + "</svg>\n</svg>\n", chart.wide);
+  return figure(chart.title, chart.unit, legend, out + "</svg>\n</svg>\n", chart.wide);
 }
 
 std::string svg(const StackedChart& chart) {
@@ -285,10 +285,10 @@ std::string svg(const StackedChart& chart) {
     }
     boundary.push_back(std::move(means));
   }
-  Range y = robust_range(boundary.back());
+  Range y = robust_range(boundary.back(), 0.01);
   y = {0.0, 1.05 * std::max(y.high, 1e-9)};
   const Frame frame(false, x, y, false);
-  std::string out = frame.open(chart.title, chart.unit);
+  std::string out = frame.open(chart.title);
   out += frame.open_plot();
   std::string legend;
   for (std::size_t l = 0; l < chart.layers.size(); ++l) {
@@ -310,7 +310,7 @@ std::string svg(const StackedChart& chart) {
     }
     out += fmt::format("<path class=\"layer c{}\" d=\"{}Z\"/>\n", entry.colour % kChartColours, d);
   }
-  return figure(chart.title, legend, out + "</svg>\n</svg>\n", false);
+  return figure(chart.title, chart.unit, legend, out + "</svg>\n</svg>\n", false);
 }
 
 }  // namespace weft

@@ -15,7 +15,7 @@ inline constexpr std::size_t kChartColours = 8;
 enum class CurveStyle { line, faint, dots };
 
 struct Curve {
-  std::string label;
+  std::string label;  // empty: not in the legend
   Series series;
   std::size_t colour = 0;
   CurveStyle style = CurveStyle::line;
@@ -26,13 +26,15 @@ struct Level {
   double y = 0.0;
 };
 
-// Lines over steps. The range of y leaves out the most extreme 1 % of the points, which are cut at the frame.
+// Lines over steps. The range of y leaves out the highest `cut` and the lowest 1 % of the points, which end at the
+// frame.
 struct LineChart {
   std::string title;
   std::string unit;
   bool log_y = false;
   bool from_zero = false;
   bool wide = false;
+  double cut = 0.01;
   std::vector<Curve> curves;
   std::vector<Level> levels;  // horizontal lines, always in range
 };

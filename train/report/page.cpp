@@ -33,7 +33,7 @@ th:first-child, td:first-child { text-align: left; }
 figure { margin: 0; padding: 12px 12px 4px; min-width: 0; }
 figure.wide { grid-column: 1 / -1; }
 figcaption { display: flex; flex-wrap: wrap; gap: 2px 16px; align-items: baseline; padding: 0 4px 6px; font-size: 14px; }
-figcaption b { font-weight: 600; margin-right: auto; }
+figcaption b { font-weight: 600; } figcaption i { font-style: normal; font-size: 13px; color: var(--soft); margin: 0 auto 0 -8px; }
 .key { font-size: 13px; color: var(--soft); }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px;
   vertical-align: middle; background: var(--c); }
@@ -90,30 +90,32 @@ for (const svg of document.querySelectorAll('svg.chart')) {
 }
 )";
 
-// Mean over the last `window` points; the first points have shorter windows.
-Series smoothed(const Series& series, std::size_t window) {
+// Mean over `radius` values on both sides, so that it does not lag behind; fewer of them near the ends.
+Series smoothed(const Series& series, std::size_t radius) {
   Series result;
   result.x = series.x;
   result.y.reserve(series.y.size());
-  for (std::size_t i = 0; i < series.y.size(); ++i) {
-    // Summed anew each time: a running sum would carry the rounding of every early spike along.
-    const std::size_t begin = i + 1 < window ? 0 : i + 1 - window;
+  const std::size_t n = series.y.size();
+  for (std::size_t i = 0; i < n; ++i) {
+    const std::size_t reach = std::min(radius, i);
+    const std::size_t end = std::min(n, i + reach + 1);
     double sum = 0.0;
-    for (std::size_t j = begin; j <= i; ++j) sum += series.y[j];
-    result.y.push_back(sum / static_cast<double>(i + 1 - begin));
+    for (std::size_t j = i - reach; j < end; ++j) sum += series.y[j];
+    result.y.push_back(sum / static_cast<double>(end - (i - reach)));
   }
   return result;
 }
 
-// Noisy curves: all values faintly, and their mean over a fiftieth of the run.
-void add_noisy(LineChart& chart, const std::string& label, const Series& series, std::size_t colour) {
-  const std::size_t window = std::min<std::size_t>(200, series.x.size() / 50);
-  if (window < 2) {
-    chart.curves.push_back({label, series, colour});
+// Noisy curves: all values faintly, and their mean over about a fiftieth of the run. `name` is empty for a lone run.
+void add_noisy(LineChart& chart, const std::string& name, const Series& series, std::size_t colour) {
+  const std::size_t radius = std::min<std::size_t>(100, series.x.size() / 100);
+  if (radius == 0) {
+    chart.curves.push_back({name, series, colour});
     return;
   }
-  chart.curves.push_back({label, series, colour, CurveStyle::faint});
-  chart.curves.push_back({label, smoothed(series, window), colour});
+  chart.curves.push_back({name, series, colour, CurveStyle::faint});
+  chart.curves.push_back(
+      {name.empty() ? fmt::format("mean of {} rows", 2 * radius + 1) : name, smoothed(series, radius), colour});
 }
 
 double median(std::vector<double> values) {
@@ -165,10 +167,11 @@ std::string summary_row(const RunHistory& run, std::size_t colour) {
 std::string charts(const std::vector<RunHistory>& runs) {
   const bool several = runs.size() > 1;
   const auto label = [&](const RunHistory& run, const std::string& what) {
-    return several ? (what.empty() ? run.name : run.name + " " + what) : (what.empty() ? "each step" : what);
+    return several ? run.name + " " + what : what;
   };
-  LineChart loss{.title = "Loss", .unit = "nats per token", .wide = true, .curves = {}, .levels = {}};
-  LineChart rate{.title = "Learning rate", .unit = "", .from_zero = true, .curves = {}, .levels = {}};
+  LineChart loss{
+      .title = "Loss", .unit = "nats per token, by step", .wide = true, .cut = 0.03, .curves = {}, .levels = {}};
+  LineChart rate{.title = "Learning rate", .unit = "by step", .from_zero = true, .curves = {}, .levels = {}};
   LineChart norm{.title = "Gradient norm", .unit = "before clipping", .log_y = true, .curves = {}, .levels = {}};
   LineChart speed{.title = "Throughput", .unit = "tokens per second", .from_zero = true, .curves = {}, .levels = {}};
   std::set<std::pair<std::string, double>> levels;
@@ -176,9 +179,9 @@ std::string charts(const std::vector<RunHistory>& runs) {
     const RunHistory& run = runs[r];
     add_noisy(loss, label(run, "training"), run.curve("loss"), several ? r : 0);
     loss.curves.push_back({label(run, "validation"), run.curve("val_loss"), several ? r : 1, CurveStyle::dots});
-    rate.curves.push_back({label(run, ""), run.curve("lr"), r});
-    add_noisy(norm, label(run, ""), run.curve("grad_norm"), r);
-    add_noisy(speed, label(run, ""), run.curve("tokens_per_second"), r);
+    rate.curves.push_back({several ? run.name : "", run.curve("lr"), r});
+    add_noisy(norm, several ? run.name : "", run.curve("grad_norm"), r);
+    add_noisy(speed, several ? run.name : "", run.curve("tokens_per_second"), r);
     for (const auto& [name, level] : run.references) {
       if (levels.emplace(name, level).second) loss.levels.push_back({fmt::format("{} {:.3f}", name, level), level});
     }
@@ -213,8 +216,9 @@ std::string report_page(const std::vector<RunHistory>& runs) {
   for (std::size_t r = 0; r < runs.size(); ++r) page += summary_row(runs[r], r % kChartColours);
   page += "</table></div>\n<div class=\"charts\">\n" + charts(runs) + "</div>\n";
   page +=
-      "<p class=\"note\">Thin lines are single steps, thick ones their mean over the last steps. Charts leave out the "
-      "most extreme hundredth of the values; long runs show the lowest and highest of each stretch.</p>\n";
+      "<p class=\"note\">Thin lines are single steps, thick ones a mean over neighbouring steps. The most extreme "
+      "values "
+      "may lie outside a chart. Of long runs, thin lines show the lowest and the highest of each stretch.</p>\n";
   for (const RunHistory& run : runs) {
     if (run.unreadable_lines == 0) continue;
     page += fmt::format("<p class=\"note\">{}: {} lines of metrics.jsonl could not be read.</p>\n",
