@@ -30,7 +30,9 @@ void on_signal(int signal) {
 }  // namespace
 
 SignalRequests::SignalRequests() {
-  stop_signals = interrupts = save_signals = 0;
+  stop_signals = 0;
+  interrupts = 0;
+  save_signals = 0;
   struct sigaction action = {};
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;

@@ -69,10 +69,10 @@ std::string recipe_reference() {
   for (const SectionSpec& section : recipe_sections()) {
     text += fmt::format(
         "\n## `{}`\n\n{}\n\n| key | type | default | values | meaning | on resume |\n|---|---|---|---|---|---|\n",
-        section.array ? "[[" + section.name + "]]" : "[" + section.name + "]", section.help);
+        section.array ? fmt::format("[[{}]]", section.name) : fmt::format("[{}]", section.name), section.help);
     for (const KeySpec& spec : section.keys) {
       const std::string shown =
-          spec.option.required ? "required" : "`" + toml_value(spec.option.default_value, spec.automatic) + "`";
+          spec.option.required ? "required" : fmt::format("`{}`", toml_value(spec.option.default_value, spec.automatic));
       text += fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", spec.option.key, type_of(spec), shown,
                           range_of(spec.option), cell(spec.option.help), effect_name(spec.effect));
     }
