@@ -18,7 +18,7 @@ namespace weft {
 struct LossOptions {
   double denominator = 1.0;  // > 0: sum of w_t over everything that makes one optimizer step
   double z_loss = 0.0;       // lambda
-  Tensor token_losses;       // [T] of x's type or undefined: receives l_t, unweighted, 0 where ignored
+  Tensor token_losses = {};  // [T] of x's type or undefined: receives l_t, unweighted, 0 where ignored
 };
 
 // Over the tokens that are not ignored, in fp64.
