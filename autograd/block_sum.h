@@ -4,6 +4,9 @@
 // R rows, W width of a line.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
 #include "autograd/dispatch.h"
 #include "autograd/parallel_for.h"
 

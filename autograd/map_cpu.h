@@ -2,6 +2,7 @@
 // overwritten, accumulated into, or not wanted.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -28,15 +29,12 @@ template <class T, class F, std::size_t... In, std::size_t... Out>
 void map_strip(std::int64_t n, const std::array<const T*, sizeof...(In)>& in, const std::array<T*, sizeof...(Out)>& out,
                const F& f, std::index_sequence<In...>, std::index_sequence<Out...>) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::array<T, sizeof...(Out)> values = f(in[In][i]...);
-    ((out[Out][i] = values[Out]), ...);
-  }
+  for (std::int64_t i = 0; i < n; ++i) f(in[In][i]..., out[Out][i]...);
 }
 
 }  // namespace detail
 
-// The same on the calling thread.
+// map_cpu() on the calling thread.
 template <class T, std::size_t Inputs, std::size_t Outputs, class F>
 void map_serial_cpu(std::int64_t n, const std::array<const T*, Inputs>& in,
                     const std::array<MapOutput<T>, Outputs>& out, const F& f) {
@@ -60,8 +58,8 @@ void map_serial_cpu(std::int64_t n, const std::array<const T*, Inputs>& in,
   }
 }
 
-// out[0][i], out[1][i], ... = f(in[0][i], in[1][i], ...) for i in [0, n); f takes Ts and returns std::array<T,
-// Outputs>. Outputs overlap neither inputs nor each other.
+// f(in[0][i], in[1][i], ..., out[0][i], ...) for i in [0, n): f takes values of the inputs and sets references to the
+// outputs, which overlap neither the inputs nor each other.
 template <class T, std::size_t Inputs, std::size_t Outputs, class F>
 void map_cpu(std::int64_t n, const std::array<const T*, Inputs>& in, const std::array<MapOutput<T>, Outputs>& out,
              const F& f) {

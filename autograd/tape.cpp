@@ -1,6 +1,7 @@
 #include "autograd/tape.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "autograd/parallel_for.h"
 
@@ -203,9 +204,25 @@ std::vector<Var> Tape::recompute(std::span<const Var> inputs, SpanFunction funct
     SpanFunction function;
 
     void backward(Backward& pass) const {
-      Tape inner(pass.tape().memory_, Mode::record, pass.tape().stream_);
+      Tape& outer = pass.tape();
+      Tape inner(outer.memory_, Mode::record, outer.stream_);
+      // The inner tape goes on from the gradients that have already arrived, so that the terms of every sum come in
+      // the order in which they would come without recomputation: the same bits.
+      std::unordered_map<std::int32_t, std::int32_t> inner_slots;
       std::vector<Var> leaves;
-      for (const Var& v : inputs) leaves.push_back(v.requires_grad() ? inner.leaf(v.value) : v);
+      for (const Var& v : inputs) {
+        if (!v.requires_grad()) {
+          leaves.push_back(v);
+          continue;
+        }
+        Slot& slot = outer.slots_[static_cast<std::size_t>(v.slot)];
+        const auto [it, inserted] = inner_slots.try_emplace(v.slot, -1);
+        if (inserted) {
+          it->second = slot.parameter != nullptr ? inner.parameter(*slot.parameter).slot : inner.leaf(v.value).slot;
+          inner.slots_[static_cast<std::size_t>(it->second)].grad = std::exchange(slot.grad, {});
+        }
+        leaves.push_back({v.value, it->second});
+      }
       const std::vector<Var> outputs = function(inner, leaves);
       std::vector<Var> reached;
       std::vector<Tensor> seeds;
@@ -216,10 +233,9 @@ std::vector<Var> Tape::recompute(std::span<const Var> inputs, SpanFunction funct
         seeds.push_back(seed);
       }
       inner.backward(reached, seeds);
-      for (std::size_t i = 0; i < leaves.size(); ++i) {
-        if (!leaves[i].requires_grad()) continue;
-        const Tensor gradient = inner.gradient(leaves[i]);
-        if (gradient.defined()) pass.pass(static_cast<int>(i), gradient);
+      for (const auto& [outside, inside] : inner_slots) {
+        outer.slots_[static_cast<std::size_t>(outside)].grad =
+            std::exchange(inner.slots_[static_cast<std::size_t>(inside)].grad, {});
       }
     }
   };

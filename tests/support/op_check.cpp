@@ -1,6 +1,7 @@
 #include "tests/support/op_check.h"
 
 #include <cmath>
+#include <omp.h>
 
 namespace weft::testing {
 namespace {
@@ -58,7 +59,20 @@ double loss(const OpCase& c, const std::vector<Tensor>& inputs, std::vector<Tens
   return total;
 }
 
+// Hundreds of small evaluations, whose results do not depend on the number of threads, go faster without them.
+class OneThread {
+ public:
+  OneThread() { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(threads_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int threads_ = omp_get_max_threads();
+};
+
 void check_finite_differences(const OpCase& c, const Evaluation& analytic) {
+  const OneThread one_thread;
   std::vector<Tensor> inputs = rounded_to(c.inputs, DType::f64);
   std::vector<Tensor> weights;
   for (std::size_t k = 0; k < inputs.size(); ++k) {

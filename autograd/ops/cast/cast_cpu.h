@@ -25,10 +25,8 @@ void cast_cpu(const Cast& a) {
   auto* y = static_cast<To*>(a.y);
   parallel_blocks(a.N, 32768, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
     if (a.write_y == Write::overwrite) {
-#pragma omp simd
       for (std::int64_t i = begin; i < end; ++i) y[i] = static_cast<To>(to_real(x[i]));
     } else {
-#pragma omp simd
       for (std::int64_t i = begin; i < end; ++i) y[i] = static_cast<To>(to_real(y[i]) + to_real(x[i]));
     }
   });

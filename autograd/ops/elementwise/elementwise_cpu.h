@@ -10,20 +10,22 @@ namespace weft {
 template <class T>
 void add_forward_cpu(const AddForward& a) {
   map_cpu<T, 2, 1>(a.N, {static_cast<const T*>(a.a), static_cast<const T*>(a.b)},
-                   {{{static_cast<T*>(a.y), Write::overwrite}}}, [](T u, T v) { return std::array{u + v}; });
+                   {{{static_cast<T*>(a.y), Write::overwrite}}}, [](T u, T v, T& y) { y = u + v; });
 }
 
 template <class T>
 void mul_forward_cpu(const MulForward& a) {
   map_cpu<T, 2, 1>(a.N, {static_cast<const T*>(a.a), static_cast<const T*>(a.b)},
-                   {{{static_cast<T*>(a.y), Write::overwrite}}}, [](T u, T v) { return std::array{u * v}; });
+                   {{{static_cast<T*>(a.y), Write::overwrite}}}, [](T u, T v, T& y) { y = u * v; });
 }
 
 template <class T>
 void mul_backward_cpu(const MulBackward& a) {
   map_cpu<T, 3, 2>(a.N, {static_cast<const T*>(a.a), static_cast<const T*>(a.b), static_cast<const T*>(a.dy)},
-                   {{{static_cast<T*>(a.da), a.write_da}, {static_cast<T*>(a.db), a.write_db}}}, [](T u, T v, T dy) {
-                     return std::array{dy * v, dy * u};
+                   {{{static_cast<T*>(a.da), a.write_da}, {static_cast<T*>(a.db), a.write_db}}},
+                   [](T u, T v, T dy, T& da, T& db) {
+                     da = dy * v;
+                     db = dy * u;
                    });
 }
 
@@ -31,7 +33,7 @@ template <class T>
 void scale_cpu(const Scale& a) {
   const T factor = static_cast<T>(a.factor);
   map_cpu<T, 1, 1>(a.N, {static_cast<const T*>(a.a)}, {{{static_cast<T*>(a.y), a.write_y}}},
-                   [factor](T u) { return std::array{factor * u}; });
+                   [factor](T u, T& y) { y = factor * u; });
 }
 
 template <class T>
@@ -48,9 +50,9 @@ void row_forward_cpu(const RowForward& a) {
     });
   };
   if (a.function == RowFunction::add) {
-    for_rows([](T u, T r) { return std::array{u + r}; });
+    for_rows([](T u, T r, T& out) { out = u + r; });
   } else {
-    for_rows([](T u, T r) { return std::array{u * r}; });
+    for_rows([](T u, T r, T& out) { out = u * r; });
   }
 }
 
@@ -75,7 +77,7 @@ void row_backward_cpu(const RowBackward& a, T* lines) {
       const T* dy_row = dy + i * D;
       if (dx != nullptr) {
         map_serial_cpu<T, 2, 1>(D, {dy_row, row}, {{{dx + i * D, a.write_dx}}},
-                                [](T dy_c, T r) { return std::array{dy_c * r}; });
+                                [](T dy_c, T r, T& dx_c) { dx_c = dy_c * r; });
       }
       if (line == nullptr) continue;
 #pragma omp simd

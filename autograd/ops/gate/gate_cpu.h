@@ -20,7 +20,7 @@ void gate_forward_cpu(const GateForward& a) {
   dispatch_gate(a.function, [&](const auto& function) {
     if (!a.per_row) {
       return map_cpu<T, 2, 1>(a.R * a.D, {x, g}, {{{y, Write::overwrite}}},
-                              [function](T x_i, T g_i) { return std::array{x_i * function.value(g_i)}; });
+                              [function](T x_i, T g_i, T& y_i) { y_i = x_i * function.value(g_i); });
     }
     const std::int64_t D = a.D;
     parallel_blocks(a.R, rows_per_block(D), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
@@ -43,8 +43,9 @@ void gate_backward_cpu(const GateBackward& a) {
   dispatch_gate(a.function, [&](const auto& function) {
     if (!a.per_row) {
       return map_cpu<T, 3, 2>(a.R * a.D, {x, g, dy}, {{{dx, a.write_dx}, {dg, a.write_dg}}},
-                              [function](T x_i, T g_i, T dy_i) {
-                                return std::array{dy_i * function.value(g_i), dy_i * x_i * function.slope(g_i)};
+                              [function](T x_i, T g_i, T dy_i, T& dx_i, T& dg_i) {
+                                dx_i = dy_i * function.value(g_i);
+                                dg_i = dy_i * x_i * function.slope(g_i);
                               });
     }
     const std::int64_t D = a.D;
@@ -55,7 +56,7 @@ void gate_backward_cpu(const GateBackward& a) {
         if (dx != nullptr) {
           const T gate = function.value(g[i]);
           map_serial_cpu<T, 1, 1>(D, {dy_row}, {{{dx + i * D, a.write_dx}}},
-                                  [gate](T dy_c) { return std::array{dy_c * gate}; });
+                                  [gate](T dy_c, T& dx_c) { dx_c = dy_c * gate; });
         }
         if (dg != nullptr) {
           T dot = 0;

@@ -46,7 +46,7 @@ void l2_norm_backward_cpu(const L2NormBackward& a) {
       const T r = rnorm[i];
       const T k = dot * r * r;
       map_serial_cpu<T, 2, 1>(D, {x_row, dy_row}, {{{dx + i * D, a.write_dx}}},
-                              [r, k](T x_c, T dy_c) { return std::array{r * (dy_c - x_c * k)}; });
+                              [r, k](T x_c, T dy_c, T& dx_c) { dx_c = r * (dy_c - x_c * k); });
     }
   });
 }

@@ -91,7 +91,7 @@ Result forward(Tape& tape, const Var& x, const Tensor& residual, const Var& weig
 
 std::size_t rms_norm_backward_workspace(const RmsNormBackward& args) {
   if (args.dweight == nullptr) return 0;
-  return static_cast<std::size_t>(block_count(args.R, rows_per_block(args.D)) * args.H * args.D) * size_of(args.dtype);
+  return static_cast<std::size_t>(row_blocks(args.R, args.D).count * args.H * args.D) * size_of(args.dtype);
 }
 
 Var rms_norm(Tape& tape, const Var& x, const Var& weight, double eps) {

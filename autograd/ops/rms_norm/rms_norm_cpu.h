@@ -3,8 +3,9 @@
 
 #include <cmath>
 
+#include "autograd/block_sum.h"
+#include "autograd/map_cpu.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
-#include "autograd/parallel_for.h"
 
 namespace weft {
 
@@ -21,8 +22,11 @@ void rms_norm_forward_cpu(const RmsNormForward& a) {
     for (std::int64_t i = begin; i < end; ++i) {
       const T* row = x + i * D;
       if (residual != nullptr) {
-        for (std::int64_t c = 0; c < D; ++c) sum[i * D + c] = row[c] + residual[i * D + c];
-        row = sum + i * D;
+        T* sum_row = sum + i * D;
+        const T* residual_row = residual + i * D;
+#pragma omp simd
+        for (std::int64_t c = 0; c < D; ++c) sum_row[c] = row[c] + residual_row[c];
+        row = sum_row;
       }
       T squares = 0;
 #pragma omp simd reduction(+ : squares)
@@ -30,15 +34,16 @@ void rms_norm_forward_cpu(const RmsNormForward& a) {
       const T r = T(1) / std::sqrt(squares / static_cast<T>(D) + static_cast<T>(a.eps));
       rstd[i] = r;
       const T* w = weight + (i % a.H) * D;
-      for (std::int64_t c = 0; c < D; ++c) y[i * D + c] = w[c] * row[c] * r;
+      T* y_row = y + i * D;
+#pragma omp simd
+      for (std::int64_t c = 0; c < D; ++c) y_row[c] = w[c] * row[c] * r;
     }
   });
 }
 
 // dx = r (dy w - xhat mean(xhat dy w)),  dw = sum over rows of dy xhat,  xhat = x r.
-// Weight gradients are summed per block of rows into the workspace, then over blocks in order.
 template <class T>
-void rms_norm_backward_cpu(const RmsNormBackward& a, T* block_dweight) {
+void rms_norm_backward_cpu(const RmsNormBackward& a, T* lines) {
   const auto* x = static_cast<const T*>(a.x);
   const auto* weight = static_cast<const T*>(a.weight);
   const auto* rstd = static_cast<const T*>(a.rstd);
@@ -48,10 +53,10 @@ void rms_norm_backward_cpu(const RmsNormBackward& a, T* block_dweight) {
   auto* dweight = static_cast<T*>(a.dweight);
   const std::int64_t D = a.D;
   const std::int64_t HD = a.H * D;
-  const std::int64_t block = rows_per_block(D);
-  parallel_blocks(a.R, block, [&](std::int64_t b, std::int64_t begin, std::int64_t end) {
-    T* dw_block = block_dweight + b * HD;
-    if (dweight != nullptr) std::fill(dw_block, dw_block + HD, T(0));
+  const RowBlocks blocks = row_blocks(a.R, D);
+  parallel_blocks(a.R, blocks.rows, [&](std::int64_t b, std::int64_t begin, std::int64_t end) {
+    T* line = dweight != nullptr ? lines + b * HD : nullptr;
+    if (line != nullptr) std::fill(line, line + HD, T(0));
     for (std::int64_t i = begin; i < end; ++i) {
       const T* x_row = x + i * D;
       const T* dy_row = dy + i * D;
@@ -62,26 +67,23 @@ void rms_norm_backward_cpu(const RmsNormBackward& a, T* block_dweight) {
 #pragma omp simd reduction(+ : dot)
         for (std::int64_t c = 0; c < D; ++c) dot += x_row[c] * dy_row[c] * w[c];
         const T k = dot * r * r / static_cast<T>(D);
-        T* dx_row = dx + i * D;
-        for (std::int64_t c = 0; c < D; ++c) {
-          T d = r * (dy_row[c] * w[c] - x_row[c] * k);
-          if (dsum != nullptr) d += dsum[i * D + c];
-          store(dx_row[c], d, a.write_dx);
+        const std::array<MapOutput<T>, 1> dx_row{{{dx + i * D, a.write_dx}}};
+        if (dsum != nullptr) {
+          map_serial_cpu<T, 4, 1>(
+              D, {x_row, dy_row, w, dsum + i * D}, dx_row,
+              [r, k](T x_c, T dy_c, T w_c, T dsum_c, T& dx_c) { dx_c = r * (dy_c * w_c - x_c * k) + dsum_c; });
+        } else {
+          map_serial_cpu<T, 3, 1>(D, {x_row, dy_row, w}, dx_row,
+                                  [r, k](T x_c, T dy_c, T w_c, T& dx_c) { dx_c = r * (dy_c * w_c - x_c * k); });
         }
       }
-      if (dweight != nullptr) {
-        T* dw = dw_block + (i % a.H) * D;
-        for (std::int64_t c = 0; c < D; ++c) dw[c] += dy_row[c] * x_row[c] * r;
-      }
+      if (line == nullptr) continue;
+      T* dw = line + (i % a.H) * D;
+#pragma omp simd
+      for (std::int64_t c = 0; c < D; ++c) dw[c] += dy_row[c] * x_row[c] * r;
     }
   });
-  if (dweight == nullptr) return;
-  const std::int64_t blocks = block_count(a.R, block);
-  for (std::int64_t c = 0; c < HD; ++c) {
-    T total = 0;
-    for (std::int64_t b = 0; b < blocks; ++b) total += block_dweight[b * HD + c];
-    store(dweight[c], total, a.write_dweight);
-  }
+  if (dweight != nullptr) add_lines(lines, blocks.count, HD, dweight, a.write_dweight);
 }
 
 }  // namespace weft
