@@ -48,24 +48,24 @@ struct GatedLinearProblem {
 };
 
 struct GatedLinearForward : GatedLinearProblem {
-  void* o;   // [T, H, d_v]
-  void* st;  // [N, H, d_k, d_v] final states
+  void* o = nullptr;   // [T, H, d_v]
+  void* st = nullptr;  // [N, H, d_k, d_v] final states
 };
 
 // A null gradient is not wanted. Entry states of the chunks are computed again, nothing but the inputs is saved.
 struct GatedLinearBackward : GatedLinearProblem {
-  const void* d_o;  // [T, H, d_v] or null: zero
-  const void* dst;  // [N, H, d_k, d_v] or null: zero
-  void* dq;
-  Write write_dq;
-  void* dk;
-  Write write_dk;
-  void* dv;
-  Write write_dv;
-  void* dg;  // shape of g; never for a constant decay
-  Write write_dg;
-  void* ds0;
-  Write write_ds0;
+  const void* d_o = nullptr;  // [T, H, d_v]
+  const void* dst = nullptr;  // [N, H, d_k, d_v] or null: zero
+  void* dq = nullptr;
+  Write write_dq = Write::overwrite;
+  void* dk = nullptr;
+  Write write_dk = Write::overwrite;
+  void* dv = nullptr;
+  Write write_dv = Write::overwrite;
+  void* dg = nullptr;  // shape of g; never for a constant decay
+  Write write_dg = Write::overwrite;
+  void* ds0 = nullptr;
+  Write write_ds0 = Write::overwrite;
 };
 
 // One token of each of N sequences; the state is updated in place.

@@ -1,0 +1,181 @@
+#include "modules/families/gated_linear/gated_linear.h"
+
+#include "modules/families/gated_linear/gated_linear_cpu.h"
+
+namespace weft {
+namespace {
+
+// f.template operator()<T, kind>() for the problem's element type and decay kind.
+template <class F>
+decltype(auto) dispatch(const GatedLinearProblem& p, F&& f) {
+  return dispatch_real(p.dtype, "gated_linear", [&]<class T>() -> decltype(auto) {
+    switch (p.kind) {
+      case DecayKind::constant:
+        return f.template operator()<T, DecayKind::constant>();
+      case DecayKind::scalar:
+        return f.template operator()<T, DecayKind::scalar>();
+      case DecayKind::vector:
+        break;
+    }
+    return f.template operator()<T, DecayKind::vector>();
+  });
+}
+
+constexpr Dispatch<GatedLinearForward> kForward{
+    "gated_linear forward", [](const GatedLinearForward& args, const Launch& launch) {
+      dispatch(args, [&]<class T, DecayKind kKind>() {
+        GatedLinearWalk<T, kKind>(args, false, launch.workspace).forward(args);
+      });
+    }};
+constexpr Dispatch<GatedLinearBackward> kBackward{
+    "gated_linear backward", [](const GatedLinearBackward& args, const Launch& launch) {
+      dispatch(args, [&]<class T, DecayKind kKind>() {
+        GatedLinearWalk<T, kKind>(args, true, launch.workspace).backward(args);
+      });
+    }};
+constexpr Dispatch<GatedLinearDecode> kDecode{"gated_linear decode", [](const GatedLinearDecode& args, const Launch&) {
+                                                dispatch_real(args.dtype, "gated_linear",
+                                                              [&]<class T>() { gated_linear_decode_cpu<T>(args); });
+                                              }};
+
+// What backward reads: the inputs alone.
+struct GatedLinearSaved {
+  Tensor q, k, v, g, s0;
+  DocumentsPtr documents;
+  double scale;
+  GatedLinearPlan plan;
+
+  void backward(Backward& pass) const;
+};
+
+DecayKind kind_of(const Shape& decay, const Shape& key) {
+  const std::int64_t H = key[1];
+  if (decay == Shape{H}) return DecayKind::constant;
+  if (decay == Shape{key[0], H}) return DecayKind::scalar;
+  WEFT_CHECK(decay == key, "gated_linear: decay {} for keys {}; expected [H], [T,H] or [T,H,d_k]", decay.str(),
+             key.str());
+  return DecayKind::vector;
+}
+
+GatedLinearProblem problem(const GatedLinearSaved& in) {
+  const DecayKind kind = kind_of(in.g.shape(), in.k.shape());
+  const std::int64_t C = in.plan.chunk > 0 ? in.plan.chunk : gated_linear_chunk(kind);
+  const ChunkTable& table = in.documents->chunks(static_cast<std::int32_t>(C));
+  return {.dtype = in.q.dtype(),
+          .kind = kind,
+          .schedule = in.plan.schedule,
+          .T = in.q.dim(0),
+          .N = in.documents->count(),
+          .H = in.q.dim(1),
+          .d_k = in.q.dim(2),
+          .d_v = in.v.dim(2),
+          .C = C,
+          .scale = in.scale,
+          .q = in.q.raw(),
+          .k = in.k.raw(),
+          .v = in.v.raw(),
+          .g = in.g.raw(),
+          .s0 = in.s0.defined() ? in.s0.raw() : nullptr,
+          .cu_seqlens = in.documents->cu_seqlens().data(),
+          .chunks = table.chunks.data(),
+          .document_offset = table.document_offset.data(),
+          .chunk_count = static_cast<std::int64_t>(table.chunks.size())};
+}
+
+void GatedLinearSaved::backward(Backward& pass) const {
+  GatedLinearBackward args{problem(*this)};
+  const Tensor d_o = pass.grad_or_zero(0);
+  const Tensor dst = pass.grad(1);
+  args.d_o = d_o.raw();
+  args.dst = dst.defined() ? dst.raw() : nullptr;
+  const auto to = [&](int input, void*& gradient, Write& write) {
+    const GradTarget target = pass.target(input);
+    gradient = target.raw();
+    write = target.write;
+    return target.tensor;
+  };
+  const Tensor keep[] = {to(0, args.dq, args.write_dq), to(1, args.dk, args.write_dk), to(2, args.dv, args.write_dv),
+                         to(3, args.dg, args.write_dg), to(4, args.ds0, args.write_ds0)};
+  kBackward(args, pass.launch(gated_linear_backward_workspace(args)));
+}
+
+void check_inputs(const Var& q, const Var& k, const Var& v, const Var& decay, const Var& initial_state,
+                  const Documents& documents) {
+  WEFT_CHECK(q.shape().rank() == 3 && k.shape() == q.shape() && v.shape().rank() == 3 && v.dim(0) == q.dim(0) &&
+                 v.dim(1) == q.dim(1),
+             "gated_linear: q {}, k {}, v {}", q.shape().str(), k.shape().str(), v.shape().str());
+  WEFT_CHECK(q.dim(1) > 0 && q.dim(2) > 0 && v.dim(2) > 0, "gated_linear: q {}, v {}", q.shape().str(),
+             v.shape().str());
+  WEFT_CHECK(q.dim(0) == documents.tokens(), "gated_linear: {} tokens in q, {} in the documents", q.dim(0),
+             documents.tokens());
+  for (const Var* x : {&k, &v, &decay}) {
+    WEFT_CHECK(x->dtype() == q.dtype(), "gated_linear: {} among {}", name_of(x->dtype()), name_of(q.dtype()));
+  }
+  WEFT_CHECK(!(decay.shape().rank() == 1 && decay.requires_grad()), "gated_linear: a constant decay is not trained");
+  if (initial_state.value.defined()) {
+    const Shape expected{documents.count(), q.dim(1), q.dim(2), v.dim(2)};
+    WEFT_CHECK(initial_state.shape() == expected && initial_state.dtype() == q.dtype(),
+               "gated_linear: initial state {} {}, expected {} {}", initial_state.shape().str(),
+               name_of(initial_state.dtype()), expected.str(), name_of(q.dtype()));
+  }
+}
+
+}  // namespace
+
+std::int64_t gated_linear_chunk(DecayKind kind) {
+  return GatedLinearCpuPolicy::chunk(kind);
+}
+
+std::size_t gated_linear_forward_workspace(const GatedLinearForward& args) {
+  return dispatch(args,
+                  [&]<class T, DecayKind kKind>() { return GatedLinearWalk<T, kKind>(args, false, nullptr).bytes(); });
+}
+
+std::size_t gated_linear_backward_workspace(const GatedLinearBackward& args) {
+  return dispatch(args,
+                  [&]<class T, DecayKind kKind>() { return GatedLinearWalk<T, kKind>(args, true, nullptr).bytes(); });
+}
+
+GatedLinearOutput gated_linear(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& decay,
+                               const Var& initial_state, const DocumentsPtr& documents, double scale,
+                               const GatedLinearPlan& plan) {
+  check_inputs(q, k, v, decay, initial_state, *documents);
+  GatedLinearSaved saved{q.value, k.value, v.value, decay.value, initial_state.value, documents, scale, plan};
+  const Tensor o = tape.empty(v.shape(), v.dtype());
+  const Tensor st = tape.empty({documents->count(), q.dim(1), q.dim(2), v.dim(2)}, q.dtype());
+  GatedLinearForward args{problem(saved)};
+  args.o = o.raw();
+  args.st = st.raw();
+  kForward(args, tape.launch(gated_linear_forward_workspace(args)));
+  const auto outputs =
+      tape.record("gated_linear", {q, k, v, decay, initial_state}, std::array{o, st}, [&] { return saved; });
+  return {outputs[0], outputs[1]};
+}
+
+Tensor gated_linear_decode(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& decay,
+                           const Tensor& state, double scale) {
+  WEFT_CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(0) == q.dim(0) && v.dim(1) == q.dim(1),
+             "gated_linear_decode: q {}, k {}, v {}", q.shape().str(), k.shape().str(), v.shape().str());
+  const Shape expected{q.dim(0), q.dim(1), q.dim(2), v.dim(2)};
+  WEFT_CHECK(state.shape() == expected && state.dtype() == q.dtype(),
+             "gated_linear_decode: state {} {}, expected {} {}", state.shape().str(), name_of(state.dtype()),
+             expected.str(), name_of(q.dtype()));
+  const Tensor o = tape.empty(v.shape(), v.dtype());
+  kDecode({.dtype = q.dtype(),
+           .kind = kind_of(decay.shape(), k.shape()),
+           .N = q.dim(0),
+           .H = q.dim(1),
+           .d_k = q.dim(2),
+           .d_v = v.dim(2),
+           .scale = scale,
+           .q = q.raw(),
+           .k = k.raw(),
+           .v = v.raw(),
+           .g = decay.raw(),
+           .state = state.raw(),
+           .o = o.raw()},
+          tape.launch());
+  return o;
+}
+
+}  // namespace weft

@@ -1,0 +1,322 @@
+// CPU kernels of gated_linear.h, templated on float/double: how the chunks of a row are walked.
+//
+// Fused: one task for each document and head walks its chunks and keeps the state in cache. Two-level: for a window of
+// chunks, what each adds to the state (parallel), the states between them (in order, parallel over rows of the state),
+// their outputs or gradients (parallel); this keeps all threads busy with one head. Both do the same arithmetic in the
+// same order, so results depend neither on the schedule nor on the number of threads.
+//
+// d_k x d_v elements of a state; S and dS as in chunk_scalar_cpu.h.
+#pragma once
+
+#include "autograd/parallel_for.h"
+#include "modules/families/gated_linear/chunk_scalar_cpu.h"
+#include "modules/families/gated_linear/chunk_vector_cpu.h"
+
+namespace weft {
+
+template <class T, DecayKind kKind>
+struct ChunkKernelOf {
+  using Type = ScalarDecayChunk<T, kKind>;
+};
+template <class T>
+struct ChunkKernelOf<T, DecayKind::vector> {
+  using Type = VectorDecayChunk<T>;
+};
+
+// --- pieces shared by both directions --------------------------------------------------------------------------------
+
+inline int gated_linear_threads() {
+  return std::max(omp_get_max_threads(), omp_get_num_threads());
+}
+
+// Chunks and sequences are always visited inside a threaded loop, be there only one, because a product rounds
+// differently when the BLAS splits it over threads.
+template <class F>
+void for_each_task(std::int64_t n, F&& f) {
+  parallel_for(std::max<std::int64_t>(n, 2), Schedule::dynamic, [&](std::int64_t i) {
+    if (i < n) f(i);
+  });
+}
+
+inline ChunkSchedule gated_linear_schedule(const GatedLinearProblem& p) {
+  if (p.schedule != ChunkSchedule::automatic) return p.schedule;
+  const std::int64_t threads = gated_linear_threads();
+  std::int64_t documents = 0;
+  for (std::int64_t n = 0; n < p.N; ++n) documents += p.document_offset[n + 1] > p.document_offset[n] ? 1 : 0;
+  const bool even = documents * p.H >= 4 * threads || (documents == 1 && p.H % threads == 0);
+  return even ? ChunkSchedule::fused : ChunkSchedule::two_level;
+}
+
+// Chunks of the table that the two-level schedule treats together.
+inline std::int64_t gated_linear_window(const GatedLinearProblem& p) {
+  const std::int64_t items = GatedLinearCpuPolicy::kWindowItemsPerThread * gated_linear_threads();
+  return std::clamp<std::int64_t>(block_count(items, std::max<std::int64_t>(1, p.H)), 1,
+                                  std::max<std::int64_t>(1, p.chunk_count));
+}
+
+// S <- diag(decay) S + U and U <- what S was, for rows [begin, end): one rounding, wherever it is called.
+template <class T, class Decay>
+void advance_state(T* S, T* U, Decay&& decay, std::int64_t begin, std::int64_t end, std::int64_t d_v) {
+  for (std::int64_t x = begin; x < end; ++x) {
+    const T e = decay(x);
+    for (std::int64_t y = x * d_v; y < (x + 1) * d_v; ++y) {
+      const T before = S[y];
+      S[y] = std::fma(e, before, U[y]);
+      U[y] = before;
+    }
+  }
+}
+
+template <class T, DecayKind kKind>
+class GatedLinearWalk {
+ public:
+  // With a null workspace the object only knows its size.
+  GatedLinearWalk(const GatedLinearProblem& p, bool backward, void* workspace)
+      : p_(p), size_(p.d_k * p.d_v), fused_(gated_linear_schedule(p) == ChunkSchedule::fused) {
+    Carver<T> carver(static_cast<T*>(workspace));
+    tables_ = carver.take(constant_decay_elements(p));
+    Carver<T> one_thread(nullptr);
+    one_thread.take(Kernel::scratch_elements(p));
+    one_thread.take(2 * size_);
+    scratch_stride_ = one_thread.used();
+    scratch_ = carver.take(gated_linear_threads() * scratch_stride_);
+    if (backward) entries_ = carver.take(p.chunk_count * p.H * size_);
+    if (!fused_) {
+      window_ = gated_linear_window(p);
+      states_ = carver.take(window_ * p.H * size_);
+      decays_ = carver.take(window_ * p.H * p.d_k);
+      carried_ = carver.take(p.H * size_);
+    }
+    bytes_ = static_cast<std::size_t>(carver.used()) * sizeof(T);
+    if (workspace != nullptr) constant_decay_tables(p, tables_);
+  }
+  std::size_t bytes() const { return bytes_; }
+
+  void forward(const GatedLinearForward& a) {
+    pass_empty_documents(a.s0, a.st, Write::overwrite);
+    if (fused_) return forward_fused(a);
+    for (std::int64_t begin = 0; begin < p_.chunk_count; begin += window_) {
+      const std::int64_t end = std::min(p_.chunk_count, begin + window_);
+      entry_states(begin, end, states_, a.st);
+      for_each_chunk(begin, end, [&](Kernel& kernel, const ChunkTile<T>& tile, std::int64_t c, std::int64_t item) {
+        kernel.outputs(tile, starts_at_zero(c) ? nullptr : states_ + item * size_,
+                       static_cast<T*>(a.o) + tile.value_offset);
+      });
+    }
+  }
+
+  void backward(const GatedLinearBackward& a) {
+    pass_empty_documents(a.dst, a.ds0, a.write_ds0);
+    if (fused_) return backward_fused(a);
+    for (std::int64_t begin = 0; begin < p_.chunk_count; begin += window_) {
+      entry_states(begin, std::min(p_.chunk_count, begin + window_), entries_ + begin * p_.H * size_, nullptr);
+    }
+    for (std::int64_t end = p_.chunk_count; end > 0; end -= std::min(end, window_)) {
+      const std::int64_t begin = std::max<std::int64_t>(0, end - window_);
+      exit_gradients(a, begin, end);
+      for_each_chunk(begin, end, [&](Kernel& kernel, const ChunkTile<T>& tile, std::int64_t c, std::int64_t item) {
+        kernel.gradients(tile, starts_at_zero(c) ? nullptr : entries_ + (begin * p_.H + item) * size_,
+                         is_last(c) && a.dst == nullptr ? nullptr : states_ + item * size_, ChunkGradients<T>(a, tile));
+      });
+    }
+  }
+
+ private:
+  using Kernel = typename ChunkKernelOf<T, kKind>::Type;
+
+  bool is_last(std::int64_t c) const { return c + 1 == p_.document_offset[p_.chunks[c].document + 1]; }
+  bool starts_at_zero(std::int64_t c) const { return p_.s0 == nullptr && p_.chunks[c].index == 0; }
+  T* thread_scratch() const { return scratch_ + omp_get_thread_num() * scratch_stride_; }
+
+  // State of head h of document n as rows [begin, end) of elements; null stands for zero.
+  void load(const void* from, std::int64_t n, std::int64_t h, std::int64_t begin, std::int64_t end, T* to) const {
+    if (from == nullptr) {
+      std::fill(to + begin, to + end, T(0));
+    } else {
+      const T* source = static_cast<const T*>(from) + (n * p_.H + h) * size_;
+      std::copy(source + begin, source + end, to + begin);
+    }
+  }
+  void save(const T* from, std::int64_t n, std::int64_t h, std::int64_t begin, std::int64_t end, void* to,
+            Write write) const {
+    if (to == nullptr) return;
+    T* target = static_cast<T*>(to) + (n * p_.H + h) * size_;
+    for (std::int64_t e = begin; e < end; ++e) store(target[e], from[e], write);
+  }
+  // The state of a document without tokens passes through.
+  void pass_empty_documents(const void* from, void* to, Write write) {
+    for (std::int64_t n = 0; n < p_.N; ++n) {
+      if (p_.cu_seqlens[n] != p_.cu_seqlens[n + 1]) continue;
+      for (std::int64_t h = 0; h < p_.H; ++h) {
+        load(from, n, h, 0, size_, scratch_);
+        save(scratch_, n, h, 0, size_, to, write);
+      }
+    }
+  }
+
+  // f(kernel, tile, chunk, item) for every chunk of the window and head, in parallel; item counts from 0.
+  template <class F>
+  void for_each_chunk(std::int64_t begin, std::int64_t end, F&& f) {
+    for_each_task((end - begin) * p_.H, [&](std::int64_t item) {
+      const std::int64_t c = begin + item / p_.H;
+      Kernel kernel(p_, thread_scratch(), tables_);
+      f(kernel, ChunkTile<T>(p_, p_.chunks[c], item % p_.H), c, item);
+    });
+  }
+
+  // Scans the window's states in the order of `chunk_at(i)`, i = 0..count: `states` holds what each chunk adds and
+  // becomes the state before it in that order. `enter` and `leave` see the carried state around each chunk.
+  template <class Enter, class Leave>
+  void scan(std::int64_t begin, std::int64_t end, bool reverse, T* states, Enter&& enter, Leave&& leave) {
+    constexpr std::int64_t kRows = 16;
+    const std::int64_t blocks = block_count(p_.d_k, kRows);
+    parallel_for(p_.H * blocks, Schedule::fixed, [&](std::int64_t item) {
+      const std::int64_t h = item / blocks;
+      const std::int64_t first_row = item % blocks * kRows;
+      const std::int64_t last_row = std::min(p_.d_k, first_row + kRows);
+      T* S = carried_ + h * size_;
+      for (std::int64_t i = 0; i < end - begin; ++i) {
+        const std::int64_t c = reverse ? end - 1 - i : begin + i;
+        const std::int64_t at = (c - begin) * p_.H + h;
+        enter(c, h, first_row * p_.d_v, last_row * p_.d_v, S);
+        advance_state(
+            S, states + at * size_, [&](std::int64_t x) { return decays_[at * p_.d_k + x]; }, first_row, last_row,
+            p_.d_v);
+        leave(c, h, first_row * p_.d_v, last_row * p_.d_v, S);
+      }
+    });
+  }
+
+  void keep_decays(const Kernel& kernel, std::int64_t item) {
+    for (std::int64_t x = 0; x < p_.d_k; ++x) decays_[item * p_.d_k + x] = kernel.decay(x);
+  }
+
+  // states[(c - begin), h] <- state at the entry of chunk c; final states go to st unless it is null.
+  void entry_states(std::int64_t begin, std::int64_t end, T* states, void* st) {
+    for_each_chunk(begin, end, [&](Kernel& kernel, const ChunkTile<T>& tile, std::int64_t, std::int64_t item) {
+      kernel.prepare(tile);
+      kernel.contribution(tile, states + item * size_);
+      keep_decays(kernel, item);
+    });
+    scan(
+        begin, end, false, states,
+        [&](std::int64_t c, std::int64_t h, std::int64_t first, std::int64_t last, T* S) {
+          if (p_.chunks[c].index == 0) load(p_.s0, p_.chunks[c].document, h, first, last, S);
+        },
+        [&](std::int64_t c, std::int64_t h, std::int64_t first, std::int64_t last, T* S) {
+          if (is_last(c)) save(S, p_.chunks[c].document, h, first, last, st, Write::overwrite);
+        });
+  }
+
+  // states_[(c - begin), h] <- gradient of the state at the exit of chunk c.
+  void exit_gradients(const GatedLinearBackward& a, std::int64_t begin, std::int64_t end) {
+    for_each_chunk(begin, end, [&](Kernel& kernel, const ChunkTile<T>& tile, std::int64_t, std::int64_t item) {
+      kernel.prepare(tile);
+      kernel.gradient_contribution(tile, ChunkGradients<T>(a, tile), states_ + item * size_);
+      keep_decays(kernel, item);
+    });
+    scan(
+        begin, end, true, states_,
+        [&](std::int64_t c, std::int64_t h, std::int64_t first, std::int64_t last, T* dS) {
+          if (is_last(c)) load(a.dst, p_.chunks[c].document, h, first, last, dS);
+        },
+        [&](std::int64_t c, std::int64_t h, std::int64_t first, std::int64_t last, T* dS) {
+          if (p_.chunks[c].index == 0) save(dS, p_.chunks[c].document, h, first, last, a.ds0, a.write_ds0);
+        });
+  }
+
+  // f(kernel, S, U, document, head) for every document with tokens and head, in parallel; S and U are two states.
+  template <class F>
+  void for_each_sequence(F&& f) {
+    for_each_task(p_.N * p_.H, [&](std::int64_t item) {
+      const std::int64_t n = item / p_.H;
+      if (p_.cu_seqlens[n] == p_.cu_seqlens[n + 1]) return;
+      T* scratch = thread_scratch();
+      Kernel kernel(p_, scratch + 2 * size_, tables_);
+      f(kernel, scratch, scratch + size_, n, item % p_.H);
+    });
+  }
+
+  void forward_fused(const GatedLinearForward& a) {
+    for_each_sequence([&](Kernel& kernel, T* S, T* U, std::int64_t n, std::int64_t h) {
+      load(p_.s0, n, h, 0, size_, S);
+      for (std::int64_t c = p_.document_offset[n]; c < p_.document_offset[n + 1]; ++c) {
+        const ChunkTile<T> tile(p_, p_.chunks[c], h);
+        kernel.outputs(tile, starts_at_zero(c) ? nullptr : S, static_cast<T*>(a.o) + tile.value_offset);
+        kernel.contribution(tile, U);
+        advance_state(
+            S, U, [&](std::int64_t x) { return kernel.decay(x); }, 0, p_.d_k, p_.d_v);
+      }
+      save(S, n, h, 0, size_, a.st, Write::overwrite);
+    });
+  }
+
+  void backward_fused(const GatedLinearBackward& a) {
+    for_each_sequence([&](Kernel& kernel, T* S, T* U, std::int64_t n, std::int64_t h) {
+      const auto entry = [&](std::int64_t c) { return entries_ + (c * p_.H + h) * size_; };
+      const auto decay = [&](std::int64_t x) { return kernel.decay(x); };
+      const std::int64_t first = p_.document_offset[n];
+      const std::int64_t last = p_.document_offset[n + 1] - 1;
+      load(p_.s0, n, h, 0, size_, S);
+      for (std::int64_t c = first; c < last; ++c) {
+        const ChunkTile<T> tile(p_, p_.chunks[c], h);
+        kernel.prepare(tile);
+        kernel.contribution(tile, entry(c));
+        advance_state(S, entry(c), decay, 0, p_.d_k, p_.d_v);
+      }
+      std::copy(S, S + size_, entry(last));
+
+      T* dS = S;
+      load(a.dst, n, h, 0, size_, dS);
+      for (std::int64_t c = last; c >= first; --c) {
+        const ChunkTile<T> tile(p_, p_.chunks[c], h);
+        const ChunkGradients<T> to(a, tile);
+        kernel.gradients(tile, starts_at_zero(c) ? nullptr : entry(c), c == last && a.dst == nullptr ? nullptr : dS,
+                         to);
+        kernel.gradient_contribution(tile, to, U);
+        advance_state(dS, U, decay, 0, p_.d_k, p_.d_v);
+      }
+      save(dS, n, h, 0, size_, a.ds0, a.write_ds0);
+    });
+  }
+
+  const GatedLinearProblem& p_;
+  std::int64_t size_;  // elements of a state
+  bool fused_;
+  std::int64_t window_ = 0, scratch_stride_ = 0;
+  std::size_t bytes_ = 0;
+  T *tables_ = nullptr, *scratch_ = nullptr;
+  T* entries_ = nullptr;                                          // [chunk_count, H] states
+  T *states_ = nullptr, *decays_ = nullptr, *carried_ = nullptr;  // [window, H] states, [window, H, d_k], [H] states
+};
+
+// --- decode ----------------------------------------------------------------------------------------------------------
+
+template <class T>
+void gated_linear_decode_cpu(const GatedLinearDecode& a) {
+  const auto* g = static_cast<const T*>(a.g);
+  parallel_blocks(a.N * a.H, rows_per_block(a.d_k * a.d_v), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const T* q = static_cast<const T*>(a.q) + i * a.d_k;
+      const T* k = static_cast<const T*>(a.k) + i * a.d_k;
+      const T* v = static_cast<const T*>(a.v) + i * a.d_v;
+      T* S = static_cast<T*>(a.state) + i * a.d_k * a.d_v;
+      T* o = static_cast<T*>(a.o) + i * a.d_v;
+      std::fill(o, o + a.d_v, T(0));
+      for (std::int64_t x = 0; x < a.d_k; ++x) {
+        const T log_decay = a.kind == DecayKind::constant ? g[i % a.H]
+                            : a.kind == DecayKind::scalar ? g[i]
+                                                          : g[i * a.d_k + x];
+        const T e = std::exp(log_decay);
+        const T query = q[x] * static_cast<T>(a.scale);
+        T* row = S + x * a.d_v;
+        for (std::int64_t y = 0; y < a.d_v; ++y) {
+          row[y] = e * row[y] + k[x] * v[y];
+          o[y] += query * row[y];
+        }
+      }
+    }
+  });
+}
+
+}  // namespace weft
