@@ -199,10 +199,17 @@ TEST(ThreadFaults, BrokenRankStaysBroken) {
 
 TEST(ThreadFaults, ResultsSentBeforeLeavingStillArrive) {
   for (int repeat = 0; repeat < 200; ++repeat) {
-    run_ranks(3, [](Communicator& world) {
-      const Tensor data = Tensor::from<float>({1}, std::vector<float>{static_cast<float>(world.rank())});
-      world.all_reduce(data, ReduceOp::sum).wait();  // and the fastest rank is gone at once
-      WEFT_CHECK(data.span<float>()[0] == 3.0f, "{}", data.span<float>()[0]);
+    run_ranks(3, [&](Communicator& world) {
+      // Rank 1 is gone while rank 2 is still late.
+      if (world.rank() == 2) std::this_thread::sleep_for(std::chrono::microseconds(repeat * 10));
+      const Tensor value = Tensor::from<float>({1}, std::vector<float>{static_cast<float>(world.rank())});
+      const std::vector<PeerTensor> sends{{0, value}};
+      std::vector<PeerTensor> receives;
+      if (world.rank() == 0) receives = {{1, floats(1)}, {2, floats(1)}};
+      world.send_receive(world.rank() == 0 ? std::span<const PeerTensor>() : sends, receives).wait();
+      if (world.rank() == 0) {
+        WEFT_CHECK(receives[0].data.span<float>()[0] == 1.0f && receives[1].data.span<float>()[0] == 2.0f, "values");
+      }
     });
   }
 }

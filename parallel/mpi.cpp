@@ -1,3 +1,7 @@
+// The C interface alone; the C++ bindings are long obsolete.
+#define OMPI_SKIP_MPICXX 1
+#define MPICH_SKIP_MPICXX 1
+
 #include "parallel/mpi.h"
 
 #include <algorithm>
@@ -192,8 +196,7 @@ class MpiTransport final : public Transport {
   }
 
   std::optional<std::string> lost(const Envelope& awaited, std::span<const int> ranks) override {
-    // A rank in another operation shows by a message that nobody here receives. Looking costs a system-wide probe, so
-    // it is done now and then.
+    // A rank in another operation shows by a message that nobody here receives. That is looked for now and then.
     if (++questions_ % 256 != 0) return std::nullopt;
     const int tag = tags_.of(awaited);
     for (const int rank : ranks) {

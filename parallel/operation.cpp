@@ -107,18 +107,21 @@ bool ProgressEngine::progress() {
 void ProgressEngine::wait(Operation& operation) {
   if (operation.complete()) return;
   const Clock::time_point begin = Clock::now();
+  std::optional<std::string> suspicion;
   for (int rounds = 0;; ++rounds) {
     if (progress()) rounds = 0;
     if (operation.complete()) return;
 
     const std::vector<int> peers = operation.transfers_->waiting_for();
-    const auto reason = lost(operation, peers);
-    // What a lost rank sent before it went may have arrived between the poll and the question.
-    if (reason && progress()) continue;
-    if (reason) {
+    // A rank is given up only if it is still awaited after a poll that came later than the news of its end: what it
+    // sent before that counts.
+    const std::optional<std::string> reason = lost(operation, peers);
+    if (reason && reason == suspicion) {
       break_down(std::make_exception_ptr(
           Error(ExitCode::peer_lost, fmt::format("{} cannot complete: {}", operation.describe(), *reason))));
     }
+    suspicion = reason;
+    if (reason) continue;
     const Clock::time_point now = Clock::now();
     if (now - begin > timeout_) {
       const int rank = operation.transport_->world_rank(operation.transport_->rank());
