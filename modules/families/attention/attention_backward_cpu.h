@@ -139,13 +139,17 @@ class AttentionBackwardCpu {
   // Copies the segment's keys and clears their gradients.
   void load_keys(const KeySegment& segment, const AttentionDocument& document, const Visibility& see, std::int64_t head,
                  const Scratch& s) const {
-    const KeySource<T> source(document, e_, static_cast<const T*>(a_.k), static_cast<const T*>(a_.v));
+    const auto* k = static_cast<const T*>(a_.k);
+    const auto* v = static_cast<const T*>(a_.v);
     const std::int64_t keys = (segment.tile_end - segment.tile_begin) * kKeyTile;
     for (std::int64_t c = 0; c < keys; ++c) {
       const std::int64_t position = segment.tile_begin * kKeyTile + c;
-      const bool there = see.has_key(position);
-      pack_row(there ? source.k_row(position, head) : nullptr, there ? e_.D : 0, s.k + c * e_.D_pad, e_.D_pad);
-      pack_row(there ? source.v_row(position, head) : nullptr, there ? e_.D_V : 0, s.v + c * e_.D_V_pad, e_.D_V_pad);
+      const bool own = position >= see.own_begin && position < see.own_end;
+      const bool there = own || see.has_key(position);
+      const std::int64_t key = own ? document.key_row + position - document.key_position : document.anchor_row;
+      const std::int64_t row = there ? key * e_.H_KV + head : 0;
+      pack_row(k + row * e_.D, there ? e_.D : 0, s.k + c * e_.D_pad, e_.D_pad);
+      pack_row(v + row * e_.D_V, there ? e_.D_V : 0, s.v + c * e_.D_V_pad, e_.D_V_pad);
     }
     std::fill(s.dk, s.dk + keys * e_.D_pad, T(0));
     std::fill(s.dv, s.dv + keys * e_.D_V_pad, T(0));
@@ -178,7 +182,7 @@ class AttentionBackwardCpu {
     if (mask.empty()) return;
     const T* k = s.k + key * e_.D_pad;
     const T* v = s.v + key * e_.D_V_pad;
-    score_tile(mask, q, e_, k, e_.D_pad, s.q_t, cap_, s.p);
+    score_tile(mask, q, e_, k + mask.key_begin * e_.D_pad, e_.D_pad, s.q_t, cap_, s.p);
     // One product over the whole tile at a time, so that its right operand stays in the first cache.
     for_blocks(mask, q, [&](std::int64_t c, std::int64_t keys, RowRange panel) {
       T* dp = s.dp + c * e_.R;

@@ -12,7 +12,9 @@ class AttentionForwardCpu {
   explicit AttentionForwardCpu(const AttentionForward& a)
       : a_(a), e_(a.shape), cap_(a.options.soft_cap > 0.0), unit_(cap_ ? a.options.soft_cap * kLog2e : 1.0) {}
 
-  std::size_t workspace() const { return static_cast<std::size_t>(worker_count() * scratch()) * sizeof(T); }
+  std::size_t workspace() const {
+    return static_cast<std::size_t>(PackedKeys<T>::size(a_.shape.S, e_) + worker_count() * scratch()) * sizeof(T);
+  }
 
   void run(T* workspace) const {
     struct Item {
@@ -25,13 +27,16 @@ class AttentionForwardCpu {
         items.push_back({n, begin, std::min(begin + e_.tokens, count)});
       }
     }
+    const PackedKeys<T> keys(a_.shape.S, e_, workspace);
+    keys.pack(static_cast<const T*>(a_.k), static_cast<const T*>(a_.v), e_);
+    T* const scratch_begin = workspace + PackedKeys<T>::size(a_.shape.S, e_);
     const bool nested = omp_in_parallel();
-    const auto total = static_cast<std::int64_t>(items.size()) * e_.H_KV;
-    // Late queries see most keys: they go first, so that the last items are short.
-    parallel_for(total, Schedule::dynamic, [&](std::int64_t i) {
-      const Item& item = items[items.size() - 1 - static_cast<std::size_t>(i / e_.H_KV)];
-      T* scratch_of_thread = workspace + (nested ? 0 : omp_get_thread_num()) * scratch();
-      query_tile(a_.documents[item.document], item.begin, item.end, i % e_.H_KV, scratch_of_thread);
+    const auto tiles = static_cast<std::int64_t>(items.size());
+    // Head by head, while its keys are in cache. Late queries see most keys: they go first.
+    parallel_for(tiles * e_.H_KV, Schedule::dynamic, [&](std::int64_t i) {
+      const Item& item = items[static_cast<std::size_t>(tiles - 1 - i % tiles)];
+      T* scratch_of_thread = scratch_begin + (nested ? 0 : omp_get_thread_num()) * scratch();
+      query_tile(a_.documents[item.document], item.begin, item.end, i / tiles, keys, scratch_of_thread);
     });
   }
 
@@ -41,10 +46,10 @@ class AttentionForwardCpu {
   }
 
   void query_tile(const AttentionDocument& document, std::int64_t begin, std::int64_t end, std::int64_t head,
-                  T* scratch) const {
+                  const PackedKeys<T>& packed, T* scratch) const {
     const QueryTile q(document, e_, begin, end);
     const Visibility see(document, a_.options);
-    const KeySource<T> keys(document, e_, static_cast<const T*>(a_.k), static_cast<const T*>(a_.v));
+    const KeySource<T> keys(document, e_, packed, head);
     T* score = scratch;
     T* q_transposed = score + kKeyTile * e_.R;
     T* sum = q_transposed + e_.D * e_.R;  // [R, D_V_pad] unnormalised output
@@ -62,20 +67,20 @@ class AttentionForwardCpu {
     const auto visit = [&](std::int64_t tile_index) {
       const TileMask mask(see, q, e_.G, tile_index);
       if (mask.empty()) return;
-      const KeyTile<T> kv = keys.tile(tile_index, mask.key_begin, mask.key_end, head, k_copy, v_copy);
+      const std::int64_t first = tile_index * kKeyTile;
+      const KeyTile<T> kv = keys.keys(first + mask.key_begin, first + mask.key_end, k_copy, v_copy);
       score_tile(mask, q, e_, kv.k, kv.k_stride, q_transposed, cap_, score);
-      const bool moved = softmax_update(mask, q, score, top, mass, rescale);
-      if (moved) {
-        for (std::int64_t r = 0; r < q.rows; ++r) {
-          for (std::int64_t c = 0; c < e_.D_V_pad; ++c) sum[r * e_.D_V_pad + c] *= rescale[r];
-        }
+      softmax_update(mask, q, score, top, mass, rescale);
+      for (std::int64_t r = 0; r < q.rows; ++r) {
+        if (rescale[r] == T(1)) continue;
+        for (std::int64_t c = 0; c < e_.D_V_pad; ++c) sum[r * e_.D_V_pad + c] *= rescale[r];
       }
       for (std::int64_t r = 0; r < q.rows; r += tile::kBlockRows) {
         const std::int64_t r_end = std::min(r + tile::kBlockRows, q.rows);
         const RowRange range = mask.keys_of(r, r_end);
-        tile::product_rows<tile::Left::columns>(r_end - r, e_.D_V_pad, range.end - range.begin,
-                                                score + range.begin * e_.R + r, e_.R, kv.v + range.begin * kv.v_stride,
-                                                kv.v_stride, sum + r * e_.D_V_pad, e_.D_V_pad, true);
+        tile::product_rows<tile::Left::columns>(
+            r_end - r, e_.D_V_pad, range.end - range.begin, score + range.begin * e_.R + r, e_.R,
+            kv.v + (range.begin - mask.key_begin) * kv.v_stride, kv.v_stride, sum + r * e_.D_V_pad, e_.D_V_pad, true);
       }
     };
     const Visibility::Tiles tiles = see.tiles_of(q.first_position, q.last_position);
@@ -96,16 +101,16 @@ class AttentionForwardCpu {
     }
   }
 
-  // Turns scores into 2^(score - top), updates top and mass. Returns whether an earlier sum must be rescaled.
-  bool softmax_update(const TileMask& mask, const QueryTile& q, T* score, T* top, T* mass, T* rescale) const {
+  // Turns scores into 2^(score - top) and updates top and mass; earlier sums are to be multiplied by `rescale`.
+  void softmax_update(const TileMask& mask, const QueryTile& q, T* score, T* top, T* mass, T* rescale) const {
     using V = tile::Vector<T>;
     constexpr T kHidden = -std::numeric_limits<T>::infinity();
     const V unit = tile::broadcast(static_cast<T>(unit_));
-    bool moved = false;
     for (std::int64_t r = 0; r < q.padded_rows; r += tile::kLanes<T>) {
+      const RowRange seen = mask.keys_of(r, r + tile::kLanes<T>);
       const V before = tile::load(top + r);
       V after = before;
-      for (std::int64_t c = mask.key_begin; c < mask.key_end; ++c) {
+      for (std::int64_t c = seen.begin; c < seen.end; ++c) {
         const V s = tile::load(score + c * e_.R + r) * unit;
         after = s > after ? s : after;
       }
@@ -113,18 +118,20 @@ class AttentionForwardCpu {
       const V origin = after == kHidden ? V{} : after;
       const V factor = tile::exp2(V(before - origin));
       V total{};
-      for (std::int64_t c = mask.key_begin; c < mask.key_end; ++c) {
+      for (std::int64_t c = mask.key_begin; c < seen.begin; ++c) tile::store(score + c * e_.R + r, V{});
+      for (std::int64_t c = seen.begin; c < seen.end; ++c) {
         T* at = score + c * e_.R + r;
         const V p = tile::exp2(V(tile::load(at) * unit - origin));
         tile::store(at, p);
         total += p;
       }
+      for (std::int64_t c = std::max(seen.end, mask.key_begin); c < mask.key_end; ++c) {
+        tile::store(score + c * e_.R + r, V{});
+      }
       tile::store(top + r, after);
       tile::store(mass + r, V(tile::load(mass + r) * factor + total));
       tile::store(rescale + r, factor);
-      for (std::int64_t i = 0; i < tile::kLanes<T>; ++i) moved |= rescale[r + i] != T(1);
     }
-    return moved;
   }
 
   void finish(const QueryTile& q, std::int64_t head, const T* sum, const T* top, const T* mass) const {

@@ -85,14 +85,13 @@ void pack_transposed(const T* base, const QueryTile& q, const TileExtents& e, st
     for (std::int64_t i = 0; i < kBlock; ++i) {
       row[i] = r0 + i < q.rows ? query_row(base, q, e, head, r0 + i, width) : nullptr;
     }
-    if (r0 + kBlock <= q.rows) {
-      for (std::int64_t c = 0; c < width; ++c) {
-        for (std::int64_t i = 0; i < kBlock; ++i) to[c * ld + r0 + i] = row[i][c] * scale;
-      }
-    } else {
-      for (std::int64_t c = 0; c < width; ++c) {
-        for (std::int64_t i = 0; i < kBlock; ++i) to[c * ld + r0 + i] = row[i] == nullptr ? T(0) : row[i][c] * scale;
-      }
+    std::int64_t c = 0;
+    for (; r0 + kBlock <= q.rows && c + kBlock <= width; c += kBlock) {
+      tile::transpose_block(row, scale, to + c * ld + r0, ld);
+      for (const T*& p : row) p += kBlock;
+    }
+    for (std::int64_t rest = 0; c < width; ++c, ++rest) {
+      for (std::int64_t i = 0; i < kBlock; ++i) to[c * ld + r0 + i] = row[i] == nullptr ? T(0) : row[i][rest] * scale;
     }
   }
 }
@@ -116,23 +115,27 @@ inline RowRange rows_of_key(const Visibility& see, const QueryTile& q, std::int6
   return first < last ? RowRange{first * G, last * G} : RowRange{0, 0};
 }
 
-// Which keys of a tile which rows see.
-struct TileMask {
+// Which keys of a tile which rows of a query tile see.
+class TileMask {
+ public:
   bool full;
   std::int64_t key_begin, key_end;  // all visible keys of the tile lie in between
-  RowRange rows[kKeyTile];          // for each key; set unless full
+  RowRange rows[kKeyTile];          // for each of those keys; set unless full
 
   TileMask(const Visibility& see, const QueryTile& q, std::int64_t G, std::int64_t tile_index)
-      : full(see.tile_is_full(tile_index, q.first_position, q.last_position)), key_begin(0), key_end(kKeyTile) {
+      : full(see.tile_is_full(tile_index, q.first_position, q.last_position)),
+        key_begin(0),
+        key_end(kKeyTile),
+        see_(see),
+        tile_(tile_index),
+        first_position_(q.first_position),
+        tokens_(q.tokens),
+        G_(G) {
     if (full) return;
-    key_begin = kKeyTile;
-    key_end = 0;
-    for (std::int64_t c = 0; c < kKeyTile; ++c) {
-      rows[c] = rows_of_key(see, q, G, tile_index * kKeyTile + c);
-      if (rows[c].begin == rows[c].end) continue;
-      key_begin = std::min(key_begin, c);
-      key_end = c + 1;
-    }
+    const RowRange hull = keys_of(0, q.rows);
+    key_begin = hull.begin;
+    key_end = hull.end;
+    for (std::int64_t c = key_begin; c < key_end; ++c) rows[c] = rows_of_key(see, q, G, tile_index * kKeyTile + c);
   }
   // Panels of kPad rows [begin, end) that contain all rows which see a key of [key, last_key).
   RowRange panels_of(std::int64_t key, std::int64_t last_key, std::int64_t padded_rows) const {
@@ -147,20 +150,24 @@ struct TileMask {
     return panel;
   }
   bool empty() const { return key_begin >= key_end; }
-  // Keys [begin, end) that contain all that rows [row, row_end) see.
+  // Keys [begin, end) that contain all that rows [row, row_end) see; rows of the padding see nothing.
   RowRange keys_of(std::int64_t row, std::int64_t row_end) const {
     if (full) return {0, kKeyTile};
-    std::int64_t begin = key_begin, end = key_end;
-    const auto unseen = [&](std::int64_t c) { return rows[c].end <= row || rows[c].begin >= row_end; };
-    while (begin < end && unseen(begin)) ++begin;
-    while (begin < end && unseen(end - 1)) --end;
-    return {begin, end};
+    const std::int64_t last = std::min((row_end - 1) / G_, tokens_ - 1);
+    if (row / G_ > last) return {0, 0};
+    const Visibility::Keys keys = see_.keys_of(tile_, first_position_ + row / G_, first_position_ + last);
+    return keys.begin < keys.end ? RowRange{keys.begin - tile_ * kKeyTile, keys.end - tile_ * kKeyTile}
+                                 : RowRange{0, 0};
   }
+
+ private:
+  const Visibility& see_;
+  std::int64_t tile_, first_position_, tokens_, G_;
 };
 
 // Scores of one tile: to[key][row] = <k_key, q_row> in the units above, soft-capped if `cap` (tanh alone, then), with
-// -infinity where a row does not see a key. Keys outside [key_begin, key_end) are left alone. k points at the tile's
-// first key, rows `k_stride` apart.
+// -infinity where a row does not see a key. Keys outside [key_begin, key_end) are left alone. k points at key_begin's
+// row; rows are `k_stride` apart.
 template <class T>
 void score_tile(const TileMask& mask, const QueryTile& q, const TileExtents& e, const T* k, std::int64_t k_stride,
                 const T* q_transposed, bool cap, T* to) {
@@ -168,8 +175,9 @@ void score_tile(const TileMask& mask, const QueryTile& q, const TileExtents& e, 
     const std::int64_t c_end = std::min(c + tile::kBlockRows, mask.key_end);
     const RowRange panel = mask.panels_of(c, c_end, q.padded_rows);
     if (panel.begin < panel.end) {
-      tile::product_rows<tile::Left::rows>(c_end - c, panel.end - panel.begin, e.D, k + c * k_stride, k_stride,
-                                           q_transposed + panel.begin, e.R, to + c * e.R + panel.begin, e.R, false);
+      tile::product_rows<tile::Left::rows>(c_end - c, panel.end - panel.begin, e.D, k + (c - mask.key_begin) * k_stride,
+                                           k_stride, q_transposed + panel.begin, e.R, to + c * e.R + panel.begin, e.R,
+                                           false);
     }
     for (std::int64_t i = c; i < c_end; ++i) {
       T* row = to + i * e.R;

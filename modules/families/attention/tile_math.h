@@ -48,6 +48,32 @@ template <class T>
   return Vector<T>{} + x;
 }
 
+// Eight rows of eight floats at `from`, transposed and multiplied by `scale`, to rows `ld` apart.
+inline void transpose_block(const float* const* from, float scale, float* to, std::int64_t ld) {
+  using V = Vector<float>;
+  V a[8], b[8];
+  for (int i = 0; i < 8; ++i) a[i] = load(from[i]) * scale;
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = __builtin_shufflevector(a[i], a[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    b[i + 1] = __builtin_shufflevector(a[i], a[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      a[i + 2 * j] = __builtin_shufflevector(b[i + j], b[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      a[i + 2 * j + 1] = __builtin_shufflevector(b[i + j], b[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    store(to + i * ld, V(__builtin_shufflevector(a[i], a[i + 4], 0, 1, 2, 3, 8, 9, 10, 11)));
+    store(to + (i + 4) * ld, V(__builtin_shufflevector(a[i], a[i + 4], 4, 5, 6, 7, 12, 13, 14, 15)));
+  }
+}
+inline void transpose_block(const double* const* from, double scale, double* to, std::int64_t ld) {
+  for (int c = 0; c < 8; ++c) {
+    for (int i = 0; i < 8; ++i) to[c * ld + i] = from[i][c] * scale;
+  }
+}
+
 // 2^x for x <= 1: exactly 1 at 0, exactly 0 below -126 (so -infinity gives 0), NaN for NaN.
 [[gnu::always_inline]] inline Vector<float> exp2(Vector<float> x) {
   typedef std::int32_t Bits __attribute__((vector_size(kVectorBytes)));

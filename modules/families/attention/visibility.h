@@ -62,6 +62,21 @@ struct Visibility {
     return t;
   }
 
+  // Smallest range [begin, end) of positions of the tile that holds all keys which queries at positions [first, last]
+  // see; begin >= end if there is none.
+  struct Keys {
+    std::int64_t begin, end;
+  };
+  Keys keys_of(std::int64_t tile, std::int64_t first, std::int64_t last) const {
+    const std::int64_t tile_begin = tile * kKeyTile;
+    const std::int64_t tile_end = tile_begin + kKeyTile;
+    const Keys own{std::max({own_begin, first - window + 1, tile_begin}), std::min({own_end, last + 1, tile_end})};
+    const Keys pinned{std::max(pin_begin, tile_begin), std::min({pin_end, last + 1, tile_end})};
+    if (pinned.begin >= pinned.end) return own;
+    if (own.begin >= own.end) return pinned;
+    return {std::min(own.begin, pinned.begin), std::max(own.end, pinned.end)};
+  }
+
   // True if every key of the tile is visible to all queries at positions [first, last].
   bool tile_is_full(std::int64_t tile, std::int64_t first, std::int64_t last) const {
     const std::int64_t begin = tile * kKeyTile;
