@@ -148,8 +148,7 @@ struct ValidationSection {
 };
 
 struct LogSection {
-  std::int64_t every = 1;          // steps between rows of metrics.jsonl
-  std::int64_t module_norms = 50;  // steps between rows with gradient norms by parameter; 0: never
+  std::int64_t every = 1;  // steps between rows of metrics.jsonl
 };
 
 struct Recipe {
