@@ -307,9 +307,7 @@ SectionSpec log_section() {
   return table<S>(
       "log", "What is written while training.", [](auto& r) -> auto& { return r.log; },
       {field("every", &S::every, Effect::free, "steps between rows of metrics.jsonl",
-             {.minimum = 1, .maximum = kMostSteps}),
-       field("module_norms", &S::module_norms, Effect::free,
-             "steps between rows with gradient norms by parameter; 0: never", {.minimum = 0, .maximum = kMostSteps})});
+             {.minimum = 1, .maximum = kMostSteps})});
 }
 
 }  // namespace
