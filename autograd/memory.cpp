@@ -1,5 +1,7 @@
 #include "autograd/memory.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -46,7 +48,7 @@ class Heap final : public Allocator {
   void* allocate(std::size_t bytes) override {
     const std::size_t padded = padded_size(bytes, hygiene_);
     void* block = std::aligned_alloc(kAlignment, padded);
-    if (block == nullptr) fail(ExitCode::internal, "out of host memory: {} bytes requested", bytes);
+    if (block == nullptr || padded < bytes) fail(ExitCode::internal, "out of host memory: {} bytes requested", bytes);
     if (hygiene_ == Hygiene::hostile) poison(block, padded);
     sizes_.emplace(block, padded);
     stats_.current_bytes += padded;
@@ -91,7 +93,7 @@ void* Arena::allocate(std::size_t bytes) {
   const std::size_t padded = padded_size(bytes, hygiene_);
   auto best = free_.end();
   for (auto it = free_.begin(); it != free_.end(); ++it) {
-    if (it->second >= padded && (best == free_.end() || it->second < best->second)) best = it;
+    if (bytes <= capacity_ && it->second >= padded && (best == free_.end() || it->second < best->second)) best = it;
   }
   if (best == free_.end()) {
     fail(ExitCode::internal, "arena full: {} bytes requested, {} of {} in use", bytes, stats_.current_bytes, capacity_);

@@ -1,0 +1,67 @@
+#include "autograd/documents.h"
+
+#include <gtest/gtest.h>
+
+#include "autograd/check.h"
+
+namespace weft {
+namespace {
+
+TEST(Documents, PositionsRestartAndEmptyDocumentsAreLegal) {
+  const Documents d({0, 3, 3, 5}, {0, 7, 10});
+  EXPECT_EQ(d.tokens(), 5);
+  EXPECT_EQ(d.count(), 3);
+  EXPECT_EQ(d.length(1), 0);
+  EXPECT_EQ(d.begin(2), 3);
+  EXPECT_EQ(d.end(2), 5);
+  EXPECT_EQ(d.positions(), (std::vector<std::int32_t>{0, 1, 2, 10, 11}));
+  EXPECT_EQ(d.max_position(), 11);
+  EXPECT_EQ(d.pos0(1), 7);
+}
+
+TEST(Documents, Makers) {
+  EXPECT_EQ(Documents::single(4, 2)->positions(), (std::vector<std::int32_t>{2, 3, 4, 5}));
+  const std::vector<std::int32_t> lengths{2, 0, 1};
+  EXPECT_EQ(Documents::from_lengths(lengths)->cu_seqlens(), (std::vector<std::int32_t>{0, 2, 2, 3}));
+  const auto nothing = Documents::single(0);
+  EXPECT_EQ(nothing->tokens(), 0);
+  EXPECT_EQ(nothing->max_position(), 0);
+  EXPECT_TRUE(nothing->chunks(16).chunks.empty());
+  EXPECT_EQ(Documents({0}).count(), 0);
+}
+
+TEST(Documents, ChunksRestartAtEachDocumentAndNeverStraddle) {
+  const Documents d({0, 5, 5, 9, 10});
+  const ChunkTable& table = d.chunks(2);
+  const std::vector<Chunk> expected{{0, 0, 0, 2}, {0, 1, 2, 4}, {0, 2, 4, 5},
+                                    {2, 0, 5, 7}, {2, 1, 7, 9}, {3, 0, 9, 10}};
+  ASSERT_EQ(table.chunks.size(), expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_EQ(table.chunks[i].document, expected[i].document) << i;
+    EXPECT_EQ(table.chunks[i].index, expected[i].index) << i;
+    EXPECT_EQ(table.chunks[i].begin, expected[i].begin) << i;
+    EXPECT_EQ(table.chunks[i].end, expected[i].end) << i;
+  }
+  EXPECT_EQ(table.document_offset, (std::vector<std::int32_t>{0, 3, 3, 5, 6}));
+  EXPECT_EQ(&d.chunks(2), &table) << "tables are kept";
+  EXPECT_EQ(d.chunks(100).chunks.size(), 3u);
+}
+
+TEST(Documents, AnAnchorIsADocumentOfOneToken) {
+  const Documents d({0, 1, 4}, {0, 1}, Anchor::first_token);
+  EXPECT_TRUE(d.anchored());
+  EXPECT_EQ(d.positions(), (std::vector<std::int32_t>{0, 1, 2, 3}));
+  EXPECT_THROW(Documents({0, 2, 4}, {}, Anchor::first_token), Error);
+  EXPECT_THROW(Documents({0}, {}, Anchor::first_token), Error);
+}
+
+TEST(Documents, RefusesImpossibleTables) {
+  EXPECT_THROW(Documents({}), Error);
+  EXPECT_THROW(Documents({1, 2}), Error);
+  EXPECT_THROW(Documents({0, 3, 2}), Error);
+  EXPECT_THROW(Documents({0, 3}, {0, 0}), Error);
+  EXPECT_THROW(Documents({0, 3}).chunks(0), Error);
+}
+
+}  // namespace
+}  // namespace weft
