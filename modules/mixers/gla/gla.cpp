@@ -1,0 +1,87 @@
+#include "modules/mixers/gla/gla.h"
+
+#include <cmath>
+
+#include "autograd/ops/activation/activation.h"
+#include "autograd/ops/linear/linear.h"
+#include "modules/families/gated_linear/gated_linear_layer.h"
+
+namespace weft {
+namespace {
+
+class Gla final : public GatedLinearLayer {
+ public:
+  Gla(const ParameterScope& scope, const GatedLinearLayerConfig& config, std::int64_t rank, double temperature)
+      : GatedLinearLayer(scope, config), heads_(config.heads), d_k_(config.d_k), temperature_(temperature) {
+    const std::int64_t keys = config.heads * config.d_k;
+    wf_a_ = &scope.declare("wf_a", {rank, config.site.width}, ParameterKind::matrix, Init::normal(0.02));
+    wf_b_ = &scope.declare("wf_b", {keys, rank}, ParameterKind::matrix, Init::normal(0.02));
+    bf_ = &scope.declare("bf", {keys}, ParameterKind::vector, Init::constant(0.0));
+  }
+
+ private:
+  Heads features(Tape&, const Heads& h, const DocumentsPtr&) override { return h; }
+
+  // log sigma(x wf_a^T wf_b^T + bf) / tau
+  Var decay(Tape& tape, const Var& x) override {
+    const Var low = linear(tape, x, tape.parameter(*wf_a_));
+    const Var logits = linear(tape, low, tape.parameter(*wf_b_), tape.parameter(*bf_));
+    return log_sigmoid(tape, logits, 1.0 / temperature_).reshape({x.dim(0), heads_, d_k_});
+  }
+
+  std::int64_t heads_, d_k_;
+  double temperature_;
+  Parameter *wf_a_, *wf_b_, *bf_;
+};
+
+std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,
+                              const std::string& where) {
+  const std::int64_t heads = options.integer("heads");
+  const std::int64_t d_k = options.integer("head_dim");
+  const std::int64_t rank = options.integer("decay_rank");
+  const double temperature = options.real("decay_temperature");
+  if (!(temperature > 0.0)) config_error("{}: decay_temperature = {} must be positive", where, temperature);
+  const GatedLinearLayerConfig config{.site = site,
+                                      .heads = heads,
+                                      .d_k = d_k,
+                                      .d_v = options.integer("value_dim") == 0 ? d_k : options.integer("value_dim"),
+                                      .decay = DecayKind::vector,
+                                      .scale = 1.0 / std::sqrt(static_cast<double>(d_k)),
+                                      .norm = GatedLinearLayerConfig::Norm::per_head,
+                                      .gate = GatedLinearLayerConfig::Gate::silu,
+                                      .gate_rank = 0,
+                                      .extra_products = rank * (site.width + heads * d_k),
+                                      .extra_saved = rank + 2 * heads * d_k};  // logits and decays
+  return std::make_unique<Gla>(scope, config, rank, temperature);
+}
+
+MixerType make_type() {
+  MixerType type{.name = "gla",
+                 .summary = "gated linear attention: a learned decay per token and key channel",
+                 .options = gated_linear_head_options(),
+                 .context_parallel = ContextParallel::state,
+                 .limits = {},
+                 .create = create};
+  type.options.push_back({.key = "decay_rank",
+                          .default_value = std::int64_t{16},
+                          .help = "rank of the projection that gives the decays",
+                          .minimum = 1,
+                          .maximum = 65536,
+                          .choices = {}});
+  type.options.push_back({.key = "decay_temperature",
+                          .default_value = 16.0,
+                          .help = "tau: log decays are log sigma(.) / tau, so larger forgets more slowly",
+                          .minimum = 0.0,
+                          .maximum = 1e6,
+                          .choices = {}});
+  return type;
+}
+
+}  // namespace
+
+const MixerType& gla_mixer() {
+  static const MixerType type = make_type();
+  return type;
+}
+
+}  // namespace weft

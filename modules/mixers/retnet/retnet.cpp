@@ -1,0 +1,73 @@
+#include "modules/mixers/retnet/retnet.h"
+
+#include <cmath>
+
+#include "autograd/ops/rope/rope.h"
+#include "modules/families/gated_linear/gated_linear_layer.h"
+
+namespace weft {
+namespace {
+
+class RetNet final : public GatedLinearLayer {
+ public:
+  RetNet(const ParameterScope& scope, const GatedLinearLayerConfig& config, double base)
+      : GatedLinearLayer(scope, config),
+        decay_(retnet_log_decays(config.heads)),
+        rotation_(RopeConfig{.rotary_dim = config.d_k, .base = base}) {}
+
+ private:
+  Heads features(Tape& tape, const Heads& h, const DocumentsPtr& documents) override {
+    return {rope(tape, h.q, documents, rotation_), rope(tape, h.k, documents, rotation_), h.v};
+  }
+  Var decay(Tape&, const Var& x) override { return decay_.in(x.dtype()); }
+
+  ConstantDecay decay_;
+  RopeTable rotation_;
+};
+
+std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,
+                              const std::string& where) {
+  const std::int64_t d_k = options.integer("head_dim");
+  if (d_k % 2 != 0) config_error("{}: head_dim = {} is odd; the rotation turns pairs of channels", where, d_k);
+  const GatedLinearLayerConfig config{.site = site,
+                                      .heads = options.integer("heads"),
+                                      .d_k = d_k,
+                                      .d_v = options.integer("value_dim") == 0 ? d_k : options.integer("value_dim"),
+                                      .decay = DecayKind::constant,
+                                      .scale = 1.0 / std::sqrt(static_cast<double>(d_k)),
+                                      .norm = GatedLinearLayerConfig::Norm::per_head,
+                                      .gate = GatedLinearLayerConfig::Gate::silu,
+                                      .gate_rank = 0};
+  return std::make_unique<RetNet>(scope, config, options.real("rope_base"));
+}
+
+MixerType make_type() {
+  MixerType type{.name = "retnet",
+                 .summary = "retention: rotated queries and keys, a constant decay per head",
+                 .options = gated_linear_head_options(),
+                 .context_parallel = ContextParallel::state,
+                 .limits = {},
+                 .create = create};
+  type.options.push_back({.key = "rope_base",
+                          .default_value = 10000.0,
+                          .help = "base of the rotation's frequencies",
+                          .minimum = 1.0,
+                          .maximum = 1e12,
+                          .choices = {}});
+  return type;
+}
+
+}  // namespace
+
+std::vector<double> retnet_log_decays(std::int64_t heads) {
+  std::vector<double> decays;
+  for (std::int64_t h = 0; h < heads; ++h) decays.push_back(std::log1p(-std::exp2(-5.0 - static_cast<double>(h))));
+  return decays;
+}
+
+const MixerType& retnet_mixer() {
+  static const MixerType type = make_type();
+  return type;
+}
+
+}  // namespace weft
