@@ -304,10 +304,9 @@ SectionSpec validation_section() {
 
 SectionSpec log_section() {
   using S = LogSection;
-  return table<S>(
-      "log", "What is written while training.", [](auto& r) -> auto& { return r.log; },
-      {field("every", &S::every, Effect::free, "steps between rows of metrics.jsonl",
-             {.minimum = 1, .maximum = kMostSteps})});
+  return table<S>("log", "What is written while training.", [](auto& r) -> auto& { return r.log; },
+                  {field("every", &S::every, Effect::free, "steps between rows of metrics.jsonl",
+                         {.minimum = 1, .maximum = kMostSteps})});
 }
 
 }  // namespace
