@@ -1,5 +1,6 @@
 // What attention must do whatever its kernels are: limits of its options, and the bitwise invariances.
 #include <fmt/format.h>
+#include <omp.h>
 
 #include "modules/families/attention/attention_case.h"
 
@@ -153,7 +154,7 @@ TEST(AttentionProperties, OrderOfEarlierTokensDoesNotMatterWithoutPositions) {
 const std::vector<AttentionOptions> kVariants = {
     {}, {.window = 16}, {.window = 65, .sink_tokens = 4}, {.window = 30, .sink_tokens = 2, .soft_cap = 2.0}};
 
-TEST(AttentionBits, Determinism) {
+TEST(AttentionBits, RunsRepeatForAnyNumberOfThreads) {
   for (const AttentionOptions& options : kVariants) {
     const AttentionCase c{
         .documents = documents_of({1, 700, 129}), .options = options, .H_KV = 2, .G = 2, .sink_logit = true};
@@ -162,6 +163,12 @@ TEST(AttentionBits, Determinism) {
     const AttentionOutputs second = run_tiled(c, in, DType::f32);
     expect_equal_bits(first, second);
     EXPECT_TRUE(bitwise_equal(first.dsink_logit, second.dsink_logit));
+    const int threads = omp_get_max_threads();
+    omp_set_num_threads(threads > 1 ? 1 : 3);
+    const AttentionOutputs other = run_tiled(c, in, DType::f32);
+    omp_set_num_threads(threads);
+    expect_equal_bits(first, other);
+    EXPECT_TRUE(bitwise_equal(first.dsink_logit, other.dsink_logit));
   }
 }
 
