@@ -30,8 +30,7 @@ fs::path part_of(const fs::path& path) {
 }
 
 std::vector<SliceRecord> write_data(const ShardPlan& plan, const fs::path& path, std::span<const Slice> slices) {
-  Hdf5Writer file(path);
-  file.reserve(shard_bytes_bound(slices));
+  Hdf5Writer file(path, shard_bytes_bound(slices));
   file.set_attribute("/", "format", "weft-checkpoint");
   file.set_attribute("/", "version", std::uint32_t{1});
   file.set_attribute("/", "step", plan.step);

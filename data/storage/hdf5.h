@@ -35,16 +35,13 @@ constexpr std::string_view name_of(Hdf5Type type) {
 // the root.
 class Hdf5Writer {
  public:
-  // It is an error if the file exists.
-  explicit Hdf5Writer(const std::filesystem::path& path);
+  // It is an error if the file exists. The file system's blocks for a file of about `reserved_bytes` are taken at once,
+  // so that a full disk shows here and not half-way; file systems that cannot reserve are left alone.
+  explicit Hdf5Writer(const std::filesystem::path& path, std::uint64_t reserved_bytes = std::uint64_t{64} << 10);
   // Unless close() succeeded, removes the file.
   ~Hdf5Writer();
   Hdf5Writer(const Hdf5Writer&) = delete;
   Hdf5Writer& operator=(const Hdf5Writer&) = delete;
-
-  // Takes the file system's blocks for a file of about this size, so that a full disk shows here and not half-way.
-  // File systems that cannot reserve are left alone.
-  void reserve(std::uint64_t bytes);
 
   // `dims` has one or two extents, which may be 0; `bytes` are the elements, row-major, in the host's (little-endian)
   // form.

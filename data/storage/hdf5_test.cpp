@@ -1,11 +1,22 @@
 #include "data/storage/hdf5.h"
 
 #include <cstring>
+#include <fstream>
 #include <gtest/gtest.h>
 
 #include "data/storage/file.h"
 #include "data/storage/hdf5_library.h"
 #include "tests/support/small_filesystem.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+// A damaged file makes the library ask for terabytes, and leak when it gives up; neither must end the test.
+extern "C" __attribute__((weak)) const char* __asan_default_options() {
+  return "allocator_may_return_null=1";
+}
+extern "C" __attribute__((weak)) const char* __lsan_default_suppressions() {
+  return "leak:libhdf5\n";
+}
+#endif
 
 namespace weft {
 namespace {
@@ -61,8 +72,7 @@ TEST_F(Hdf5Test, RoundTrip) {
   const std::vector<std::uint16_t> small{1, 2, 65535};
   std::uint64_t offset = 0;
   {
-    Hdf5Writer writer(path);
-    writer.reserve(1 << 20);
+    Hdf5Writer writer(path, 1 << 20);
     const std::uint64_t n = large.size(), three = 3, none = 0;
     writer.write_dataset("/param/layers.0.wq/0", Hdf5Type::f32, std::span(&n, 1), std::as_bytes(std::span(large)));
     writer.write_dataset("/param/b/0", Hdf5Type::u16, std::span(&three, 1), std::as_bytes(std::span(small)));
@@ -270,14 +280,11 @@ TEST_F(Hdf5Test, FullDisk) {
   path = small.directory() / "f.h5";
   const std::vector<std::byte> block(16 * 1024);
   const std::uint64_t n = block.size();
-  {
-    Hdf5Writer writer(path);
-    EXPECT_THROW(writer.reserve(2 << 20), DiskFull);
-  }
+  EXPECT_THROW(Hdf5Writer writer(path, 2 << 20), DiskFull);
   EXPECT_FALSE(fs::exists(path));
   {
-    Hdf5Writer writer(path);
-    writer.reserve(512 << 10);
+    Hdf5Writer writer(path, 512 << 10);
+    EXPECT_LE(free_space(small.directory()).bytes, std::uint64_t{1} << 19);
     writer.write_dataset("/d", Hdf5Type::u8, std::span(&n, 1), block);
     writer.close();
     EXPECT_LT(free_space(small.directory()).bytes, std::uint64_t{1} << 20);
@@ -316,14 +323,14 @@ TEST_F(Hdf5Test, SurvivesTruncationAndFlippedBytes) {
   const std::string good = read_small_file(path, 1 << 20);
   int refused = 0;
   for (std::size_t n = 0; n < good.size(); n += 61) {
-    write_file_atomically(path, std::string_view(good).substr(0, n));
+    std::ofstream(path, std::ios::binary) << good.substr(0, n);
     refused += refusal() != "accepted";
   }
   EXPECT_GT(refused, static_cast<int>(good.size() / 61) - 2);
   for (std::size_t at = 0; at < good.size(); at += 3) {
     std::string bad = good;
     bad[at] = static_cast<char>(~bad[at]);
-    write_file_atomically(path, bad);
+    std::ofstream(path, std::ios::binary) << bad;
     refusal();
   }
 }

@@ -19,6 +19,26 @@ using hdf5::fail_with_library_error;
 using hdf5::Id;
 using hdf5::lock_library;
 
+namespace {
+
+struct Descriptor {
+  explicit Descriptor(int descriptor) : value(descriptor) {}
+  ~Descriptor() {
+    if (value >= 0) ::close(value);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int value;
+};
+
+void reserve(int descriptor, const std::filesystem::path& path, std::uint64_t bytes) {
+  // The size stays as it is: the library takes what lies beyond for its own end of file.
+  if (bytes == 0 || ::fallocate(descriptor, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes)) == 0) return;
+  if (errno == ENOSPC || errno == EDQUOT) fail_with_errno(fmt::format("reserve {} bytes for", bytes), path, errno);
+}
+
+}  // namespace
+
 struct Hdf5Writer::Handle {
   struct Written {
     std::uint64_t offset = 0;
@@ -74,7 +94,8 @@ struct Hdf5Writer::Handle {
   }
 };
 
-Hdf5Writer::Hdf5Writer(const std::filesystem::path& path) : handle_(std::make_unique<Handle>()) {
+Hdf5Writer::Hdf5Writer(const std::filesystem::path& path, std::uint64_t reserved_bytes)
+    : handle_(std::make_unique<Handle>()) {
   const auto lock = lock_library();
   handle_->path = path;
   const Id access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
@@ -84,35 +105,30 @@ Hdf5Writer::Hdf5Writer(const std::filesystem::path& path) : handle_(std::make_un
   // One process has the file open; advisory locks fail on some network file systems.
   H5Pset_file_locking(access.get(), false, true);
   // Created here and only filled by the library, so that a failure after creation leaves no file of ours and none of
-  // others is touched.
-  const int descriptor = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (descriptor < 0) fail_with_errno("create", path, errno);
-  ::close(descriptor);
-  handle_->file = Id(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), H5Fclose);
-  if (!handle_->file.valid()) {
+  // others is touched. The space is tried before the library knows of the file, which it could not close on a full
+  // disk, and taken after, because the library truncates the file.
+  const Descriptor descriptor(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
+  if (descriptor.value < 0) fail_with_errno("create", path, errno);
+  try {
+    reserve(descriptor.value, path, reserved_bytes);
+    handle_->file = Id(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access.get()), H5Fclose);
+    if (!handle_->file.valid()) fail_with_library_error("create", "", path);
+    reserve(descriptor.value, path, reserved_bytes);
+  } catch (const Error&) {
     ::unlink(path.c_str());
-    fail_with_library_error("create", "", path);
+    throw;
   }
 }
 
 Hdf5Writer::~Hdf5Writer() {
   const auto lock = lock_library();
   if (handle_->closed) return;
+  // Without its data the file leaves room for what the library writes when it closes.
+  const bool is_emptied = ::truncate(handle_->path.c_str(), 0) == 0;
+  static_cast<void>(is_emptied);
   handle_->file.reset();
   H5Eclear2(H5E_DEFAULT);
   ::unlink(handle_->path.c_str());
-}
-
-void Hdf5Writer::reserve(std::uint64_t bytes) {
-  const int descriptor = ::open(handle_->path.c_str(), O_WRONLY | O_CLOEXEC);
-  if (descriptor < 0) fail_with_errno("open", handle_->path, errno);
-  // The size stays as it is: the library takes what lies beyond for its own end of file.
-  const int status = ::fallocate(descriptor, FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes));
-  const int error_number = errno;
-  ::close(descriptor);
-  if (status != 0 && (error_number == ENOSPC || error_number == EDQUOT)) {
-    fail_with_errno(fmt::format("reserve {} bytes for", bytes), handle_->path, error_number);
-  }
 }
 
 void Hdf5Writer::write_dataset(const std::string& object, Hdf5Type type, std::span<const std::uint64_t> dims,
