@@ -72,7 +72,7 @@ struct PeerTensor {
 using Combine = std::function<void(const Tensor& earlier, const Tensor& later, const Tensor& out)>;
 
 // All tensors are contiguous; the data types are f64, f32, bf16, i32 and i64.
-class Communicator {
+class Communicator : public std::enable_shared_from_this<Communicator> {
  public:
   virtual ~Communicator() = default;
 

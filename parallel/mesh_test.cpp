@@ -92,9 +92,7 @@ std::vector<std::string> members(Communicator& group, int world_rank) {
 
 TEST(Mesh, Groups) {
   run_ranks(6, [](Communicator& communicator) {
-    // The mesh shares ownership of its world; this world belongs to run_ranks.
-    const std::shared_ptr<Communicator> world(std::shared_ptr<void>(), &communicator);
-    const Mesh mesh(world, {.dp = 3, .cp = 2});
+    const Mesh mesh(communicator.shared_from_this(), {.dp = 3, .cp = 2});
     const int rank = communicator.rank();
     const int dp = rank / 2;
     const int cp = rank % 2;
@@ -109,9 +107,8 @@ TEST(Mesh, Groups) {
 
 TEST(Mesh, GroupsWithEveryAxis) {
   run_ranks(16, [](Communicator& communicator) {
-    const std::shared_ptr<Communicator> world(std::shared_ptr<void>(), &communicator);
     const MeshShape shape{.pp = 2, .dp = 2, .cp = 2, .tp = 2};
-    const Mesh mesh(world, shape);
+    const Mesh mesh(communicator.shared_from_this(), shape);
     const MeshCoordinate at = mesh.at();
     const auto name = [&](int dp, int cp) { return std::to_string(mesh_rank(shape, {at.pp, dp, cp, at.tp})); };
     using Names = std::vector<std::string>;

@@ -180,11 +180,10 @@ void run_rank(const std::shared_ptr<Run>& run, const std::shared_ptr<Mailboxes>&
   for (int r = 0; r < ranks; ++r) world_ranks.push_back(r);
   std::string reason = "has returned";
   try {
-    HostCommunicator world(
-        std::make_shared<ProgressEngine>(),
-        std::make_shared<ThreadTransport>(std::make_shared<Rank>(Rank{run}), mailboxes, std::move(world_ranks), rank),
-        "world");
-    fn(world);
+    const auto me = std::make_shared<Rank>(Rank{run});
+    const auto transport = std::make_shared<ThreadTransport>(me, mailboxes, std::move(world_ranks), rank);
+    const auto world = std::make_shared<HostCommunicator>(std::make_shared<ProgressEngine>(), transport, "world");
+    fn(*world);
   } catch (...) {
     reason = "failed";
     try {
