@@ -240,6 +240,7 @@ std::string describe_dataset(const std::string& folder) {
   for (const auto& [reason, count] : m.skipped) {
     if (count > 0) text += fmt::format("skipped    {}: {}\n", reason, count);
   }
+  text.pop_back();
   return text;
 }
 

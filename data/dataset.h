@@ -65,7 +65,8 @@ void verify_dataset(const std::string& folder);
 // files, skip counts) stays empty. It is an error if dataset.json exists.
 DatasetManifest index_dataset(const std::string& folder);
 
-// A few lines for people: counts, tokenizer, sources, shards, skipped documents. Checks what opening checks.
+// A few lines for people (no line break at the end): counts, tokenizer, sources, shards, skipped documents. Checks what
+// opening checks.
 std::string describe_dataset(const std::string& folder);
 
 }  // namespace weft

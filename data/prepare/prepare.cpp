@@ -29,20 +29,25 @@ constexpr std::int64_t kSpillsOfUnknown = 64;
 
 void check_options(const PrepareOptions& options, const Tokenizer& tokenizer) {
   if (options.out.empty()) config_error("--out: name the folder of the dataset");
-  if (options.memory < kMinMemory)
+  if (options.memory < kMinMemory) {
     config_error("--memory: {} bytes, at least {} are needed", options.memory, kMinMemory);
+  }
   if (options.threads < 0) config_error("--threads: {} is negative", options.threads);
   if (options.text_field.empty()) config_error("--text-field: the name is empty");
   if (options.max_doc_bytes < 1 || options.max_doc_bytes > (std::int64_t{1} << 31)) {
     config_error("--max-doc-bytes: {} is outside [1, 2147483648]", options.max_doc_bytes);
   }
   if (options.validation_every < 0 || options.validation_every == 1) {
-    config_error("--validation-every: {}; every how many documents one is held out: 0 for none, or 2 and more",
+    config_error("--hold-out {}: every how many documents one is held out; 0 for none, or 2 and more",
                  options.validation_every);
   }
-  if (options.split == TextSplit::delimiter && options.delimiter.empty())
-    config_error("--split: the delimiter is empty");
-  if (options.delimiter.find('\n') != std::string::npos) config_error("--split: the delimiter has a line break");
+  if (options.split == TextSplit::delimiter && options.delimiter.empty()) {
+    config_error("--split delimiter: name the line between documents with --delimiter");
+  }
+  if (options.split != TextSplit::delimiter && !options.delimiter.empty()) {
+    config_error("--delimiter: it is for --split delimiter");
+  }
+  if (options.delimiter.find('\n') != std::string::npos) config_error("--delimiter: it has a line break");
   if (options.bos && tokenizer.bos_id() < 0) config_error("--bos doc: the tokenizer {} has no BOS", tokenizer.name());
 }
 
@@ -78,10 +83,12 @@ class Preparation {
         started_(std::chrono::steady_clock::now()) {
     check_options(options_, *tokenizer_);
     while (options_.out.size() > 1 && options_.out.ends_with('/')) options_.out.pop_back();
-    if (options_.split == TextSplit::delimiter && options_.format == InputFormat::jsonl) {
-      config_error("--split is for text, the inputs are jsonl");
-    }
     inputs_ = expand_inputs(options_);
+    const bool all_jsonl = std::all_of(inputs_.begin(), inputs_.end(),
+                                       [](const PrepareInput& input) { return input.format == InputFormat::jsonl; });
+    if (all_jsonl && options_.split != TextSplit::file) {
+      config_error("--split is for text, but {} is taken as jsonl; --format text says otherwise", inputs_.front().path);
+    }
     partial_ = options_.out + ".partial";
     folders_ = {options_.out, options_.out + "-validation"};
     for (const PrepareInput& input : inputs_) input_bytes_ += std::max<std::int64_t>(input.bytes, 0);
@@ -228,7 +235,9 @@ class Preparation {
                      options_.validation_every);
       }
       if (skipped.empty()) config_error("the input has no documents");
-      config_error("none of the {} documents can be used ({}); {}", state.ordinal, skipped, first);
+      const bool guessed = options_.format == InputFormat::automatic && unknown_size_;
+      config_error("none of the {} documents can be used ({}); {}{}", state.ordinal, skipped, first,
+                   guessed ? "; standard input is taken as jsonl unless --format text is given" : "");
     }
   }
 
@@ -343,7 +352,7 @@ std::string describe(const PrepareResult& result) {
   }
   for (const std::string& line : result.first_skipped) text += fmt::format("first {}\n", line);
   const double seconds = std::max(result.seconds, 1e-9);
-  text += fmt::format("{:.1f} s, {:.1f} MB/s, {:.2f} million tokens/s{}\n", result.seconds,
+  text += fmt::format("{:.1f} s, {:.1f} MB/s, {:.2f} million tokens/s{}", result.seconds,
                       static_cast<double>(result.input_bytes) / 1e6 / seconds,
                       static_cast<double>(result.tokens) / 1e6 / seconds, result.resumed ? " (resumed)" : "");
   return text;

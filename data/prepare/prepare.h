@@ -78,7 +78,7 @@ struct PrepareResult {
 // or written. `progress` is called from the calling thread, a few times a second.
 PrepareResult prepare(const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& progress = {});
 
-// A few lines for people.
+// A few lines for people, without a line break at the end.
 std::string describe(const PrepareResult& result);
 
 }  // namespace weft

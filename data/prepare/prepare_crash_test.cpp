@@ -1,8 +1,6 @@
 // Killed at any moment and started again, prepare ends with the same bytes.
 #include <chrono>
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <map>
 #include <signal.h>
 #include <sys/wait.h>
 #include <thread>
@@ -10,24 +8,13 @@
 
 #include "autograd/philox.h"
 #include "data/dataset.h"
-#include "data/dataset_test_support.h"
 #include "data/prepare/prepare.h"
+#include "data/prepare/prepare_test_support.h"
 
 namespace weft {
 namespace {
 
-using data_test::message_of;
-using data_test::read_text;
-using data_test::TemporaryFolder;
-using data_test::write_text;
-
-std::map<std::string, std::string> content_of(const std::string& folder) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    files[entry.path().filename().string()] = read_text(entry.path().string());
-  }
-  return files;
-}
+using namespace data_test;
 
 std::string some_text(std::uint64_t seed, std::size_t bytes) {
   RandomWords words(seed, RandomStream::test, 0);

@@ -2,25 +2,19 @@
 #include "data/prepare/prepare.h"
 
 #include <algorithm>
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <unistd.h>
-#include <zlib.h>
-#include <zstd.h>
+#include <sstream>
 
 #include "autograd/philox.h"
 #include "data/dataset.h"
-#include "data/dataset_test_support.h"
+#include "data/prepare/prepare_test_support.h"
 
 namespace weft {
 namespace {
 
-using data_test::message_of;
-using data_test::read_text;
-using data_test::TemporaryFolder;
-using data_test::write_text;
+using namespace data_test;
 
 // Documents as text, in dataset order.
 std::vector<std::string> documents_of(const std::string& folder) {
@@ -35,76 +29,6 @@ std::vector<std::string> documents_of(const std::string& folder) {
     documents.push_back(tokenizer.decode(tokens));
   }
   return documents;
-}
-
-// All files of a dataset: name to content.
-std::map<std::string, std::string> content_of(const std::string& folder) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    files[entry.path().filename().string()] = read_text(entry.path().string());
-  }
-  return files;
-}
-
-// Paragraphs of a few sentences, some in two-byte script.
-std::string random_text(std::uint64_t seed, std::size_t bytes) {
-  RandomWords words(seed, RandomStream::test, 9);
-  std::string text;
-  while (text.size() < bytes) {
-    const std::string piece = words.below(8) == 0 ? "\u0434\u043e\u043c " : "word";
-    for (std::uint64_t n = 1 + words.below(60); n > 0; --n) {
-      text += piece;
-      text += std::to_string(words.below(1000));
-      text += words.below(12) == 0 ? "\n" : " ";
-    }
-    text += "\n\n";
-  }
-  return text;
-}
-
-std::string gzip(const std::string& text) {
-  z_stream stream{};
-  deflateInit2(&stream, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY);
-  std::string packed(deflateBound(&stream, text.size()) + 64, '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(text.data()));
-  stream.avail_in = static_cast<uInt>(text.size());
-  stream.next_out = reinterpret_cast<Bytef*>(packed.data());
-  stream.avail_out = static_cast<uInt>(packed.size());
-  deflate(&stream, Z_FINISH);
-  packed.resize(stream.total_out);
-  deflateEnd(&stream);
-  return packed;
-}
-
-std::string zstd(const std::string& text) {
-  std::string packed(ZSTD_compressBound(text.size()), '\0');
-  packed.resize(ZSTD_compress(packed.data(), packed.size(), text.data(), text.size(), 3));
-  return packed;
-}
-
-// Standard input read from a file for the lifetime of the object.
-class StandardInput {
- public:
-  explicit StandardInput(const std::string& path) : saved_(::dup(STDIN_FILENO)) {
-    const int descriptor = ::open(path.c_str(), O_RDONLY);
-    ::dup2(descriptor, STDIN_FILENO);
-    ::close(descriptor);
-  }
-  ~StandardInput() {
-    ::dup2(saved_, STDIN_FILENO);
-    ::close(saved_);
-  }
-
- private:
-  int saved_;
-};
-
-PrepareOptions options_for(const std::string& out, std::vector<std::string> inputs) {
-  PrepareOptions options;
-  options.out = out;
-  options.inputs = std::move(inputs);
-  options.split = TextSplit::blank;
-  return options;
 }
 
 TEST(Prepare, TextByFileBlankLineAndDelimiter) {
@@ -263,8 +187,7 @@ TEST(Prepare, JsonlPackedOrNotGivesTheSame) {
   write_text(folder / "b.jsonl.gz", gzip(lines.substr(0, 1000)) + gzip(lines.substr(1000)));  // two members
   write_text(folder / "c.jsonl.zst", zstd(lines.substr(0, 77)) + zstd(lines.substr(77)));
   for (const char* name : {"a.jsonl", "b.jsonl.gz", "c.jsonl.zst"}) {
-    PrepareOptions options = options_for(folder / "out", {folder / name});
-    options.shuffle_seed.reset();
+    PrepareOptions options = jsonl_options(folder / "out", {folder / name});
     prepare(options);
     EXPECT_TRUE(documents_of(folder / "out") == expected) << name;
     std::filesystem::remove_all(folder / "out");
@@ -291,8 +214,7 @@ TEST(Prepare, SkipsAndCounts) {
                  std::string(60, 'x') +
                  "\"}\n"
                  "{\"text\":\"<|endoftext|></s>\"}");
-  PrepareOptions options = options_for(folder / "out", {folder / "a.jsonl"});
-  options.shuffle_seed.reset();
+  PrepareOptions options = jsonl_options(folder / "out", {folder / "a.jsonl"});
   options.dedup_exact = true;
   options.max_doc_bytes = 50;
   const PrepareResult result = prepare(options);
@@ -331,8 +253,7 @@ TEST(Prepare, OversizedRecordsDoNotTakeMemory) {
   const TemporaryFolder folder;
   const std::string huge(5 << 20, 'x');
   write_text(folder / "a.jsonl", "{\"text\":\"one\"}\n{\"text\":\"" + huge + "\"}\n{\"text\":\"two\"}\n");
-  PrepareOptions options = options_for(folder / "jsonl", {folder / "a.jsonl"});
-  options.shuffle_seed.reset();
+  PrepareOptions options = jsonl_options(folder / "jsonl", {folder / "a.jsonl"});
   options.max_line_bytes = 1 << 20;
   EXPECT_EQ(prepare(options).skipped.at("too_large"), 1);
   EXPECT_EQ(documents_of(folder / "jsonl"), (std::vector<std::string>{"one", "two"}));
@@ -343,70 +264,6 @@ TEST(Prepare, OversizedRecordsDoNotTakeMemory) {
   options.max_doc_bytes = 1 << 20;
   EXPECT_EQ(prepare(options).skipped.at("too_large"), 2);
   EXPECT_EQ(documents_of(folder / "txt"), (std::vector<std::string>{"one\n", "two\n"}));
-}
-
-TEST(PrepareErrors, Inputs) {
-  const TemporaryFolder folder;
-  const auto error = [&](std::vector<std::string> inputs, TextSplit split = TextSplit::file) {
-    PrepareOptions options = options_for(folder / "out", std::move(inputs));
-    options.split = split;
-    return message_of(ExitCode::config, [&] { prepare(options); });
-  };
-  EXPECT_EQ(error({}), "no input: name text or jsonl files, or - for standard input");
-  EXPECT_EQ(error({folder / "none.txt"}),
-            "input " + (folder / "none.txt") + ": no such file, and no file matches it as a pattern");
-  write_text(folder / "empty.txt", "");
-  EXPECT_EQ(error({folder / "empty.txt"}),
-            "none of the 1 documents can be used (empty: 1); " + (folder / "empty.txt") + ": an empty document");
-  EXPECT_EQ(error({folder / "empty.txt"}, TextSplit::blank), "the input has no documents");
-  write_text(folder / "bad.txt", "caf\xE9");
-  EXPECT_EQ(error({folder / "bad.txt"}), "none of the 1 documents can be used (invalid_utf8: 1); " +
-                                             (folder / "bad.txt") + ": invalid UTF-8 at byte 3 of the document");
-  write_text(folder / "text.jsonl", "This is no json.\nNor this.\n");
-  EXPECT_EQ(error({folder / "text.jsonl"}), "none of the 2 documents can be used (invalid_json: 2); " +
-                                                (folder / "text.jsonl") +
-                                                ":1: invalid JSON at byte 0: expected an object");
-  const std::string packed = gzip(random_text(1, 100000));
-  write_text(folder / "cut.txt.gz", packed.substr(0, packed.size() / 2));
-  EXPECT_EQ(error({folder / "cut.txt.gz"}), (folder / "cut.txt.gz") + ": gzip data is truncated near byte " +
-                                                std::to_string(packed.size() / 2) + " of the file");
-  std::string damaged = zstd(random_text(1, 100000));
-  write_text(folder / "cut.txt.zst", damaged.substr(0, damaged.size() - 5));
-  EXPECT_EQ(error({folder / "cut.txt.zst"}), (folder / "cut.txt.zst") + ": zstd data is truncated near byte " +
-                                                 std::to_string(damaged.size() - 5) + " of the file");
-  write_text(folder / "bomb.txt.gz", gzip(std::string(80 << 20, 'a')));
-  EXPECT_NE(error({folder / "bomb.txt.gz"}).find("over 200 times as many; if it is meant to, unpack it first"),
-            std::string::npos);
-  write_text(folder / "x.parquet", "PAR1");
-  EXPECT_NE(
-      error({folder / "x.parquet"}).find("x.parquet: this build cannot read parquet; pipe it in as jsonl: python3"),
-      std::string::npos);
-  EXPECT_EQ(error({folder / "bad.txt", folder / "bad.txt"}), "input " + (folder / "bad.txt") + " is named twice");
-  EXPECT_FALSE(std::filesystem::exists(folder / "out"));
-  EXPECT_FALSE(std::filesystem::exists(folder / "out.partial/dataset"));
-}
-
-TEST(PrepareErrors, Outputs) {
-  const TemporaryFolder folder;
-  write_text(folder / "a.txt", "text");
-  PrepareOptions options = options_for(folder / "out", {folder / "a.txt"});
-  write_text(folder / "out/file", "precious");
-  EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(options); }),
-            "output " + (folder / "out") + " exists; remove it or choose another --out");
-  EXPECT_EQ(read_text(folder / "out/file"), "precious");
-
-  std::filesystem::create_directories(folder / "empty");
-  options.out = folder / "empty";
-  EXPECT_EQ(prepare(options).documents, 1);
-
-  options.out = folder / "a.txt/out";
-  EXPECT_EQ(message_of(ExitCode::storage, [&] { prepare(options); }),
-            "cannot create folder " + (folder / "a.txt/out.partial") + ": Not a directory");
-
-  options.out = folder / "tokens";
-  options.tokenizer = "some.json";
-  EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(options); }),
-            "tokenizer \"some.json\": this build has the tokenizer \"byte\" and cannot read tokenizer files");
 }
 
 }  // namespace

@@ -60,7 +60,7 @@ PackIndex build_pack_index(std::span<const std::int64_t> doc_offsets, std::int64
   const auto documents = static_cast<std::int64_t>(doc_offsets.size()) - 1;
   const std::int64_t blocks = (documents + kBlockDocuments - 1) / kBlockDocuments;
   std::vector<PackIndex> parts(static_cast<std::size_t>(blocks));
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (blocks > 1)
   for (std::int64_t block = 0; block < blocks; ++block) {
     const std::int64_t first = block * kBlockDocuments;
     const auto n = static_cast<std::size_t>(std::min(kBlockDocuments, documents - first) + 1);

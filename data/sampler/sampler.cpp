@@ -41,6 +41,19 @@ void check_weights(const SamplerSource& source) {
   if (source.max_epochs < 0) config_error("source {}: max_epochs {} is negative", folder, source.max_epochs);
 }
 
+std::string describe_buckets(const BucketSource& source, const BucketSchedule& schedule) {
+  const BucketIndex& index = source.index();
+  std::string text = fmt::format("{} predictions are in pieces too short for a bucket\n", index.dropped);
+  for (std::size_t b = 0; b < index.starts.size(); ++b) {
+    const std::int64_t step = schedule.pieces_per_step(b);
+    const auto pieces = static_cast<std::int64_t>(index.starts[b].size());
+    text +=
+        fmt::format("bucket {}: {} pieces, {} a step{}\n", std::int64_t{1} << (index.min_log2 + static_cast<int>(b)),
+                    pieces, step, pieces < step ? " (too few, never used)" : "");
+  }
+  return text;
+}
+
 // A source as the stream goes on.
 struct SourceState {
   std::int64_t rows = 0;  // drawn since the last restart
@@ -222,16 +235,8 @@ std::string Sampler::describe() const {
                         rows_per_epoch(static_cast<std::int32_t>(s)), options.rows.length,
                         name_of(options.rows.packing), losses.empty() ? "" : ", ", losses);
   }
-  if (impl_->buckets == nullptr) return text;
-  const BucketIndex& index = impl_->buckets->index();
-  text += fmt::format("{} predictions are in pieces too short for a bucket\n", index.dropped);
-  for (std::size_t b = 0; b < index.starts.size(); ++b) {
-    const std::int64_t step = impl_->schedule->pieces_per_step(b);
-    const auto pieces = static_cast<std::int64_t>(index.starts[b].size());
-    text +=
-        fmt::format("bucket {}: {} pieces, {} a step{}\n", std::int64_t{1} << (index.min_log2 + static_cast<int>(b)),
-                    pieces, step, pieces < step ? " (too few, never used)" : "");
-  }
+  if (impl_->buckets != nullptr) text += describe_buckets(*impl_->buckets, *impl_->schedule);
+  text.pop_back();
   return text;
 }
 

@@ -1,0 +1,107 @@
+// What prepare says when inputs, options or outputs are no good.
+#include <gtest/gtest.h>
+
+#include "data/prepare/prepare.h"
+#include "data/prepare/prepare_test_support.h"
+
+namespace weft {
+namespace {
+
+using namespace data_test;
+
+TEST(PrepareErrors, Inputs) {
+  const TemporaryFolder folder;
+  const auto error = [&](std::vector<std::string> inputs, TextSplit split = TextSplit::file) {
+    PrepareOptions options = options_for(folder / "out", std::move(inputs));
+    options.split = split;
+    return message_of(ExitCode::config, [&] { prepare(options); });
+  };
+  EXPECT_EQ(error({}), "no input: name text or jsonl files, or - for standard input");
+  EXPECT_EQ(error({folder / "none.txt"}),
+            "input " + (folder / "none.txt") + ": no such file, and no file matches it as a pattern");
+  write_text(folder / "empty.txt", "");
+  EXPECT_EQ(error({folder / "empty.txt"}),
+            "none of the 1 documents can be used (empty: 1); " + (folder / "empty.txt") + ": an empty document");
+  EXPECT_EQ(error({folder / "empty.txt"}, TextSplit::blank), "the input has no documents");
+  write_text(folder / "bad.txt", "caf\xE9");
+  EXPECT_EQ(error({folder / "bad.txt"}), "none of the 1 documents can be used (invalid_utf8: 1); " +
+                                             (folder / "bad.txt") + ": invalid UTF-8 at byte 3 of the document");
+  write_text(folder / "text.jsonl", "This is no json.\nNor this.\n");
+  EXPECT_EQ(error({folder / "text.jsonl"}), "none of the 2 documents can be used (invalid_json: 2); " +
+                                                (folder / "text.jsonl") +
+                                                ":1: invalid JSON at byte 0: expected an object");
+  {
+    const StandardInput input(folder / "text.jsonl");
+    EXPECT_EQ(
+        error({"-"}),
+        "none of the 2 documents can be used (invalid_json: 2); standard input:1: invalid JSON at byte 0: expected an "
+        "object; standard input is taken as jsonl unless --format text is given");
+  }
+  const std::string packed = gzip(random_text(1, 100000));
+  write_text(folder / "cut.txt.gz", packed.substr(0, packed.size() / 2));
+  EXPECT_EQ(error({folder / "cut.txt.gz"}), (folder / "cut.txt.gz") + ": gzip data is truncated near byte " +
+                                                std::to_string(packed.size() / 2) + " of the file");
+  std::string damaged = zstd(random_text(1, 100000));
+  write_text(folder / "cut.txt.zst", damaged.substr(0, damaged.size() - 5));
+  EXPECT_EQ(error({folder / "cut.txt.zst"}), (folder / "cut.txt.zst") + ": zstd data is truncated near byte " +
+                                                 std::to_string(damaged.size() - 5) + " of the file");
+  write_text(folder / "bomb.txt.gz", gzip(std::string(80 << 20, 'a')));
+  EXPECT_NE(error({folder / "bomb.txt.gz"}).find("over 200 times as many; if it is meant to, unpack it first"),
+            std::string::npos);
+  write_text(folder / "x.parquet", "PAR1");
+  EXPECT_NE(
+      error({folder / "x.parquet"}).find("x.parquet: this build cannot read parquet; pipe it in as jsonl: python3"),
+      std::string::npos);
+  EXPECT_EQ(error({folder / "bad.txt", folder / "bad.txt"}), "input " + (folder / "bad.txt") + " is named twice");
+  EXPECT_FALSE(std::filesystem::exists(folder / "out"));
+  EXPECT_FALSE(std::filesystem::exists(folder / "out.partial/dataset"));
+}
+
+TEST(PrepareErrors, Outputs) {
+  const TemporaryFolder folder;
+  write_text(folder / "a.txt", "text");
+  PrepareOptions options = options_for(folder / "out", {folder / "a.txt"});
+  write_text(folder / "out/file", "precious");
+  EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(options); }),
+            "output " + (folder / "out") + " exists; remove it or choose another --out");
+  EXPECT_EQ(read_text(folder / "out/file"), "precious");
+
+  std::filesystem::create_directories(folder / "empty");
+  options.out = folder / "empty";
+  EXPECT_EQ(prepare(options).documents, 1);
+
+  options.out = folder / "a.txt/out";
+  EXPECT_EQ(message_of(ExitCode::storage, [&] { prepare(options); }),
+            "cannot create folder " + (folder / "a.txt/out.partial") + ": Not a directory");
+
+  options.out = folder / "options";
+  const auto error = [&](const PrepareOptions& changed) {
+    return message_of(ExitCode::config, [&] { prepare(changed); });
+  };
+  options.delimiter = "--";
+  EXPECT_EQ(error(options), "--delimiter: it is for --split delimiter");
+  options.split = TextSplit::delimiter;
+  options.delimiter = "";
+  EXPECT_EQ(error(options), "--split delimiter: name the line between documents with --delimiter");
+  options.split = TextSplit::blank;
+  options.validation_every = 1;
+  EXPECT_EQ(error(options), "--hold-out 1: every how many documents one is held out; 0 for none, or 2 and more");
+  options.validation_every = 5;
+  EXPECT_EQ(error(options),
+            "no document is left for " + (folder / "options-validation") + ": 1 documents, every 5th is held out");
+  options.validation_every = 0;
+  options.memory = 1 << 20;
+  EXPECT_EQ(error(options), "--memory: 1048576 bytes, at least 16777216 are needed");
+  write_text(folder / "a.jsonl", "{\"text\":\"x\"}");
+  const PrepareOptions jsonl = options_for(folder / "options", {folder / "a.jsonl"});
+  EXPECT_EQ(error(jsonl),
+            "--split is for text, but " + (folder / "a.jsonl") + " is taken as jsonl; --format text says otherwise");
+
+  options = options_for(folder / "options", {folder / "a.txt"});
+  options.tokenizer = "some.json";
+  EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(options); }),
+            "tokenizer \"some.json\": this build has the tokenizer \"byte\" and cannot read tokenizer files");
+}
+
+}  // namespace
+}  // namespace weft
