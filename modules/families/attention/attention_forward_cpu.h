@@ -78,6 +78,7 @@ class AttentionForwardCpu {
       for (std::int64_t r = 0; r < q.rows; r += tile::kBlockRows) {
         const std::int64_t r_end = std::min(r + tile::kBlockRows, q.rows);
         const RowRange range = mask.keys_of(r, r_end);
+        if (range.begin == range.end) continue;
         tile::product_rows<tile::Left::columns>(
             r_end - r, e_.D_V_pad, range.end - range.begin, score + range.begin * e_.R + r, e_.R,
             kv.v + (range.begin - mask.key_begin) * kv.v_stride, kv.v_stride, sum + r * e_.D_V_pad, e_.D_V_pad, true);
@@ -95,7 +96,7 @@ class AttentionForwardCpu {
     for (std::int64_t r = 0; r < q.padded_rows; ++r) {
       const T b =
           sink == nullptr ? -std::numeric_limits<T>::infinity() : sink[head * e_.G + r % e_.G] * static_cast<T>(kLog2e);
-      const bool none = !(b > -std::numeric_limits<T>::infinity()) && b == b;
+      const bool none = b == -std::numeric_limits<T>::infinity();
       top[r] = b;
       mass[r] = none ? T(0) : T(1);
     }

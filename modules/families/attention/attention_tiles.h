@@ -45,7 +45,7 @@ inline double query_scale(const AttentionShape& shape, const AttentionOptions& o
   return options.soft_cap > 0.0 ? scale / options.soft_cap : scale * kLog2e;
 }
 
-// The thread's index among those that share the workspace, and how many there can be.
+// Threads that a kernel called from here may run on: shares of scratch in its workspace.
 inline std::int64_t worker_count() {
   return omp_in_parallel() ? 1 : omp_get_max_threads();
 }

@@ -82,7 +82,6 @@ void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
   const std::int64_t begin = sequence.length;
   const std::int64_t end = begin + L;
   while (static_cast<std::int64_t>(sequence.pages.size()) < std::min(pages_for(end), pinned_ + ring_)) {
-    // Zeroed: kernels may read, and mask, what a page does not hold yet.
     sequence.pages.push_back(Tensor::zeros({H_KV_ * kKeyTile * (D_ + D_V_)}, dtype_));
     sequence.addresses.push_back(sequence.pages.back().raw());
   }
