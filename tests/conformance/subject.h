@@ -1,6 +1,7 @@
 // What the conformance suite runs on: every tiny*.toml of every mixer's folder. No mixer is named here.
 #pragma once
 
+#include <gtest/gtest.h>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,8 +20,12 @@ struct Subject {
 
 // Registered mixers without a tiny recipe fail the suite's own test.
 std::vector<Subject> conformance_subjects();
-inline std::string subject_name(const ::testing::TestParamInfo<Subject>& info) { return info.param.name; }
-inline void PrintTo(const Subject& subject, std::ostream* out) { *out << subject.path; }
+inline std::string subject_name(const ::testing::TestParamInfo<Subject>& info) {
+  return info.param.name;
+}
+inline void PrintTo(const Subject& subject, std::ostream* out) {
+  *out << subject.path;
+}
 
 // One layer of a subject's mixer with generic parameters: projections of unit gain, and noise on everything else, so
 // that no gradient is small for want of a signal.

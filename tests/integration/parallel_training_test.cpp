@@ -1,8 +1,7 @@
 // The same recipe on one, two and four ranks: the same data in the same order, and the same losses.
 
-#include <gtest/gtest.h>
-
 #include <cmath>
+#include <gtest/gtest.h>
 
 #include "tests/integration/program.h"
 
@@ -27,8 +26,7 @@ class ParallelTraining : public ::testing::Test {
   StepHistory train(const std::string& name, int ranks, const std::vector<std::string>& more = {}) {
     std::vector<std::string> arguments = {"train", make_recipe(workspace_, name, 50)};
     arguments.insert(arguments.end(), more.begin(), more.end());
-    const ProgramResult result =
-        ranks == 1 ? weft(arguments) : run_program(mpirun(ranks, arguments));
+    const ProgramResult result = ranks == 1 ? weft(arguments) : run_program(mpirun(ranks, arguments));
     EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
     return step_history(workspace_ / ("runs/" + name));
   }

@@ -1,15 +1,14 @@
 #include "tests/integration/program.h"
 
-#include <fcntl.h>
-#include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <csignal>
+#include <fcntl.h>
 #include <fstream>
+#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <sys/wait.h>
 #include <thread>
+#include <unistd.h>
 
 #include "autograd/philox.h"
 #include "data/prepare/prepare.h"
@@ -54,7 +53,9 @@ Program::~Program() {
   fs::remove_all(folder_);
 }
 
-void Program::kill(int signal) const { ::kill(pid_, signal); }
+void Program::kill(int signal) const {
+  ::kill(pid_, signal);
+}
 
 bool Program::running() {
   if (!ended_ && waitpid(pid_, &status_, WNOHANG) == pid_) ended_ = true;
@@ -79,7 +80,9 @@ ProgramResult Program::wait(std::chrono::seconds deadline) {
   return result;
 }
 
-ProgramResult run_program(const std::vector<std::string>& command) { return Program(command).wait(); }
+ProgramResult run_program(const std::vector<std::string>& command) {
+  return Program(command).wait();
+}
 
 ProgramResult weft(std::vector<std::string> arguments) {
   arguments.insert(arguments.begin(), WEFT_PROGRAM);
@@ -151,7 +154,7 @@ batch_tokens = 1024
 max_epochs = 0
 [optimizer]
 name = "adamw"
-learning_rate = 3e-3
+learning_rate = 1e-3
 warmup_steps = 5
 schedule = "constant"
 )" + extra);

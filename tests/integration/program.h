@@ -1,11 +1,10 @@
 // Runs the weft program as a person would, and makes small datasets and recipes for it.
 #pragma once
 
-#include <sys/types.h>
-
 #include <chrono>
 #include <filesystem>
 #include <string>
+#include <sys/types.h>
 #include <vector>
 
 namespace weft::testing {

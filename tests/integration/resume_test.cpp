@@ -1,13 +1,12 @@
 // A run that is stopped, killed, or finds its newest checkpoint damaged goes on as if nothing had happened.
 
-#include <gtest/gtest.h>
-#include <sys/mount.h>
-#include <unistd.h>
-
 #include <csignal>
 #include <fstream>
+#include <gtest/gtest.h>
 #include <random>
+#include <sys/mount.h>
 #include <thread>
+#include <unistd.h>
 
 #include "tests/integration/program.h"
 
