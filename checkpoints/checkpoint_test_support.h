@@ -110,8 +110,8 @@ class TrainingState {
     CheckpointState state;
     state.step = step;
     state.parameters = parameters;
-    state.mesh = "{\"dp\":" + std::to_string(size) + "}";
-    state.state = "{\"tokens\":" + std::to_string(step * 1000) + ",\"lr\":\"" + to_bits(0.1) + "\"}";
+    state.mesh = fmt::format("{{\"dp\":{}}}", size);
+    state.state = fmt::format("{{\"tokens\":{},\"lr\":\"{}\"}}", step * 1000, to_bits(0.1));
     state.provenance = "{\"recipe\":\"abc\"}";
     for (const Array& array : arrays) {
       const std::int64_t numel = array.shape.numel();

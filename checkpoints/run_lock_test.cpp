@@ -74,8 +74,7 @@ TEST_F(RunLockTest, ReusedProcessNumber) {
     auto lock = take();
     std::string text = read_small_file(path, 4096);
     const auto at = text.find("\"process_start\":") + 16;
-    text.replace(at, text.find(',', at) - at, "1");
-    write_file_atomically(path, text);
+    write_file_atomically(path, text.substr(0, at) + "1" + text.substr(text.find(',', at)));
   }
   EXPECT_TRUE(fs::exists(path)) << "not ours any more, so not ours to remove";
   EXPECT_EQ(refusal(), "taken");

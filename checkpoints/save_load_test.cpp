@@ -140,7 +140,7 @@ TEST(SaveLoad, ManySmallSlicesStayWithinTheSpaceAskedFor) {
   CheckpointState state;
   const std::vector<std::byte> bytes(8);
   for (int i = 0; i < 500; ++i) {
-    const std::string name = "layers." + std::to_string(i) + "." + std::string(60, 'n');
+    const std::string name = fmt::format("layers.{}.{}", i, std::string(60, 'n'));
     state.parameters.push_back({name, Shape{2}, "decay", "adamw", {"master", "m", "v"}});
     for (const char* kind : {"master", "m", "v"}) state.slices.push_back({kind, name, Shape{2}, 0, DType::f32, bytes});
   }

@@ -263,9 +263,8 @@ TEST_F(Hdf5Test, RefusesManyOrLargeAttributes) {
     return [n, extent](hid_t f) {
       const Id space(H5Screate_simple(1, &extent, nullptr), H5Sclose);
       for (int i = 0; i < n; ++i) {
-        const Id a(
-            H5Acreate2(f, ("a" + std::to_string(i)).c_str(), H5T_STD_U8LE, space.get(), H5P_DEFAULT, H5P_DEFAULT),
-            H5Aclose);
+        const Id a(H5Acreate2(f, fmt::format("a{}", i).c_str(), H5T_STD_U8LE, space.get(), H5P_DEFAULT, H5P_DEFAULT),
+                   H5Aclose);
       }
     };
   };
@@ -298,7 +297,7 @@ TEST_F(Hdf5Test, FullDisk) {
     try {
       Hdf5Writer writer(path);
       for (int i = 0; i < 100; ++i) {
-        writer.write_dataset("/d" + std::to_string(i), Hdf5Type::u8, std::span(&n, 1), block);
+        writer.write_dataset(fmt::format("/d{}", i), Hdf5Type::u8, std::span(&n, 1), block);
       }
       writer.close();
       ADD_FAILURE() << "no error with " << left << " bytes left";
