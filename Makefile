@@ -18,8 +18,13 @@ test:
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --output-on-failure -j 2
 
-bench: weft
-	$(BUILD)/bin/weft bench
+# FILTER=training_step chooses; the results also go to $(BUILD)/bench.json.
+bench:
+	tools/setup
+	cmake --preset $(PRESET) >/dev/null
+	cmake --build $(BUILD) --target weft_bench
+	$(BUILD)/bin/weft_bench --benchmark_filter='$(or $(FILTER),.)' --benchmark_counters_tabular=true \
+	  --benchmark_out=$(BUILD)/bench.json --benchmark_out_format=json
 
 weft:
 	tools/setup build

@@ -30,6 +30,7 @@ add_library(weft::hdf5 ALIAS weft_hdf5)
 
 if(WEFT_TESTS)
   find_package(GTest REQUIRED)
+  find_package(benchmark REQUIRED)
 endif()
 if(WEFT_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES "${WEFT_CUDA_ARCHS}")

@@ -13,6 +13,9 @@ endif()
 add_library(weft_options INTERFACE)
 target_include_directories(weft_options INTERFACE "${CMAKE_SOURCE_DIR}" "${CMAKE_BINARY_DIR}/generated")
 set(WEFT_WARNINGS -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Werror)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  list(APPEND WEFT_WARNINGS -Wno-restrict)  # false alarms in std::string, GCC bug 105651
+endif()
 target_compile_options(weft_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${WEFT_WARNINGS}>")
 # Spills and stack frames of kernels are errors worth seeing; host code in .cu files gets the plain warnings.
 target_compile_options(weft_options INTERFACE

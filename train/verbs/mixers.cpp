@@ -56,11 +56,11 @@ void run_mixers(OutputForm form) {
     }
     fmt::print("{}: {}\n", type->name, type->summary);
     for (const auto& [ability, reason] : abilities) {
-      fmt::print("  {:<11}{}\n", ability, reason->empty() ? "yes" : "no: " + *reason);
+      fmt::print("  {:<13}{}\n", ability, reason->empty() ? "yes" : "no: " + *reason);
     }
-    fmt::print("  {:<11}{}: {:.0f} KiB a sequence at 1k tokens, {:.0f} KiB at 64k (width 256, default options)\n", "memory",
+    fmt::print("  {:<13}{}: {:.0f} KiB a sequence at 1k tokens, {:.0f} KiB at 64k (width 256, default options)\n", "memory",
                state.at_1k == state.at_64k ? "constant" : "grows", state.at_1k / 1024.0, state.at_64k / 1024.0);
-    fmt::print("  {:<11}{}\n", "ranks share", kContextParallel[static_cast<int>(type->context_parallel)]);
+    fmt::print("  {:<13}{}\n", "ranks share", kContextParallel[static_cast<int>(type->context_parallel)]);
     for (const OptionSpec& option : type->options) {
       fmt::print("    {:<22} {:<14} {}\n", option.key, to_text(option.default_value), option.help);
     }
