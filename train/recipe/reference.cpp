@@ -71,8 +71,9 @@ std::string recipe_reference() {
         "\n## `{}`\n\n{}\n\n| key | type | default | values | meaning | on resume |\n|---|---|---|---|---|---|\n",
         section.array ? fmt::format("[[{}]]", section.name) : fmt::format("[{}]", section.name), section.help);
     for (const KeySpec& spec : section.keys) {
-      const std::string shown =
-          spec.option.required ? "required" : fmt::format("`{}`", toml_value(spec.option.default_value, spec.automatic));
+      const std::string shown = spec.option.required
+                                    ? "required"
+                                    : fmt::format("`{}`", toml_value(spec.option.default_value, spec.automatic));
       text += fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", spec.option.key, type_of(spec), shown,
                           range_of(spec.option), cell(spec.option.help), effect_name(spec.effect));
     }
