@@ -1,8 +1,7 @@
-// The kernels by themselves, forward and backward: memory-bound operations against the speed of a copy, products against
-// the rate of the BLAS.
+// The kernels by themselves, forward and backward: memory-bound operations against the speed of a copy, products
+// against the rate of the BLAS.
 
 #include <benchmark/benchmark.h>
-
 #include <cstring>
 
 #include "autograd/ops/linear_cross_entropy/linear_cross_entropy.h"

@@ -10,11 +10,10 @@ namespace {
 void long_row(benchmark::State& state, const std::string& name) {
   const std::int64_t T = state.range(0);
   constexpr std::int64_t kWidth = 256;
-  const MixerChoice choice =
-      choices({name}, {{"heads", std::int64_t{4}}, {"head_dim", std::int64_t{64}}}).front();
+  const MixerChoice choice = choices({name}, {{"heads", std::int64_t{4}}, {"head_dim", std::int64_t{64}}}).front();
   ParameterStore store;
-  const auto mixer = choice.type->create(ParameterScope(store), {.width = kWidth, .layers = 4, .layer = 1, .max_tokens = T},
-                                         choice.options, choice.table);
+  const auto mixer = choice.type->create(
+      ParameterScope(store), {.width = kWidth, .layers = 4, .layer = 1, .max_tokens = T}, choice.options, choice.table);
   store.initialise(1, DType::f32);
   const std::shared_ptr<Allocator> arena = std::make_shared<Arena>(std::size_t{20} << 30);
   const Tensor x = Tensor::zeros({T, kWidth}, DType::f32);
@@ -30,8 +29,8 @@ void long_row(benchmark::State& state, const std::string& name) {
   }
   const auto runs = static_cast<double>(state.iterations());
   const MixerCost cost = mixer->cost(T, T);
-  state.counters["us_per_token"] = benchmark::Counter(
-      runs * static_cast<double>(T) / 1e6, benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  state.counters["us_per_token"] = benchmark::Counter(runs * static_cast<double>(T) / 1e6,
+                                                      benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
   state.counters["GFLOP/s"] =
       benchmark::Counter(runs * (cost.forward_flops + cost.backward_flops) / 1e9, benchmark::Counter::kIsRate);
   state.counters["peak_MiB"] = static_cast<double>(arena->stats().peak_bytes) / (1 << 20);
@@ -40,8 +39,8 @@ void long_row(benchmark::State& state, const std::string& name) {
 
 void register_lengths() {
   for (const char* name : {"lightning", "retnet", "gla", "window", "attention"}) {
-    auto* benchmark = benchmark::RegisterBenchmark(
-        (std::string("long_row/") + name).c_str(), [name](benchmark::State& state) { long_row(state, name); });
+    auto* benchmark = benchmark::RegisterBenchmark((std::string("long_row/") + name).c_str(),
+                                                   [name](benchmark::State& state) { long_row(state, name); });
     benchmark->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(0.5);
     // Full attention's time grows with the square of the length.
     const std::int64_t longest = std::string(name) == "attention" ? 16384 : 65536;

@@ -1,7 +1,6 @@
 // Throughput of `weft prepare` with the byte tokenizer, on text and jsonl.
 
 #include <benchmark/benchmark.h>
-
 #include <filesystem>
 #include <fstream>
 

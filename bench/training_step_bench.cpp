@@ -4,7 +4,6 @@
 // M tokens of a step, [N, K] a weight.
 
 #include <benchmark/benchmark.h>
-
 #include <chrono>
 #include <optional>
 
