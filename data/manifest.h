@@ -5,11 +5,14 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace weft {
 
 inline constexpr std::int64_t kDatasetVersion = 1;
+// Goes into manifests as the program that wrote them.
+inline constexpr std::string_view kDatasetWriter = "weft 0.1.0";
 // Entries (not bytes) of tokens and of document offsets that one checksum covers.
 inline constexpr std::int64_t kChecksumBlock = 65536;
 

@@ -208,7 +208,7 @@ DatasetManifest index_dataset(const std::string& folder) {
     shard.entry.sha256 = hex(sha256_file(path));
     manifest.shards.push_back(shard.entry);
   }
-  manifest.program = "weft 0.1.0";
+  manifest.program = kDatasetWriter;
   const std::string text = manifest_to_json(manifest);
   manifest_from_json(text, target.string());
   write_file_atomically(target, text);

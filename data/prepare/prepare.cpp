@@ -263,7 +263,7 @@ class Preparation {
     manifest.options = content_options(options_);
     manifest.options["part"] = options_.validation_every == 0 ? "all" : index == 0 ? "training" : "validation";
     manifest.prepare_digest = digest_of(nlohmann::json(manifest.options));
-    manifest.program = "weft 0.1.0";
+    manifest.program = kDatasetWriter;
     return manifest;
   }
 

@@ -3,6 +3,7 @@
 
 #include "data/prepare/prepare.h"
 #include "data/prepare/prepare_test_support.h"
+#include "tests/support/small_filesystem.h"
 
 namespace weft {
 namespace {
@@ -101,6 +102,26 @@ TEST(PrepareErrors, Outputs) {
   options.tokenizer = "some.json";
   EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(options); }),
             "tokenizer \"some.json\": this build has the tokenizer \"byte\" and cannot read tokenizer files");
+}
+
+TEST(PrepareErrors, FullDisk) {
+  const TemporaryFolder folder;
+  const testing_support::SmallFilesystem small(folder / "small", 4 << 20);
+  if (!small.mounted()) GTEST_SKIP() << "cannot mount a small file system: " << small.reason();
+  const std::string text = random_text(1, 3 << 20);
+  write_text(folder / "a.txt", text);
+  PrepareOptions options = options_for(folder / "small/out", {folder / "a.txt"});
+  // 2 bytes a token, twice; an empty tmpfs has all of its space but what the journal's folder takes.
+  const std::string expected = fmt::format(", this needs at least {}", 4 * text.size());
+  EXPECT_NE(message_of(ExitCode::storage, [&] { prepare(options); }).find(expected), std::string::npos);
+
+  // How much packed text becomes is not known in advance: the disk fills up on the way.
+  write_text(folder / "a.txt.gz", gzip(text));
+  options.inputs = {folder / "a.txt.gz"};
+  options.checkpoint_bytes = 1 << 20;
+  EXPECT_NE(message_of(ExitCode::storage, [&] { prepare(options); }).find("No space left on device"),
+            std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(options.out));
 }
 
 }  // namespace
