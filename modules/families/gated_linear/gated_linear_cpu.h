@@ -1,8 +1,9 @@
 // CPU kernels of gated_linear.h, templated on float/double: how the chunks of a row are walked.
 //
-// Fused: one task for each document and head walks its chunks and keeps the state in cache. Two-level: for a window of
-// chunks, what each adds to the state (parallel), the states between them (in order, parallel over rows of the state),
-// their outputs or gradients (parallel); this keeps all threads busy with one head. Both do the same arithmetic in the
+// Fused: one task for each document and group of heads walks its chunks and keeps the states in cache; a group takes
+// the heads of one chunk together, because their rows lie side by side. Two-level: for a window of chunks, what each
+// adds to the state (parallel), the states between them (in order, parallel over rows of the state), their outputs or
+// gradients (parallel); this keeps all threads busy with one head. Both do the same arithmetic in the
 // same order, so results depend neither on the schedule nor on the number of threads.
 //
 // d_k x d_v elements of a state; S and dS as in chunk_scalar_cpu.h.
@@ -38,13 +39,27 @@ void for_each_task(std::int64_t n, F&& f) {
   });
 }
 
+inline std::int64_t documents_with_tokens(const GatedLinearProblem& p) {
+  std::int64_t documents = 0;
+  for (std::int64_t n = 0; n < p.N; ++n) documents += p.cu_seqlens[n + 1] > p.cu_seqlens[n] ? 1 : 0;
+  return documents;
+}
+
 inline ChunkSchedule gated_linear_schedule(const GatedLinearProblem& p) {
   if (p.schedule != ChunkSchedule::automatic) return p.schedule;
   const std::int64_t threads = gated_linear_threads();
-  std::int64_t documents = 0;
-  for (std::int64_t n = 0; n < p.N; ++n) documents += p.document_offset[n + 1] > p.document_offset[n] ? 1 : 0;
+  const std::int64_t documents = documents_with_tokens(p);
   const bool even = documents * p.H >= 4 * threads || (documents == 1 && p.H % threads == 0);
   return even ? ChunkSchedule::fused : ChunkSchedule::two_level;
+}
+
+// Heads that a task of the fused schedule walks together.
+inline std::int64_t gated_linear_group(const GatedLinearProblem& p) {
+  const std::int64_t documents = documents_with_tokens(p);
+  const std::int64_t tasks = gated_linear_threads() * (documents == 1 ? 1 : 4);  // documents differ in length
+  const std::int64_t state_bytes = p.d_k * p.d_v * static_cast<std::int64_t>(size_of(p.dtype));
+  const std::int64_t in_cache = GatedLinearCpuPolicy::kGroupStateBytes / state_bytes;
+  return std::clamp<std::int64_t>(std::min(in_cache, documents * p.H / tasks), 1, p.H);
 }
 
 // Chunks of the table that the two-level schedule treats together.
@@ -77,7 +92,8 @@ class GatedLinearWalk {
     tables_ = carver.take(constant_decay_elements(p));
     Carver<T> one_thread(nullptr);
     one_thread.take(Kernel::scratch_elements(p));
-    one_thread.take(2 * size_);
+    if (fused_) group_ = gated_linear_group(p);
+    one_thread.take((group_ + 1) * size_);
     scratch_stride_ = one_thread.used();
     scratch_ = carver.take(gated_linear_threads() * scratch_stride_);
     if (backward) entries_ = carver.take(p.chunk_count * p.H * size_);
@@ -225,65 +241,82 @@ class GatedLinearWalk {
         });
   }
 
-  // f(kernel, S, U, document, head) for every document with tokens and head, in parallel; S and U are two states.
+  // What a task of the fused schedule works on: heads [begin, end) of one document, their states, and one more.
+  struct Group {
+    std::int64_t n, begin, end;
+    T *states, *spare;
+  };
+  // f(kernel, group) for every document with tokens and group of heads, in parallel.
   template <class F>
-  void for_each_sequence(F&& f) {
-    for_each_task(p_.N * p_.H, [&](std::int64_t item) {
-      const std::int64_t n = item / p_.H;
+  void for_each_group(F&& f) {
+    const std::int64_t groups = block_count(p_.H, group_);
+    for_each_task(p_.N * groups, [&](std::int64_t task) {
+      const std::int64_t n = task / groups;
       if (p_.cu_seqlens[n] == p_.cu_seqlens[n + 1]) return;
+      const std::int64_t begin = task % groups * group_;
       T* scratch = thread_scratch();
-      Kernel kernel(p_, scratch + 2 * size_, tables_);
-      f(kernel, scratch, scratch + size_, n, item % p_.H);
+      Kernel kernel(p_, scratch + (group_ + 1) * size_, tables_);
+      f(kernel, Group{n, begin, std::min(p_.H, begin + group_), scratch, scratch + group_ * size_});
     });
   }
 
   void forward_fused(const GatedLinearForward& a) {
-    for_each_sequence([&](Kernel& kernel, T* S, T* U, std::int64_t n, std::int64_t h) {
-      load(p_.s0, n, h, 0, size_, S);
-      for (std::int64_t c = p_.document_offset[n]; c < p_.document_offset[n + 1]; ++c) {
-        const ChunkTile<T> tile(p_, p_.chunks[c], h);
-        kernel.outputs(tile, starts_at_zero(c) ? nullptr : S, static_cast<T*>(a.o) + tile.value_offset);
-        kernel.contribution(tile, U);
-        advance_state(
-            S, U, [&](std::int64_t x) { return kernel.decay(x); }, 0, p_.d_k, p_.d_v);
+    for_each_group([&](Kernel& kernel, const Group& group) {
+      const auto S = [&](std::int64_t h) { return group.states + (h - group.begin) * size_; };
+      const auto decay = [&](std::int64_t x) { return kernel.decay(x); };
+      for (std::int64_t h = group.begin; h < group.end; ++h) load(p_.s0, group.n, h, 0, size_, S(h));
+      for (std::int64_t c = p_.document_offset[group.n]; c < p_.document_offset[group.n + 1]; ++c) {
+        for (std::int64_t h = group.begin; h < group.end; ++h) {
+          const ChunkTile<T> tile(p_, p_.chunks[c], h);
+          kernel.outputs(tile, starts_at_zero(c) ? nullptr : S(h), static_cast<T*>(a.o) + tile.value_offset);
+          kernel.contribution(tile, group.spare);
+          advance_state(S(h), group.spare, decay, 0, p_.d_k, p_.d_v);
+        }
       }
-      save(S, n, h, 0, size_, a.st, Write::overwrite);
+      for (std::int64_t h = group.begin; h < group.end; ++h) {
+        save(S(h), group.n, h, 0, size_, a.st, Write::overwrite);
+      }
     });
   }
 
   void backward_fused(const GatedLinearBackward& a) {
-    for_each_sequence([&](Kernel& kernel, T* S, T* U, std::int64_t n, std::int64_t h) {
-      const auto entry = [&](std::int64_t c) { return entries_ + (c * p_.H + h) * size_; };
+    for_each_group([&](Kernel& kernel, const Group& group) {
+      const auto S = [&](std::int64_t h) { return group.states + (h - group.begin) * size_; };  // then dS
+      const auto entry = [&](std::int64_t c, std::int64_t h) { return entries_ + (c * p_.H + h) * size_; };
       const auto decay = [&](std::int64_t x) { return kernel.decay(x); };
-      const std::int64_t first = p_.document_offset[n];
-      const std::int64_t last = p_.document_offset[n + 1] - 1;
-      load(p_.s0, n, h, 0, size_, S);
+      const std::int64_t first = p_.document_offset[group.n];
+      const std::int64_t last = p_.document_offset[group.n + 1] - 1;
+      for (std::int64_t h = group.begin; h < group.end; ++h) load(p_.s0, group.n, h, 0, size_, S(h));
       for (std::int64_t c = first; c < last; ++c) {
-        const ChunkTile<T> tile(p_, p_.chunks[c], h);
-        kernel.prepare(tile);
-        kernel.contribution(tile, entry(c));
-        advance_state(S, entry(c), decay, 0, p_.d_k, p_.d_v);
+        for (std::int64_t h = group.begin; h < group.end; ++h) {
+          const ChunkTile<T> tile(p_, p_.chunks[c], h);
+          kernel.prepare(tile);
+          kernel.contribution(tile, entry(c, h));
+          advance_state(S(h), entry(c, h), decay, 0, p_.d_k, p_.d_v);
+        }
       }
-      std::copy(S, S + size_, entry(last));
-
-      T* dS = S;
-      load(a.dst, n, h, 0, size_, dS);
+      for (std::int64_t h = group.begin; h < group.end; ++h) {
+        std::copy(S(h), S(h) + size_, entry(last, h));
+        load(a.dst, group.n, h, 0, size_, S(h));
+      }
       for (std::int64_t c = last; c >= first; --c) {
-        const ChunkTile<T> tile(p_, p_.chunks[c], h);
-        const ChunkGradients<T> to(a, tile);
-        kernel.gradients(tile, starts_at_zero(c) ? nullptr : entry(c), c == last && a.dst == nullptr ? nullptr : dS,
-                         to);
-        kernel.gradient_contribution(tile, to, U);
-        advance_state(dS, U, decay, 0, p_.d_k, p_.d_v);
+        const bool ends_at_zero = c == last && a.dst == nullptr;
+        for (std::int64_t h = group.begin; h < group.end; ++h) {
+          const ChunkTile<T> tile(p_, p_.chunks[c], h);
+          const ChunkGradients<T> to(a, tile);
+          kernel.gradients(tile, starts_at_zero(c) ? nullptr : entry(c, h), ends_at_zero ? nullptr : S(h), to);
+          kernel.gradient_contribution(tile, to, group.spare);
+          advance_state(S(h), group.spare, decay, 0, p_.d_k, p_.d_v);
+        }
       }
-      save(dS, n, h, 0, size_, a.ds0, a.write_ds0);
+      for (std::int64_t h = group.begin; h < group.end; ++h) save(S(h), group.n, h, 0, size_, a.ds0, a.write_ds0);
     });
   }
 
   const GatedLinearProblem& p_;
   std::int64_t size_;  // elements of a state
   bool fused_;
-  std::int64_t window_ = 0, scratch_stride_ = 0;
+  std::int64_t window_ = 0, group_ = 0, scratch_stride_ = 0;
   std::size_t bytes_ = 0;
   T *tables_ = nullptr, *scratch_ = nullptr;
   T* entries_ = nullptr;                                          // [chunk_count, H] states
