@@ -248,6 +248,31 @@ TEST_F(DiskFullTest, MakesRoomFromDebrisAndOldCheckpoints) {
   EXPECT_EQ(resumed_step(run, {{step, static_cast<unsigned>(step)}}), step);
 }
 
+TEST_F(DiskFullTest, InodesRunOut) {
+  const testing_support::SmallFilesystem few(outside.path / "few", kBytes, 20);
+  if (!few.mounted()) GTEST_SKIP() << "cannot mount a tmpfs: " << few.reason();
+  ASSERT_TRUE(save(few.directory(), 1).saved);
+  for (std::uint64_t i = free_space(few.directory()).inodes; i > 5; --i) {
+    write_file_atomically(few.directory() / fmt::format("filler-{}", i), std::string_view());
+  }
+  const SaveResult result = save(few.directory(), 2);
+  EXPECT_FALSE(result.saved);
+  EXPECT_NE(result.failure.find("has 5 inodes free, 14 are needed"), std::string::npos) << result.failure;
+  EXPECT_EQ(resumed_step(few.directory(), {{1, 1}}), 1);
+}
+
+TEST_F(DiskFullTest, BecomesReadOnly) {
+  if (!small.mounted()) GTEST_SKIP() << "cannot mount a tmpfs: " << small.reason();
+  ASSERT_TRUE(save(run, 1).saved);
+  ASSERT_TRUE(small.set_read_only(true));
+  const SaveResult result = save(run, 2);
+  EXPECT_FALSE(result.saved);
+  EXPECT_NE(result.failure.find("Read-only file system"), std::string::npos) << result.failure;
+  EXPECT_EQ(resumed_step(run, {{1, 1}}), 1);
+  ASSERT_TRUE(small.set_read_only(false));
+  EXPECT_TRUE(save(run, 2).saved);
+}
+
 // The disk fills up while the save is under way, at each of its points.
 TEST_F(DiskFullTest, FillsUpDuringTheSave) {
   if (!small.mounted()) GTEST_SKIP() << "cannot mount a tmpfs: " << small.reason();
