@@ -36,7 +36,7 @@ void measure(benchmark::State& state, double bytes, double flops, Step&& step) {
   if (flops > 0.0) state.counters["GFLOP/s"] = benchmark::Counter(runs * flops / 1e9, benchmark::Counter::kIsRate);
 }
 
-constexpr std::int64_t kTokens = 16384;
+constexpr std::int64_t kTokens = 65536;
 constexpr std::int64_t kWidth = 512;
 constexpr double kElements = static_cast<double>(kTokens * kWidth);
 
@@ -93,7 +93,7 @@ void attention_both(benchmark::State& state) {
 }
 
 void gated_linear_both(benchmark::State& state, const Shape& decay_shape) {
-  const std::int64_t T = kTokens, H = 8, D = 64;
+  const std::int64_t T = 16384, H = 8, D = 64;
   const Tensor q = filled({T, H, D}, 1.0F), k = filled({T, H, D}, 1.0F), v = filled({T, H, D}, 1.0F);
   Tensor g = filled(decay_shape, 0.05F);
   for (float& value : g.span<float>()) value = -0.06F + value;

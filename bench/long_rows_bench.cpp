@@ -29,8 +29,7 @@ void long_row(benchmark::State& state, const std::string& name) {
   }
   const auto runs = static_cast<double>(state.iterations());
   const MixerCost cost = mixer->cost(T, T);
-  state.counters["us_per_token"] = benchmark::Counter(runs * static_cast<double>(T) / 1e6,
-                                                      benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  state.counters["tokens_per_s"] = benchmark::Counter(runs * static_cast<double>(T), benchmark::Counter::kIsRate);
   state.counters["GFLOP/s"] =
       benchmark::Counter(runs * (cost.forward_flops + cost.backward_flops) / 1e9, benchmark::Counter::kIsRate);
   state.counters["peak_MiB"] = static_cast<double>(arena->stats().peak_bytes) / (1 << 20);

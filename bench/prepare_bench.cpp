@@ -41,7 +41,7 @@ void prepare_corpus(benchmark::State& state, bool jsonl, bool shuffled) {
   PrepareOptions options;
   options.inputs = {corpus.string()};
   options.out = (folder / "out").string();
-  options.split = TextSplit::blank;
+  if (!jsonl) options.split = TextSplit::blank;
   options.threads = static_cast<int>(state.range(0));
   if (!shuffled) options.shuffle_seed.reset();
   for (auto _ : state) {

@@ -90,8 +90,16 @@ ProgramResult weft(std::vector<std::string> arguments) {
 }
 
 std::vector<std::string> mpirun(int ranks, std::vector<std::string> arguments) {
-  std::vector<std::string> command = {"mpirun", "--allow-run-as-root", "--oversubscribe", "-x", "OMP_NUM_THREADS=1",
-                                      "-np",    std::to_string(ranks), WEFT_PROGRAM};
+  std::vector<std::string> command = {"mpirun",
+                                      "--allow-run-as-root",
+                                      "--oversubscribe",
+                                      "-x",
+                                      "OMP_NUM_THREADS=1",
+                                      "-x",
+                                      "ASAN_OPTIONS=detect_leaks=0",
+                                      "-np",
+                                      std::to_string(ranks),
+                                      WEFT_PROGRAM};
   command.insert(command.end(), arguments.begin(), arguments.end());
   return command;
 }
