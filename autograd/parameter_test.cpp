@@ -87,15 +87,18 @@ TEST(Parameter, NormalsHaveTheirMoments) {
 }
 
 TEST(Parameter, BoundedLawsStayInTheirBounds) {
-  for (const double v : initial("u", {10000}, Init::uniform(-0.5, 2.0)).span<double>()) {
+  const Tensor uniform = initial("u", {10000}, Init::uniform(-0.5, 2.0));
+  for (const double v : uniform.span<double>()) {
     ASSERT_GE(v, -0.5);
     ASSERT_LT(v, 2.0);
   }
-  for (const double v : initial("a", {10000}, Init::log_uniform(1.0, 16.0)).span<double>()) {
+  const Tensor log_uniform = initial("a", {10000}, Init::log_uniform(1.0, 16.0));
+  for (const double v : log_uniform.span<double>()) {
     ASSERT_GE(v, 0.0);
     ASSERT_LE(v, std::log(16.0));
   }
-  for (const double v : initial("d", {10000}, Init::inverse_softplus_log_uniform(0.001, 0.1)).span<double>()) {
+  const Tensor dt_bias = initial("d", {10000}, Init::inverse_softplus_log_uniform(0.001, 0.1));
+  for (const double v : dt_bias.span<double>()) {
     const double softplus = std::log1p(std::exp(v));
     ASSERT_GE(softplus, 0.001 * (1.0 - 1e-9));
     ASSERT_LE(softplus, 0.1 * (1.0 + 1e-9));
