@@ -91,7 +91,8 @@ class GatedLinearWalk {
     Carver<T> carver(static_cast<T*>(workspace));
     tables_ = carver.take(constant_decay_elements(p));
     Carver<T> one_thread(nullptr);
-    one_thread.take(Kernel::scratch_elements(p));
+    one_thread.take(Kernel::scratch_elements(p));  // first, so that it is aligned
+    thread_states_ = one_thread.used();
     if (fused_) group_ = gated_linear_group(p);
     one_thread.take((group_ + 1) * size_);
     scratch_stride_ = one_thread.used();
@@ -164,8 +165,8 @@ class GatedLinearWalk {
     for (std::int64_t n = 0; n < p_.N; ++n) {
       if (p_.cu_seqlens[n] != p_.cu_seqlens[n + 1]) continue;
       for (std::int64_t h = 0; h < p_.H; ++h) {
-        load(from, n, h, 0, size_, scratch_);
-        save(scratch_, n, h, 0, size_, to, write);
+        load(from, n, h, 0, size_, scratch_ + thread_states_);
+        save(scratch_ + thread_states_, n, h, 0, size_, to, write);
       }
     }
   }
@@ -254,9 +255,9 @@ class GatedLinearWalk {
       const std::int64_t n = task / groups;
       if (p_.cu_seqlens[n] == p_.cu_seqlens[n + 1]) return;
       const std::int64_t begin = task % groups * group_;
-      T* scratch = thread_scratch();
-      Kernel kernel(p_, scratch + (group_ + 1) * size_, tables_);
-      f(kernel, Group{n, begin, std::min(p_.H, begin + group_), scratch, scratch + group_ * size_});
+      Kernel kernel(p_, thread_scratch(), tables_);
+      T* states = thread_scratch() + thread_states_;
+      f(kernel, Group{n, begin, std::min(p_.H, begin + group_), states, states + group_ * size_});
     });
   }
 
@@ -316,7 +317,7 @@ class GatedLinearWalk {
   const GatedLinearProblem& p_;
   std::int64_t size_;  // elements of a state
   bool fused_;
-  std::int64_t window_ = 0, group_ = 0, scratch_stride_ = 0;
+  std::int64_t window_ = 0, group_ = 0, scratch_stride_ = 0, thread_states_ = 0;
   std::size_t bytes_ = 0;
   T *tables_ = nullptr, *scratch_ = nullptr;
   T* entries_ = nullptr;                                          // [chunk_count, H] states
