@@ -51,7 +51,9 @@ std::string display_name(const std::string& path) {
 void add_folder(const std::string& folder, std::vector<std::string>& paths) {
   std::error_code error;
   for (fs::recursive_directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
-    if (at->is_regular_file()) paths.push_back(at->path().string());
+    // What cannot be examined is left to the stat of each input, which says why.
+    std::error_code unknown;
+    if (at->is_regular_file(unknown) || unknown) paths.push_back(at->path().string());
   }
   if (error) storage_error("cannot list {}: {}", folder, error.message());
 }
@@ -96,6 +98,7 @@ std::vector<PrepareInput> expand_inputs(const PrepareOptions& options) {
       struct stat info {};
       if (::stat(path.c_str(), &info) != 0) fail_with_errno("examine", path, errno);
       if (!S_ISREG(info.st_mode)) config_error("input {}: not a regular file; pipe it in with -", path);
+      check_packing(path);
       input.bytes = info.st_size;
       input.modified_ns = std::int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
     }

@@ -21,11 +21,16 @@ struct PrepareInput {
 };
 
 // Expands folders and glob patterns and orders files by the bytes of their paths. Error (config) for inputs that do not
-// exist, that are parquet, or that are too many.
+// exist, that are parquet, that are packed otherwise than their names say, or that are too many.
 std::vector<PrepareInput> expand_inputs(const PrepareOptions& options);
 
-// The text of one input; gzip and zstd are recognised by their first bytes and unpacked. Error (config) for truncated
-// or damaged compressed data and beyond the expansion limit, Error (storage) if the system cannot read.
+// Error (config) if the file is named *.gz or *.zst and does not begin as such data do, or if it begins as a packed
+// form that cannot be read (xz, bzip2, lz4, zip).
+void check_packing(const std::string& path);
+
+// The text of one input; gzip and zstd are recognised by their first bytes, whatever the name, and unpacked. Error
+// (config) for truncated or damaged packed data, for packed forms that cannot be read, and beyond the expansion limit;
+// Error (storage) if the system cannot read.
 class TextStream {
  public:
   TextStream(const PrepareInput& input, std::int64_t max_expansion);

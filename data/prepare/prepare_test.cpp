@@ -186,7 +186,11 @@ TEST(Prepare, JsonlPackedOrNotGivesTheSame) {
   write_text(folder / "a.jsonl", lines);
   write_text(folder / "b.jsonl.gz", gzip(lines.substr(0, 1000)) + gzip(lines.substr(1000)));  // two members
   write_text(folder / "c.jsonl.zst", zstd(lines.substr(0, 77)) + zstd(lines.substr(77)));
-  for (const char* name : {"a.jsonl", "b.jsonl.gz", "c.jsonl.zst"}) {
+  // Under a plain name, and behind a skippable frame.
+  write_text(folder / "d.jsonl", gzip(lines));
+  const std::string skippable("\x52\x2a\x4d\x18\x03\0\0\0xyz", 11);
+  write_text(folder / "e.jsonl.zst", skippable + zstd(lines));
+  for (const char* name : {"a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.jsonl", "e.jsonl.zst"}) {
     PrepareOptions options = jsonl_options(folder / "out", {folder / name});
     prepare(options);
     EXPECT_TRUE(documents_of(folder / "out") == expected) << name;

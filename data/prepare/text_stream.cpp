@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
+#include <string_view>
 #include <unistd.h>
 #include <zlib.h>
 #include <zstd.h>
@@ -20,10 +22,32 @@ constexpr std::int64_t kFreeExpansion = std::int64_t{64} << 20;
 
 enum class Packed : std::uint8_t { none, gzip, zstd };
 
-Packed recognise(std::span<const char> head) {
-  if (head.size() >= 2 && std::memcmp(head.data(), "\x1f\x8b", 2) == 0) return Packed::gzip;
-  if (head.size() >= 4 && std::memcmp(head.data(), "\x28\xb5\x2f\xfd", 4) == 0) return Packed::zstd;
+Packed recognise(std::string_view head) {
+  if (head.starts_with("\x1f\x8b")) return Packed::gzip;
+  if (head.starts_with("\x28\xb5\x2f\xfd")) return Packed::zstd;
+  // A skippable frame, with which some programs begin zstd files.
+  if (head.size() >= 4 && (head[0] & 0xf0) == 0x50 && head.substr(1, 3) == "\x2a\x4d\x18") return Packed::zstd;
   return Packed::none;
+}
+
+// Packed forms that are told from text by their first bytes, but not unpacked here.
+struct ForeignForm {
+  std::string_view magic;
+  std::string_view name;
+  std::string_view unpack;  // the command that writes the text to its standard output
+};
+constexpr std::array<ForeignForm, 4> kForeignForms = {{{"\xfd\x37\x7a\x58\x5a", "xz", "xz -dc"},
+                                                       {"BZh91AY&SY", "bzip2", "bzip2 -dc"},
+                                                       {"\x04\x22\x4d\x18", "lz4", "lz4 -dc"},
+                                                       {"PK\x03\x04", "zip", "unzip -p"}}};
+constexpr std::size_t kLongestMagic = 10;
+
+void refuse_foreign(const std::string& path, std::string_view head) {
+  for (const ForeignForm& form : kForeignForms) {
+    if (!head.starts_with(form.magic)) continue;
+    config_error("{}: packed with {}, which this build does not read; pipe it in: {} FILE | weft prepare --out DIR -",
+                 path, form.name, form.unpack);
+  }
 }
 
 }  // namespace
@@ -72,12 +96,14 @@ struct TextStream::Impl {
 
   void start() {
     // A pipe may deliver its first bytes one by one.
-    while (block_end < 4 && !raw_end) {
+    while (block_end < kLongestMagic && !raw_end) {
       std::size_t got = 0;
       read_raw(std::span(block).subspan(block_end), got);
       block_end += got;
     }
-    packed = recognise({block.data(), block_end});
+    const std::string_view head(block.data(), block_end);
+    refuse_foreign(path, head);
+    packed = recognise(head);
     if (packed == Packed::gzip && inflateInit2(&gzip, 15 + 16) != Z_OK) {
       packed = Packed::none;
       fail(ExitCode::internal, "zlib cannot start");
@@ -146,6 +172,19 @@ struct TextStream::Impl {
     return out.pos;
   }
 };
+
+void check_packing(const std::string& path) {
+  const InputFile file(path);
+  std::array<char, kLongestMagic> bytes{};
+  const std::string_view head(bytes.data(), std::min<std::uint64_t>(bytes.size(), file.size()));
+  file.read_at(0, std::as_writable_bytes(std::span(bytes).first(head.size())));
+  refuse_foreign(path, head);
+  const bool is_gzip = path.ends_with(".gz");
+  if (!is_gzip && !path.ends_with(".zst")) return;
+  if (recognise(head) == (is_gzip ? Packed::gzip : Packed::zstd)) return;
+  config_error("{}: named {}, but its {} bytes are no {} data; fetch it again, or rename it if it is something else",
+               path, is_gzip ? ".gz" : ".zst", file.size(), is_gzip ? "gzip" : "zstd");
+}
 
 TextStream::TextStream(const PrepareInput& input, std::int64_t max_expansion) : impl_(std::make_unique<Impl>()) {
   impl_->path = input.path == "-" ? "standard input" : input.path;
