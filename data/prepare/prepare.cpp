@@ -96,7 +96,10 @@ class Preparation {
   }
 
   PrepareResult run() {
-    if (!fs::exists(partial_ + "/journal")) check_targets_free();
+    if (!fs::exists(partial_ + "/journal")) {
+      check_targets_free();
+      check_partial_is_ours();
+    }
     make_folder(partial_);
     Journal journal(partial_ + "/journal");
     if (journal.empty() || (journal.content().job != job_digest() && !has_progress(journal))) {
@@ -117,8 +120,7 @@ class Preparation {
       work(journal);
     } catch (...) {
       // Nothing is lost that took long to make.
-      std::error_code error;
-      if (!has_progress(journal)) fs::remove_all(partial_, error);
+      if (!has_progress(journal)) remove_partial();
       throw;
     }
     return result_;
@@ -132,7 +134,15 @@ class Preparation {
     if (!journal.content().complete) emit(journal);
     commit();
     fill_result(journal.content().collect);
+    remove_partial();
+  }
+
+  // The journal goes last: while it is there, the next run of the same command cleans up.
+  void remove_partial() const {
     std::error_code error;
+    for (const auto& entry : fs::directory_iterator(partial_, error)) {
+      if (entry.path().filename() != "journal") fs::remove_all(entry.path(), error);
+    }
     fs::remove_all(partial_, error);
   }
 
@@ -148,6 +158,13 @@ class Preparation {
         config_error("output {} exists; remove it or choose another --out", folder);
       }
     }
+  }
+
+  // The folder is removed in the end, with all that is in it.
+  void check_partial_is_ours() const {
+    std::error_code error;
+    if (!fs::exists(partial_, error) || fs::is_empty(partial_, error)) return;
+    config_error("{} exists and has no journal of an interrupted run; remove it or choose another --out", partial_);
   }
 
   static void make_folder(const std::string& folder) {
@@ -284,7 +301,9 @@ class Preparation {
                   state.datasets[static_cast<std::size_t>(i)].spills};
       emit_shards(job, manifest, journal,
                   [&](std::int64_t done) { report("writing", before + done, total, state.ordinal, false); });
-      write_file_atomically(growing_folder(i) + "/dataset.json", manifest_to_json(manifest));
+      // By way of the working folder: what a crash leaves half written must not stay in the dataset.
+      write_file_atomically(partial_ + "/dataset.json", manifest_to_json(manifest));
+      rename_durably(partial_ + "/dataset.json", growing_folder(i) + "/dataset.json");
       before += manifest.n_tokens;
     }
     journal.record_complete();

@@ -58,6 +58,44 @@ TEST(PrepareErrors, Inputs) {
   EXPECT_FALSE(std::filesystem::exists(folder / "out.partial/dataset"));
 }
 
+TEST(PrepareErrors, NamesAndContentsOfPackedFiles) {
+  const TemporaryFolder folder;
+  // Refused before anything is read, so that the work on other files is not lost.
+  write_text(folder / "a.txt", "good");
+  const auto error = [&](const std::string& name, const std::string& content) {
+    write_text(folder / name, content);
+    const PrepareOptions options = options_for(folder / "out", {folder / "a.txt", folder / name});
+    const std::string message = message_of(ExitCode::config, [&] { prepare(options); });
+    EXPECT_FALSE(std::filesystem::exists(folder / "out.partial")) << name;
+    return message;
+  };
+  const auto misnamed = [&](const std::string& name, const std::string& ending, std::size_t bytes,
+                            const std::string& form) {
+    return fmt::format(
+        "{}: named {}, but its {} bytes are no {} data; fetch it again, or rename it if it is something else",
+        folder / name, ending, bytes, form);
+  };
+  EXPECT_EQ(error("plain.txt.gz", "just text\n"), misnamed("plain.txt.gz", ".gz", 10, "gzip"));
+  EXPECT_EQ(error("plain.jsonl.zst", "{\"text\":\"x\"}"), misnamed("plain.jsonl.zst", ".zst", 12, "zstd"));
+  EXPECT_EQ(error("empty.gz", ""), misnamed("empty.gz", ".gz", 0, "gzip"));
+  const std::string other = zstd("text");
+  EXPECT_EQ(error("other.gz", other), misnamed("other.gz", ".gz", other.size(), "gzip"));
+
+  const auto foreign = [&](const std::string& path, const std::string& form, const std::string& command) {
+    return fmt::format(
+        "{}: packed with {}, which this build does not read; pipe it in: {} FILE | weft prepare --out DIR -", path,
+        form, command);
+  };
+  using namespace std::string_literals;
+  EXPECT_EQ(error("b.xz", "\xfd\x37zXZ\0\0\4"s), foreign(folder / "b.xz", "xz", "xz -dc"));
+  EXPECT_EQ(error("b.bz2", "BZh91AY&SY\x99\x1f"), foreign(folder / "b.bz2", "bzip2", "bzip2 -dc"));
+  EXPECT_EQ(error("b.lz4", "\x04\x22\x4d\x18\x64\x40"), foreign(folder / "b.lz4", "lz4", "lz4 -dc"));
+  EXPECT_EQ(error("text", "PK\x03\x04\x14\0\0"s), foreign(folder / "text", "zip", "unzip -p"));
+  const StandardInput input(folder / "b.xz");
+  EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(jsonl_options(folder / "out", {"-"})); }),
+            foreign("standard input", "xz", "xz -dc"));
+}
+
 TEST(PrepareErrors, Outputs) {
   const TemporaryFolder folder;
   write_text(folder / "a.txt", "text");
@@ -66,6 +104,13 @@ TEST(PrepareErrors, Outputs) {
   EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(options); }),
             "output " + (folder / "out") + " exists; remove it or choose another --out");
   EXPECT_EQ(read_text(folder / "out/file"), "precious");
+
+  write_text(folder / "mine.partial/file", "precious");
+  options.out = folder / "mine";
+  EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(options); }),
+            (folder / "mine.partial") +
+                " exists and has no journal of an interrupted run; remove it or choose another --out");
+  EXPECT_EQ(read_text(folder / "mine.partial/file"), "precious");
 
   std::filesystem::create_directories(folder / "empty");
   options.out = folder / "empty";

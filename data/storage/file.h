@@ -69,7 +69,7 @@ class OutputFile {
 void fsync_file(const std::filesystem::path& path);
 // Makes the entries of a directory durable; file systems that cannot do this count as success.
 void fsync_directory(const std::filesystem::path& path);
-// Renames (replacing a file) within one directory and makes that durable.
+// Renames (replacing a file) within one file system; that the new name is there is durable.
 void rename_durably(const std::filesystem::path& from, const std::filesystem::path& to);
 // The file has either its old content (or none) or the new one at every instant: temporary name, fsync, rename.
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
