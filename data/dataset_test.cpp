@@ -170,6 +170,11 @@ TEST(DatasetErrors, LyingManifests) {
               m["n_docs"] = 49;
             }).find("/doc_offsets"),
             std::string::npos);
+  // Counts whose sizes in bytes would overflow.
+  EXPECT_EQ(error_of([](json& m) {
+              for (const char* key : {"n_tokens", "n_docs"}) m["shards"][0][key] = m[key] = std::int64_t{1} << 60;
+            }),
+            path + ": key \"n_tokens\": 1152921504606846976 is outside [1, 72057594037927936]");
   EXPECT_EQ(error_of([](json& m) { m["surprise"] = 1; }), path + ": unknown key \"surprise\"");
   EXPECT_EQ(error_of([](json& m) { m["version"] = 2; }), path + ": dataset version 2, this build reads version 1");
   EXPECT_EQ(error_of([](json& m) { m.erase("tokenizer"); }), path + ": key \"tokenizer\" is missing");

@@ -13,7 +13,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kMaxCount = std::int64_t{1} << 60;
+// Leaves room to multiply by the bytes of an element and to add up.
+constexpr std::int64_t kMaxCount = std::int64_t{1} << 56;
 constexpr std::string_view kFormat = "weft-tokens";
 
 bool is_bare_name(const std::string& name) {
