@@ -1,8 +1,9 @@
 // The names inside RUN/checkpoints, and what may be done with directories there: list, discard, clean.
 //
-//   step_0000012000/               complete and immutable: manifest.json, shard_00000.h5, shard_00000.idx.json,
-//   [PINNED] step_0000013000.tmp-<nonce>/   being written, or left by a process that died .trash-<nonce>/ being deleted
-//   LATEST                         name of the newest directory, for people and scripts
+//   step_0000012000/              complete and immutable: manifest.json, shard_00000.h5, shard_00000.idx.json, [PINNED]
+//   step_0000013000.tmp-<nonce>/  being written, or left by a process that died
+//   .trash-<nonce>/               being deleted
+//   LATEST                        name of the newest directory, for people and scripts
 #pragma once
 
 #include <cstdint>

@@ -175,8 +175,7 @@ RunLock::RunLock(const fs::path& run, const std::function<void(const std::string
     if (!stale || i >= kAttempts) {
       config_error(
           "run {} is in use by {} ({}). Wait until it has ended, or give this run another name. If that process does "
-          "not "
-          "exist, remove the file.",
+          "not exist, remove the file.",
           run.string(), describe(holder), path_.string());
     }
     // Moved aside, so that of several takers only one gets it; what was moved must be what was judged.

@@ -255,8 +255,7 @@ MpiWorld join_mpi(std::size_t piece_bytes) {
   if (level < MPI_THREAD_SERIALIZED) {
     config_error(
         "this MPI library offers thread level {} only; weft needs MPI_THREAD_SERIALIZED ({}) at least: use an MPI "
-        "built "
-        "with thread support",
+        "built with thread support",
         level, static_cast<int>(MPI_THREAD_SERIALIZED));
   }
   // weft's messages stay apart from those of any other user of MPI in this process.

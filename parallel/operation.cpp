@@ -19,8 +19,7 @@ bool Envelope::agrees_with(const Envelope& other) const {
 void fail_mismatch(std::string_view mine, int my_rank, std::string_view other, int other_rank) {
   fail(ExitCode::internal,
        "ranks issue different operations: rank {} called {}, rank {} called {}; all ranks of a group must issue the "
-       "same "
-       "operations in the same order",
+       "same operations in the same order",
        my_rank, mine, other_rank, other);
 }
 
