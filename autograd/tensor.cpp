@@ -17,7 +17,7 @@ struct Tensor::Storage {
 
 namespace {
 
-// Tensors that live as long as the process may be created on any thread; each thread owns an allocator.
+// Long-lived tensors may be made and released on any thread, so their allocator keeps no books.
 const std::shared_ptr<Allocator>& long_lived_memory() {
   struct Malloc final : Allocator {
     void* allocate(std::size_t bytes) override {

@@ -137,6 +137,23 @@ TEST_F(CorruptionTest, EveryByteOfTheData) {
   EXPECT_GT(damaged, 100);
 }
 
+TEST_F(CorruptionTest, DataIsTrustedOnlyWhenAsked) {
+  std::string bytes = content("shard_00000.h5");
+  const std::uint64_t at = CheckpointReader(newest).indices()[0].slices[0].byte_offset;
+  bytes[at] = static_cast<char>(bytes[at] ^ 1);
+  std::ofstream(shard, std::ios::binary) << bytes;
+  EXPECT_EQ(choose().step, 1);
+  SingleProcess group;
+  bool right = true;
+  const auto load = [&](const CheckpointReader& reader) {
+    right = TrainingState(static_cast<unsigned>(reader.step())).equals(reader);
+  };
+  ResumeRequest request;
+  request.verify = ResumeRequest::Verify::nothing;
+  EXPECT_EQ(choose_checkpoint(run.path, request, group, load, {})->step, 2);
+  EXPECT_FALSE(right) << "the damage goes unseen";
+}
+
 TEST_F(CorruptionTest, TruncatedAndExtendedFiles) {
   for (const char* name : {"manifest.json", "shard_00000.idx.json", "shard_00000.h5"}) {
     const std::string good = content(name);
@@ -191,18 +208,17 @@ TEST_F(CorruptionTest, AllInvalidIsAnErrorNotAFreshStart) {
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::storage);
     EXPECT_EQ(std::string(error.what()), "no valid checkpoint among the 2 in " + (run.path / "checkpoints").string() +
-                                             "; repair or remove them, or start from scratch with --resume never");
+                                             "; repair them, or move them away to start from scratch");
   }
   EXPECT_EQ(lines.size(), 2u);
-  EXPECT_FALSE(choose_checkpoint(run.path, {ResumeRequest::Mode::never, {}, false}, group, {}, log));
+  EXPECT_FALSE(choose_checkpoint(run.path, {ResumeRequest::Mode::never, {}, {}}, group, {}, log));
 }
 
 TEST_F(CorruptionTest, RequestedCheckpointHasNoSubstitute) {
   fs::remove(newest / "shard_00000.h5");
   SingleProcess group;
   try {
-    choose_checkpoint(run.path, {ResumeRequest::Mode::exactly, newest, false}, group, [](const CheckpointReader&) {},
-                      {});
+    choose_checkpoint(run.path, {ResumeRequest::Mode::exactly, newest, {}}, group, [](const CheckpointReader&) {}, {});
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::storage);

@@ -25,7 +25,7 @@ ProtocolHook at_point(int n, std::function<void(std::string_view)> act) {
 std::int64_t resumed_step(const fs::path& run, const std::map<std::int64_t, unsigned>& seeds) {
   SingleProcess group;
   const auto loaded = choose_checkpoint(
-      run, {ResumeRequest::Mode::automatic, {}, true}, group,
+      run, {ResumeRequest::Mode::automatic, {}, ResumeRequest::Verify::files}, group,
       [&](const CheckpointReader& reader) { EXPECT_TRUE(TrainingState(seeds.at(reader.step())).equals(reader)); },
       [](const std::string& line) { ADD_FAILURE() << line; });
   return loaded ? loaded->step : -1;

@@ -17,12 +17,15 @@
 
 namespace weft {
 
+// Whether the data that is read is compared with its checksums.
+enum class BlockChecks : std::uint8_t { verify, trust };
+
 class CheckpointReader {
  public:
   // Reads manifest and indices and checks that everything is there: digests, sizes, and that the slices of each stored
   // kind of each parameter tile it exactly. Error (storage) with the reason otherwise. The data itself is checked block
   // by block as it is read.
-  explicit CheckpointReader(const std::filesystem::path& directory);
+  explicit CheckpointReader(const std::filesystem::path& directory, BlockChecks checks = BlockChecks::verify);
 
   const std::filesystem::path& directory() const { return directory_; }
   std::int64_t step() const { return manifest_.step; }
@@ -40,7 +43,7 @@ class CheckpointReader {
   // Error (storage) if it is not stored.
   DType dtype(std::string_view kind, std::string_view name) const;
   // Elements [begin, end) of the flat array into `out`, which has exactly their bytes. Every checksum block that is
-  // touched is verified; Error (storage) on a mismatch. May be called from several threads.
+  // touched is verified, unless checks are off; Error (storage) on a mismatch. May be called from several threads.
   void read(std::string_view kind, std::string_view name, std::int64_t begin, std::int64_t end,
             std::span<std::byte> out) const;
 
@@ -59,10 +62,11 @@ class CheckpointReader {
   const std::vector<Piece>& pieces(std::string_view kind, std::string_view name) const;
   void open_shards();
   void check_tiling();
-  // Checksum block `i` of a slice into `block`, which has its size, verified.
+  // Checksum block `i` of a slice into `block`, which has its size.
   void read_block(const Piece& piece, std::uint64_t i, std::span<std::byte> block) const;
 
   std::filesystem::path directory_;
+  BlockChecks checks_;
   Manifest manifest_;
   std::vector<ShardIndex> indices_;
   std::vector<InputFile> files_;

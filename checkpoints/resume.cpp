@@ -84,8 +84,10 @@ std::optional<LoadedCheckpoint> choose_checkpoint(const fs::path& run, const Res
   for (const std::string& directory : directories) {
     LoadedCheckpoint loaded;
     const Attempt mine = attempt([&] {
-      const CheckpointReader reader(directory);
-      if (request.verify_files) reader.verify_files(group.rank(), group.size());
+      using Verify = ResumeRequest::Verify;
+      const CheckpointReader reader(directory,
+                                    request.verify == Verify::nothing ? BlockChecks::trust : BlockChecks::verify);
+      if (request.verify == Verify::files) reader.verify_files(group.rank(), group.size());
       load(reader);
       loaded = {directory, reader.step(), reader.digest()};
     });
@@ -101,9 +103,8 @@ std::optional<LoadedCheckpoint> choose_checkpoint(const fs::path& run, const Res
     if (group.rank() == 0 && log) log(fmt::format("rejected checkpoint {}: {}", directory, verdict.message));
   }
   if (directories.empty()) return std::nullopt;
-  storage_error(
-      "no valid checkpoint among the {} in {}; repair or remove them, or start from scratch with --resume never",
-      directories.size(), checkpoints_directory(run).string());
+  storage_error("no valid checkpoint among the {} in {}; repair them, or move them away to start from scratch",
+                directories.size(), checkpoints_directory(run).string());
 }
 
 }  // namespace weft

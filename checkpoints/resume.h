@@ -19,8 +19,13 @@ struct ResumeRequest {
   };
   Mode mode = Mode::automatic;
   std::filesystem::path checkpoint;  // its directory, for `exactly`
-  // Also compare the SHA-256 of all files before loading; the blocks that are read are verified in any case.
-  bool verify_files = false;
+  // Of the data; manifest and indices are verified in any case.
+  enum class Verify {
+    blocks,   // the CRC of every block that is read
+    files,    // and, before loading, the SHA-256 of all files
+    nothing,  // nothing: for media that verify by themselves
+  };
+  Verify verify = Verify::blocks;
 };
 
 struct LoadedCheckpoint {

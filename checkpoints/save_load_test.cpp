@@ -253,9 +253,12 @@ TEST(Resume, Modes) {
   ASSERT_TRUE(save(run.path, 2).saved);
   EXPECT_EQ(choose_checkpoint(run.path, {}, group, load, log)->step, 2);
   EXPECT_EQ(loaded_step, 2);
-  EXPECT_FALSE(choose_checkpoint(run.path, {ResumeRequest::Mode::never, {}, false}, group, load, log));
+  EXPECT_FALSE(choose_checkpoint(run.path, {ResumeRequest::Mode::never, {}, {}}, group, load, log));
   const fs::path first = run.path / "checkpoints" / "step_0000000001";
-  EXPECT_EQ(choose_checkpoint(run.path, {ResumeRequest::Mode::exactly, first, true}, group, load, log)->step, 1);
+  EXPECT_EQ(
+      choose_checkpoint(run.path, {ResumeRequest::Mode::exactly, first, ResumeRequest::Verify::files}, group, load, log)
+          ->step,
+      1);
   EXPECT_TRUE(lines.empty());
 
   // What the caller finds wrong with the contents is not a reason to look for older ones.

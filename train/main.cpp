@@ -12,14 +12,15 @@ namespace {
 
 using namespace weft;
 
-OutputForm form_of(bool json) { return json ? OutputForm::json : OutputForm::text; }
+OutputForm form_of(bool json) {
+  return json ? OutputForm::json : OutputForm::text;
+}
 
 // The command line, verb by verb. Parsing fills the structs; `selected` runs what was asked for.
 class CommandLine {
  public:
   CommandLine() {
     app_.require_subcommand(1);
-    app_.failure_message(CLI::FailureMessage::help);
     add_prepare();
     add_train();
     add_eval();
@@ -41,7 +42,6 @@ class CommandLine {
 
   ExitCode run_alone() {
     if (*prepare_) {
-      if (no_shuffle_) prepare_options_.shuffle_seed.reset();
       run_prepare(prepare_options_, form_of(json_));
     }
     if (*generate_) {
@@ -92,8 +92,7 @@ class CommandLine {
   }
 
   void set_shuffle(const std::string& value) {
-    no_shuffle_ = value == "none";
-    if (no_shuffle_) return;
+    if (value == "none") return prepare_options_.shuffle_seed.reset();
     const auto [end, error] =
         std::from_chars(value.data(), value.data() + value.size(), prepare_options_.shuffle_seed.emplace());
     if (error != std::errc() || end != value.data() + value.size()) {
@@ -114,10 +113,13 @@ class CommandLine {
     eval_ = app_.add_subcommand("eval", "Loss, perplexity and bits per byte of a run or checkpoint");
     eval_->add_option("model", eval_arguments_.path, "Run or checkpoint")->required();
     eval_->add_option("--data", eval_arguments_.data, "Dataset; the recipe's validation data otherwise");
-    eval_->add_option("--tokens", eval_arguments_.tokens, "Tokens of it to score; 0: all");
-    eval_->add_option("--sequence-length", eval_arguments_.sequence_length, "Row length; the recipe's otherwise");
+    eval_->add_option("--tokens", eval_arguments_.tokens, "Tokens of it to score; 0: all")
+        ->check(CLI::NonNegativeNumber);
+    eval_->add_option("--sequence-length", eval_arguments_.sequence_length, "Row length; the recipe's otherwise")
+        ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 28));
     eval_->add_flag("--bigram", eval_arguments_.bigram, "Score a bigram model of the training data beside it");
-    eval_->add_flag_callback("--json", [this] { eval_arguments_.form = OutputForm::json; }, "Print as JSON");
+    eval_->add_flag_callback(
+        "--json", [this] { eval_arguments_.form = OutputForm::json; }, "Print as JSON");
   }
 
   void add_generate() {
@@ -161,7 +163,6 @@ class CommandLine {
   GenerateArguments generate_arguments_;
   std::string invalid_, dedup_, bos_, shuffle_, path_, out_;
   std::vector<std::string> runs_;
-  bool no_shuffle_ = false;
   bool json_ = false;
 };
 

@@ -126,6 +126,18 @@ TEST_F(BadInput, AllCheckpointsDamaged) {
   EXPECT_EQ(read_text(workspace_ / "runs/bad/metrics.jsonl"), metrics) << "nothing is lost";
 }
 
+TEST_F(BadInput, GoingBackInARunThatHasGoneOn) {
+  ASSERT_EQ(weft({"train", recipe_, "--set", "checkpoint.every=4"}).exit_code, 0);
+  const std::string metrics = read_text(workspace_ / "runs/bad/metrics.jsonl");
+  const std::string earlier = workspace_ / "runs/bad/checkpoints/step_0000000004";
+  expect_error(
+      {"train", recipe_, "--resume", earlier}, 2,
+      "FOLDER/runs/bad holds a later checkpoint, of step 8, from which the run goes on; to branch off at step 4 "
+      "choose another run.name");
+  EXPECT_EQ(read_text(workspace_ / "runs/bad/metrics.jsonl"), metrics) << "nothing is lost";
+  EXPECT_EQ(weft({"train", recipe_, "--resume", earlier, "--set", "run.name=branch"}).exit_code, 0);
+}
+
 TEST_F(BadInput, AnotherArchitectureInTheSameRun) {
   ASSERT_EQ(weft({"train", recipe_}).exit_code, 0);
   const ProgramResult result = weft({"train", recipe_, "--set", "model.ffn=128"});

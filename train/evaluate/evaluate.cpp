@@ -55,7 +55,6 @@ EvaluationResult evaluate(LanguageModel& model, const RowSource& rows, const Tok
     } while (next < count && tokens < options.tokens_per_batch);
     if (!mine) continue;
     add_batch(model, make_batch(joined), tokenizer, memory, totals);
-    if (options.progress) options.progress(next, count);
   }
   const std::array<double, 2> losses{totals.loss, totals.text_loss};
   const std::array<std::int64_t, 2> counts{totals.labels, totals.bytes};

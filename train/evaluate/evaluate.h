@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <memory>
 
 #include "data/sampler/row_source.h"
 #include "data/tokenizers/tokenizer.h"
@@ -12,9 +12,8 @@
 namespace weft {
 
 struct EvaluationOptions {
-  std::int64_t max_rows = 0;                // 0: all
-  std::int64_t tokens_per_batch = 4096;     // rows are joined up to this many tokens
-  std::function<void(std::int64_t done, std::int64_t total)> progress;  // rows of this rank
+  std::int64_t max_rows = 0;             // 0: all
+  std::int64_t tokens_per_batch = 4096;  // rows are joined up to this many tokens
 };
 
 struct EvaluationResult {
@@ -25,8 +24,8 @@ struct EvaluationResult {
   std::int64_t bytes = 0;  // of text that the labels stand for
 };
 
-// Scores rows 0 .. max_rows-1 of epoch 0, spread over the group; every rank gets the result. Error (config) if they hold
-// no label.
+// Scores rows 0 .. max_rows-1 of epoch 0, spread over the group; every rank gets the result. Error (config) if they
+// hold no label.
 EvaluationResult evaluate(LanguageModel& model, const RowSource& rows, const Tokenizer& tokenizer, Communicator& group,
                           const std::shared_ptr<Allocator>& memory, const EvaluationOptions& options);
 

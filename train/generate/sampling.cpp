@@ -12,9 +12,9 @@ namespace weft {
 
 std::int32_t sample_token(std::span<const float> logits, const SamplingOptions& options, std::uint64_t index) {
   WEFT_CHECK(!logits.empty(), "no logits to sample from");
-  if (std::any_of(logits.begin(), logits.end(), [](float v) { return std::isnan(v); })) {
-    fail(ExitCode::nonfinite, "the model's logits are NaN at token {} of the text; the checkpoint is damaged or diverged",
-         index);
+  if (std::any_of(logits.begin(), logits.end(), [](float v) { return std::isnan(v) || v == INFINITY; })) {
+    fail(ExitCode::nonfinite,
+         "the model's logits are not finite at token {} of the text; the checkpoint is damaged or diverged", index);
   }
   if (options.temperature <= 0.0) {
     return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());

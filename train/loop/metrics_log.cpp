@@ -1,14 +1,13 @@
 #include "train/loop/metrics_log.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <unistd.h>
 
 #include "autograd/check.h"
 #include "data/storage/file.h"
@@ -16,7 +15,9 @@
 namespace weft {
 namespace {
 
-std::string number(double value) { return std::isfinite(value) ? fmt::format("{}", value) : "null"; }
+std::string number(double value) {
+  return std::isfinite(value) ? fmt::format("{}", value) : "null";
+}
 
 // Whether a line is a row of a step up to `last_step`, or the row that describes the run.
 bool keeps(const std::string& line, std::int64_t last_step) {
@@ -72,21 +73,25 @@ MetricsLog::~MetricsLog() {
 }
 
 void MetricsLog::append(const std::string& row) {
-  const std::string line = row + "\n";
+  const std::string line = (torn_ ? "\n" : "") + row + "\n";
   std::size_t written = 0;
   while (written < line.size()) {
     const ssize_t n = write(fd_, line.data() + written, line.size() - written);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) {
       // A row half written would spoil the next one.
-      if (ftruncate(fd_, size_) == 0) ++dropped_;
+      ++dropped_;
+      torn_ = written > 0 && ftruncate(fd_, size_) != 0;
       return;
     }
     written += static_cast<std::size_t>(n);
   }
+  torn_ = false;
   size_ += static_cast<std::int64_t>(line.size());
 }
 
-void MetricsLog::sync() { fdatasync(fd_); }
+void MetricsLog::sync() {
+  fdatasync(fd_);
+}
 
 }  // namespace weft

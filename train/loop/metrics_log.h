@@ -56,6 +56,7 @@ class MetricsLog {
  private:
   int fd_ = -1;
   std::int64_t size_ = 0;  // bytes of complete rows
+  bool torn_ = false;      // part of a row follows them and could not be cut off
   std::int64_t dropped_ = 0;
 };
 

@@ -1,10 +1,9 @@
 #include "train/loop/run_folder.h"
 
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <unistd.h>
 
 #include "checkpoints/layout.h"
 #include "checkpoints/resume.h"
@@ -14,7 +13,9 @@
 namespace weft {
 namespace fs = std::filesystem;
 
-fs::path run_folder(const Recipe& recipe) { return fs::path(recipe.run.out) / recipe.run.name; }
+fs::path run_folder(const Recipe& recipe) {
+  return fs::path(recipe.run.out) / recipe.run.name;
+}
 
 void create_run_folder(const fs::path& folder) {
   std::error_code error;
@@ -47,9 +48,9 @@ LoadedModel load_model(const fs::path& path) {
   LoadedModel loaded;
   const auto load = [&](const CheckpointReader& reader) {
     loaded.recipe = parse_recipe(recipe_of(reader), (reader.directory() / "manifest.json").string());
-    loaded.tokenizer = make_tokenizer("byte");
-    loaded.model = std::make_unique<LanguageModel>(
-        language_model_config(loaded.recipe, loaded.tokenizer->vocab_size()));
+    loaded.tokenizer = make_tokenizer(tokenizer_of(reader));
+    loaded.model =
+        std::make_unique<LanguageModel>(language_model_config(loaded.recipe, loaded.tokenizer->vocab_size()));
     loaded.model->initialise(static_cast<std::uint64_t>(loaded.recipe.run.seed), DType::f32);
     load_parameters(reader, *loaded.model);
     loaded.checkpoint = reader.directory();
@@ -60,8 +61,8 @@ LoadedModel load_model(const fs::path& path) {
     return loaded;
   }
   SingleProcess group;
-  const auto chosen = choose_checkpoint(path, {}, group, load,
-                                        [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
+  const auto chosen =
+      choose_checkpoint(path, {}, group, load, [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
   if (!chosen) config_error("{}: neither a checkpoint nor a run with checkpoints", path.string());
   return loaded;
 }

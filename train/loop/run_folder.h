@@ -16,8 +16,7 @@ std::filesystem::path run_folder(const Recipe& recipe);
 // Creates the folder and checks that files can be written there. Error (storage) otherwise.
 void create_run_folder(const std::filesystem::path& folder);
 
-// Writes the resolved recipe; if the folder holds another one, the new one becomes recipe.N.toml as well, so that none
-// is lost.
+// Writes the resolved recipe; if the folder holds another one, that one becomes recipe.N.toml, so that none is lost.
 void write_run_recipe(const std::filesystem::path& folder, const Recipe& recipe);
 
 // A trained model for evaluation and generation.
@@ -29,7 +28,8 @@ struct LoadedModel {
   std::int64_t step = 0;
 };
 
-// `path` is a run (its newest valid checkpoint is taken; rejected ones are reported on standard error) or one checkpoint.
+// `path` is a run (its newest valid checkpoint is taken; rejected ones are reported on standard error) or one
+// checkpoint.
 LoadedModel load_model(const std::filesystem::path& path);
 
 }  // namespace weft

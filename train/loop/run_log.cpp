@@ -1,11 +1,10 @@
 #include "train/loop/run_log.h"
 
+#include <cmath>
+#include <cstdio>
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
-
-#include <cmath>
-#include <cstdio>
 
 #include "autograd/check.h"
 

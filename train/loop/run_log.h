@@ -23,8 +23,8 @@ class RunLog {
 
   void info(const std::string& line);
   void warn(const std::string& line);
-  // The state of the run in one line: on a terminal it replaces the last one, a few times a second at most; elsewhere, and
-  // in the file, it is a plain line every ten seconds. `must_show` for a line that may not be left out.
+  // The state of the run in one line: on a terminal it replaces the last one, a few times a second at most; elsewhere,
+  // and in the file, it is a plain line every ten seconds. `must_show` for a line that may not be left out.
   void progress(const std::string& line, bool must_show);
 
  private:

@@ -1,9 +1,8 @@
 #include "train/loop/signals.h"
 
+#include <array>
 #include <signal.h>
 #include <unistd.h>
-
-#include <array>
 
 namespace weft {
 namespace {
@@ -44,7 +43,9 @@ SignalRequests::~SignalRequests() {
   for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous[i], nullptr);
 }
 
-bool SignalRequests::stop_requested() const { return stop_signals > 0; }
+bool SignalRequests::stop_requested() const {
+  return stop_signals > 0;
+}
 
 bool SignalRequests::take_save_request() {
   const bool requested = save_signals > 0;

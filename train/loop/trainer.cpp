@@ -21,12 +21,27 @@ namespace weft {
 namespace {
 
 constexpr int kMostFailedSaves = 3;
+constexpr auto kRetrySaveAfter = std::chrono::minutes(10);
 constexpr std::int64_t kReplicaCheckEvery = 200;
+// The bigram reference reads all of the training data, which must not hold up the first step of a large run.
+constexpr std::int64_t kMostBigramTokens = std::int64_t{1} << 28;
 
 Digest to_digest(const Sha256::Digest& bytes) {
   Digest digest;
   std::memcpy(digest.data(), bytes.data(), digest.size());
   return digest;
+}
+
+ResumeRequest::Verify verification(const Recipe& recipe) {
+  switch (recipe.checkpoint.verify_on_load) {
+    case VerifyOnLoad::full:
+      return ResumeRequest::Verify::files;
+    case VerifyOnLoad::none:
+      return ResumeRequest::Verify::nothing;
+    case VerifyOnLoad::crc:
+      break;
+  }
+  return ResumeRequest::Verify::blocks;
 }
 
 Recipe agreed(const World& world, Recipe recipe) {
@@ -87,9 +102,13 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
   start_metrics();
 }
 
-TrainingParts Trainer::parts() { return {model_, *optimizer_, guard_, policy_, progress_}; }
+TrainingParts Trainer::parts() {
+  return {model_, *optimizer_, guard_, policy_, progress_};
+}
 
-bool Trainer::due(std::int64_t every) const { return every > 0 && progress_.step % every == 0; }
+bool Trainer::due(std::int64_t every) const {
+  return every > 0 && progress_.step % every == 0;
+}
 
 // --- start -----------------------------------------------------------------------------------------------------------
 
@@ -124,14 +143,17 @@ void Trainer::open_loader() {
   const std::int64_t dp = mesh_.shape().dp;
   const std::int64_t rows = recipe_.data.rows_per_step();
   if (rows % dp != 0) {
-    config_error("data.batch_tokens makes {} rows a step, which {} ranks cannot share evenly; choose a multiple of {} rows",
-                 rows, dp, dp);
+    config_error(
+        "data.batch_tokens makes {} rows a step, which {} ranks cannot share evenly; choose a multiple of {} rows",
+        rows, dp, dp);
   }
   const std::int64_t rows_here = rows / dp;
   const std::int64_t together = std::min(rows_here, rows_per_micro_batch(recipe_));
   if (rows_here % together != 0) {
-    config_error("parallel.micro_batch_tokens makes micro-batches of {} rows, which do not divide the {} rows a step of "
-                 "each rank", together, rows_here);
+    config_error(
+        "parallel.micro_batch_tokens makes micro-batches of {} rows, which do not divide the {} rows a step of "
+        "each rank",
+        together, rows_here);
   }
   accumulation_ = rows_here / together;
   loader_ = std::make_unique<Loader>(std::move(sampler),
@@ -156,11 +178,23 @@ void Trainer::load(const CheckpointReader& reader) {
                  folder_.string(), incompatible);
   }
   load_training_state(reader, parts());
+  take_validation_of(reader);
+}
+
+// The row of a validation is written before the checkpoint of its step, so it is there already: not again.
+void Trainer::take_validation_of(const CheckpointReader& reader) {
+  validated_step_ = -1;
+  last_validation_.reset();
+  const auto& metrics = reader.manifest().metrics;
+  if (const auto loss = metrics.find("val_loss"); loss != metrics.end()) {
+    validated_step_ = reader.step();
+    last_validation_ = loss->second;
+  }
 }
 
 void Trainer::resume_from(const ResumeChoice& choice) {
   ResumeRequest request;
-  request.verify_files = recipe_.checkpoint.verify_on_load == VerifyOnLoad::full;
+  request.verify = verification(recipe_);
   if (choice.text == "never") {
     request.mode = ResumeRequest::Mode::never;
   } else if (choice.text != "auto") {
@@ -177,6 +211,14 @@ void Trainer::resume_from(const ResumeChoice& choice) {
       folder_, request, group, [this](const CheckpointReader& reader) { load(reader); },
       [this](const std::string& line) { log_.warn(line); });
   if (loaded) {
+    if (const auto checkpoints = list_checkpoints(folder_); !checkpoints.empty() &&
+                                                            checkpoints.front().step > loaded->step &&
+                                                            request.mode == ResumeRequest::Mode::exactly) {
+      config_error(
+          "{} holds a later checkpoint, of step {}, from which the run goes on; to branch off at step {} choose "
+          "another run.name",
+          folder_.string(), checkpoints.front().step, loaded->step);
+    }
     saved_step_ = loaded->step;
     log_.info(fmt::format("resumed from {} (step {}, {} tokens)", loaded->directory.string(), progress_.step,
                           short_count(static_cast<double>(progress_.tokens))));
@@ -187,11 +229,12 @@ void Trainer::describe_start() {
   std::string pattern;
   for (const std::string& name : recipe_.model.pattern) pattern += (pattern.empty() ? "" : " ") + name;
   const double parameters = static_cast<double>(model_.parameters().element_count());
-  log_.info(fmt::format("{}: {} parameters, {} layers of width {} ({}), {} tokens a step on {} rank{} ({} by MPI), {} "
-                        "GFLOP/s matrix rate a rank",
-                        recipe_.run.name, short_count(parameters), recipe_.model.layers, recipe_.model.width, pattern,
-                        recipe_.data.batch_tokens, world_.size(), world_.size() == 1 ? "" : "s",
-                        name_of(world_.communicator().backend()), std::llround(matrix_rate_ / 1e9)));
+  log_.info(
+      fmt::format("{}: {} parameters, {} layers of width {} ({}), {} tokens a step on {} rank{}{}, {} "
+                  "GFLOP/s matrix rate a rank",
+                  recipe_.run.name, short_count(parameters), recipe_.model.layers, recipe_.model.width, pattern,
+                  recipe_.data.batch_tokens, world_.size(), world_.size() == 1 ? "" : "s",
+                  world_.communicator().backend() == Backend::mpi ? " (MPI)" : "", std::llround(matrix_rate_ / 1e9)));
 }
 
 void Trainer::start_metrics() {
@@ -202,8 +245,9 @@ void Trainer::start_metrics() {
   if (progress_.step > 0) return;
   nlohmann::json run = {{"name", recipe_.run.name}};
   constexpr std::int64_t kMostBigramIds = 4096;
-  if (validation_data_ && validation_data_->vocab_size() <= kMostBigramIds) {
-    const BigramEntropy bigram = bigram_entropy(*sampler_options_.sources[0].dataset, *validation_data_);
+  const Dataset& train = *sampler_options_.sources[0].dataset;
+  if (validation_data_ && validation_data_->vocab_size() <= kMostBigramIds && train.n_tokens() <= kMostBigramTokens) {
+    const BigramEntropy bigram = bigram_entropy(train, *validation_data_);
     run["references"] = {{"bigram model", bigram.nats_per_token}};
     log_.info(fmt::format("a bigram model of the same text has a validation loss of {:.4f} ({:.3f} bits per byte)",
                           bigram.nats_per_token, bigram.bits_per_byte));
@@ -238,8 +282,7 @@ LossSums Trainer::accumulate_gradients(const LoadedStep& loaded, double denomina
     }
     clock_.enter(Phase::forward);
     Tape tape(arena_);
-    const LossTerms terms =
-        model_.loss(tape, batch.tokens, batch.documents, batch.labels, batch.weights, options);
+    const LossTerms terms = model_.loss(tape, batch.tokens, batch.documents, batch.labels, batch.weights, options);
     sums.loss += terms.sums.loss;
     sums.log_z_squared += terms.sums.log_z_squared;
     clock_.enter(Phase::backward);
@@ -330,8 +373,8 @@ void Trainer::report_nonfinite(const StepNumbers& numbers, const LoadedStep& loa
     });
   }
   const std::vector<std::string> all = gather_strings(world_.communicator(), found, 0);
-  log_.warn(fmt::format("step {} is not finite: loss {}, gradient norm {}", progress_.step + 1, numbers.loss,
-                        numbers.norm));
+  log_.warn(
+      fmt::format("step {} is not finite: loss {}, gradient norm {}", progress_.step + 1, numbers.loss, numbers.norm));
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
     if (!all[rank].empty()) log_.warn(fmt::format("  rank {}: {}", rank, all[rank]));
   }
@@ -343,6 +386,9 @@ void Trainer::log_step(const StepNumbers& numbers, const LoadedStep& loaded) {
   for (const double seconds : row.phases) row.seconds += seconds;
   const double flops_share = row.seconds > 0.0 ? step_flops_ / row.seconds / matrix_rate_ : 0.0;
   seconds_per_step_ = seconds_per_step_ == 0.0 ? row.seconds : 0.95 * seconds_per_step_ + 0.05 * row.seconds;
+  // What all ranks trained on, however the rows were dealt to them; the sum wraps.
+  const auto content = static_cast<std::int64_t>(loaded.content_digest);
+  const auto digest = all_reduce(mesh_.dp(), std::span<const std::int64_t>(&content, 1), ReduceOp::sum)[0];
   if (!metrics_) return;
   row.step = progress_.step;
   row.loss = numbers.loss;
@@ -351,14 +397,14 @@ void Trainer::log_step(const StepNumbers& numbers, const LoadedStep& loaded) {
   row.grad_norm = numbers.norm;
   row.tokens = progress_.tokens;
   row.skipped = numbers.skipped;
-  row.digest = loaded.order_digest;
+  row.digest = fmt::format("{:016x}", static_cast<std::uint64_t>(digest));
   row.tokens_per_second = static_cast<double>(recipe_.data.batch_tokens) / row.seconds;
   row.flops_share = flops_share;
   if (due(recipe_.log.every) || finished()) metrics_->append(to_json(row));
   const double left = static_cast<double>(recipe_.run.steps - progress_.step) * seconds_per_step_;
-  log_.progress(fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  norm {:.2f}  {} tok/s  MFU {:.0f} %  {} left", row.step,
-                            recipe_.run.steps, row.loss, row.lr, row.grad_norm, short_count(row.tokens_per_second),
-                            100.0 * flops_share, short_duration(left)),
+  log_.progress(fmt::format("step {}/{}  loss {:.4f}  lr {:.2e}  norm {:.2f}  {} tok/s  MFU {:.0f} %  {} left",
+                            row.step, recipe_.run.steps, row.loss, row.lr, row.grad_norm,
+                            short_count(row.tokens_per_second), 100.0 * flops_share, short_duration(left)),
                 finished() || progress_.step == 1);
 }
 
@@ -368,8 +414,14 @@ void Trainer::roll_back(std::int64_t bad_data_step) {
   CommunicatorGroup group(world_.communicator());
   std::vector<std::pair<std::int64_t, std::int64_t>> skips = progress_.data_skips;
   const NonfinitePolicy::State policy = policy_.state();
+  ResumeRequest request;
+  request.verify = verification(recipe_);
   const auto loaded = choose_checkpoint(
-      folder_, {}, group, [this](const CheckpointReader& reader) { load_training_state(reader, parts()); },
+      folder_, request, group,
+      [this](const CheckpointReader& reader) {
+        load_training_state(reader, parts());
+        take_validation_of(reader);
+      },
       [this](const std::string& line) { log_.warn(line); });
   if (!loaded) {
     fail(ExitCode::nonfinite, "step {}: not finite, and there is no checkpoint to roll back to", progress_.step + 1);
@@ -415,9 +467,11 @@ void Trainer::check_replicas() {
   const auto local = static_cast<std::int64_t>(crc);
   const std::span<const std::int64_t> value(&local, 1);
   if (all_reduce(mesh_.dpcp(), value, ReduceOp::min) != all_reduce(mesh_.dpcp(), value, ReduceOp::max)) {
-    fail(ExitCode::replica,
-         "step {}: the ranks' parameters differ, though they must be equal: a machine computes wrongly or the ranks run "
-         "different programs. The last checkpoint is kept", progress_.step);
+    fail(
+        ExitCode::replica,
+        "step {}: the ranks' parameters differ, though they must be equal: a machine computes wrongly or the ranks run "
+        "different programs. The last checkpoint is kept",
+        progress_.step);
   }
 }
 
@@ -452,8 +506,11 @@ void Trainer::save(const char* why) {
                           short_count(static_cast<double>(result.bytes)), result.seconds));
   } else {
     ++failed_saves_;
-    log_.warn(fmt::format("step {}: the checkpoint was not saved: {}; training goes on ({} of at most {} failures in a "
-                          "row)", progress_.step, result.failure, failed_saves_, kMostFailedSaves));
+    failed_save_at_ = std::chrono::steady_clock::now();
+    log_.warn(
+        fmt::format("step {}: the checkpoint was not saved: {}; training goes on ({} of at most {} failures in a "
+                    "row)",
+                    progress_.step, result.failure, failed_saves_, kMostFailedSaves));
     if (failed_saves_ >= kMostFailedSaves) {
       storage_error("{} checkpoints in a row could not be saved: {}", failed_saves_, result.failure);
     }
@@ -462,6 +519,14 @@ void Trainer::save(const char* why) {
     log_.warn(fmt::format("{} rows of metrics.jsonl were lost because the disk was full", metrics_->dropped()));
   }
   clock_.enter(Phase::other);
+}
+
+void Trainer::check_saved() const {
+  if (saved_step_ == progress_.step) return;
+  storage_error(
+      "the run ends at step {}, which could not be saved; make room, and the same command goes on from the "
+      "newest checkpoint",
+      progress_.step);
 }
 
 void Trainer::run() {
@@ -479,22 +544,28 @@ void Trainer::run() {
       continue;
     }
     // One agreement of all ranks a step: what any of them was asked for, all do.
-    const std::array<std::int64_t, 2> asked{signals_.stop_requested() ? 1 : 0, signals_.take_save_request() ? 1 : 0};
+    const bool save_now = signals_.take_save_request() ||
+                          (failed_saves_ > 0 && std::chrono::steady_clock::now() - failed_save_at_ >= kRetrySaveAfter);
+    const std::array<std::int64_t, 2> asked{signals_.stop_requested() ? 1 : 0, save_now ? 1 : 0};
     const std::vector<std::int64_t> agreed_on = all_reduce(world_.communicator(), asked, ReduceOp::max);
     if (due(recipe_.validation.every)) validate();
     if (progress_.step % kReplicaCheckEvery == 0) check_replicas();
+    if (finished()) break;  // saved below, after its validation
     if (due(recipe_.checkpoint.every) || agreed_on[1] != 0) save(agreed_on[1] != 0 ? "asked for" : "interval");
     if (agreed_on[0] != 0) {
       save("stop requested");
+      check_saved();
       log_.info(fmt::format("stopped after step {}; the same command goes on from here", progress_.step));
       return;
     }
   }
   validate();
   save(ending);
+  check_saved();
   if (world_.is_root()) write_report({folder_.string()}, (folder_ / "report.html").string());
   log_.info(fmt::format("done: {} steps, {} tokens; {}", progress_.step,
                         short_count(static_cast<double>(progress_.tokens)), (folder_ / "report.html").string()));
+  world_.communicator().barrier().wait();  // leaving has a short deadline, and rank 0 may write for longer than that
 }
 
 }  // namespace weft

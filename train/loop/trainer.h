@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -55,6 +56,7 @@ class Trainer {
   void open_loader();
   void resume_from(const ResumeChoice& choice);
   void load(const CheckpointReader& reader);
+  void take_validation_of(const CheckpointReader& reader);
   void describe_start();
   void start_metrics();
 
@@ -69,6 +71,8 @@ class Trainer {
 
   void validate();
   void save(const char* why);
+  // Error (storage) if the run is about to end with steps that no checkpoint holds.
+  void check_saved() const;
   void check_replicas();
   TrainingParts parts();
   bool due(std::int64_t every) const;
@@ -106,7 +110,8 @@ class Trainer {
   std::optional<double> last_validation_;  // loss at validated_step_
   std::int64_t validated_step_ = -1;
   std::int64_t saved_step_ = -1;
-  int failed_saves_ = 0;
+  int failed_saves_ = 0;  // in a row
+  std::chrono::steady_clock::time_point failed_save_at_{};
 };
 
 }  // namespace weft

@@ -1,5 +1,6 @@
 #include "train/loop/training_state.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "data/storage/json.h"
@@ -42,7 +43,8 @@ std::vector<ParameterRecord> parameter_records(const TrainingParts& parts) {
   std::map<std::string, std::size_t> index;
   for (const Parameter* p : parts.model.parameters().all()) {
     index[p->name] = records.size();
-    records.push_back({.name = p->name, .shape = p->shape, .group = "default", .optimizer = "none", .store = {"master"}});
+    records.push_back(
+        {.name = p->name, .shape = p->shape, .group = "default", .optimizer = "none", .store = {"master"}});
   }
   for (const ParameterPlan& plan : parts.optimizer.plans()) {
     records[index.at(plan.parameter->name)].optimizer = name_of(plan.rule);
@@ -55,18 +57,19 @@ json scalar_state(const TrainingParts& parts) {
   const TrainingProgress& progress = parts.progress;
   const SpikeGuard::State& guard = parts.guard.state();
   const NonfinitePolicy::State& policy = parts.policy.state();
-  return {{"tokens", progress.tokens},
-          {"data_step", progress.data_step},
-          {"data_skips", progress.data_skips},
-          {"sampler", progress.sampler},
-          {"updates", parts.optimizer.updates()},
-          {"spike_guard",
-           {{"losses", to_bits_list(guard.losses)},
-            {"log_norms", to_bits_list(guard.log_norms)},
-            {"skipped_steps", guard.skipped_steps},
-            {"disabled", guard.disabled}}},
-          {"nonfinite",
-           {{"consecutive_bad", policy.consecutive_bad}, {"rollbacks", policy.rollbacks}, {"skipped", policy.skipped}}}};
+  return {
+      {"tokens", progress.tokens},
+      {"data_step", progress.data_step},
+      {"data_skips", progress.data_skips},
+      {"sampler", progress.sampler},
+      {"updates", parts.optimizer.updates()},
+      {"spike_guard",
+       {{"losses", to_bits_list(guard.losses)},
+        {"log_norms", to_bits_list(guard.log_norms)},
+        {"skipped_steps", guard.skipped_steps},
+        {"disabled", guard.disabled}}},
+      {"nonfinite",
+       {{"consecutive_bad", policy.consecutive_bad}, {"rollbacks", policy.rollbacks}, {"skipped", policy.skipped}}}};
 }
 
 void restore_scalars(const CheckpointReader& reader, const TrainingParts& parts) {
@@ -93,7 +96,9 @@ void restore_scalars(const CheckpointReader& reader, const TrainingParts& parts)
   }
 }
 
-std::span<std::byte> bytes_of(const Tensor& tensor) { return {static_cast<std::byte*>(tensor.raw()), tensor.nbytes()}; }
+std::span<std::byte> bytes_of(const Tensor& tensor) {
+  return {static_cast<std::byte*>(tensor.raw()), tensor.nbytes()};
+}
 
 void read_array(const CheckpointReader& reader, const StoredArray& array) {
   if (reader.dtype(array.kind, array.name) != array.tensor.dtype()) {
@@ -101,18 +106,34 @@ void read_array(const CheckpointReader& reader, const StoredArray& array) {
                   name_of(reader.dtype(array.kind, array.name)), name_of(array.tensor.dtype()));
   }
   reader.read(array.kind, array.name, 0, array.tensor.numel(), bytes_of(array.tensor));
+  for (const float v : array.tensor.span<float>()) {
+    if (std::isfinite(v)) continue;
+    fail(ExitCode::nonfinite, "{}: {} of {} holds {}; move this checkpoint away to go on from the one before",
+         reader.directory().string(), array.kind, array.name, v);
+  }
+}
+
+std::string provenance_of(const CheckpointReader& reader, const char* key) {
+  const json& provenance = reader.provenance();
+  const auto value = provenance.find(key);
+  if (value == provenance.end() || !value->is_string()) {
+    storage_error("{}: the manifest holds no {}", reader.directory().string(), key);
+  }
+  return value->get<std::string>();
 }
 
 void check_same_model(const CheckpointReader& reader, LanguageModel& model) {
   std::vector<ParameterRecord> records;
-  for (const Parameter* p : model.parameters().all()) records.push_back({.name = p->name, .shape = p->shape, .group = {}, .optimizer = {}, .store = {}});
+  for (const Parameter* p : model.parameters().all())
+    records.push_back({.name = p->name, .shape = p->shape, .group = {}, .optimizer = {}, .store = {}});
   const std::vector<std::string> differences = parameter_differences(reader.parameters(), records);
   if (differences.empty()) return;
   std::string lines;
   constexpr std::size_t kMost = 8;
   for (std::size_t i = 0; i < std::min(kMost, differences.size()); ++i) lines += "\n  " + differences[i];
   if (differences.size() > kMost) lines += fmt::format("\n  and {} more", differences.size() - kMost);
-  config_error("{}: the checkpoint is of another model than the recipe describes:{}", reader.directory().string(), lines);
+  config_error("{}: the checkpoint is of another model than the recipe describes:{}", reader.directory().string(),
+               lines);
 }
 
 }  // namespace
@@ -144,7 +165,7 @@ CheckpointState checkpoint_state(const TrainingParts& parts, int rank, int ranks
 void load_training_state(const CheckpointReader& reader, const TrainingParts& parts) {
   check_same_model(reader, parts.model);
   for (const StoredArray& a : stored_arrays(parts)) {
-    if (reader.has(a.kind, a.name)) {
+    if (a.kind == "master" || reader.has(a.kind, a.name)) {
       read_array(reader, a);
     } else {
       a.tensor.fill_zero();  // a moment of an optimizer that the checkpoint was not trained with
@@ -159,12 +180,11 @@ void load_parameters(const CheckpointReader& reader, LanguageModel& model) {
 }
 
 std::string recipe_of(const CheckpointReader& reader) {
-  const json& provenance = reader.provenance();
-  const auto recipe = provenance.find("recipe");
-  if (recipe == provenance.end() || !recipe->is_string()) {
-    storage_error("{}: the manifest holds no recipe", reader.directory().string());
-  }
-  return recipe->get<std::string>();
+  return provenance_of(reader, "recipe");
+}
+
+std::string tokenizer_of(const CheckpointReader& reader) {
+  return provenance_of(reader, "tokenizer");
 }
 
 }  // namespace weft

@@ -50,8 +50,8 @@ struct TrainingParts {
 // The parts must not change while it is in use.
 CheckpointState checkpoint_state(const TrainingParts& parts, int rank, int ranks);
 
-// Reads parameters, optimizer states and counters. Error (storage) for a damaged checkpoint, Error (config) if it is not
-// of this model, listing what differs.
+// Reads parameters, optimizer states and counters. Error (storage) for a damaged checkpoint, Error (config) if it is
+// not of this model, listing what differs.
 void load_training_state(const CheckpointReader& reader, const TrainingParts& parts);
 
 // Reads the parameters alone.
@@ -59,5 +59,7 @@ void load_parameters(const CheckpointReader& reader, LanguageModel& model);
 
 // The recipe that a checkpoint was trained with, as TOML.
 std::string recipe_of(const CheckpointReader& reader);
+// The name of the tokenizer that its data was made with.
+std::string tokenizer_of(const CheckpointReader& reader);
 
 }  // namespace weft

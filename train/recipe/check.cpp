@@ -182,6 +182,10 @@ class Checker {
       problem("parallel.micro_batch_tokens",
               "micro_batch_tokens in [parallel] is {}, which does not divide batch_tokens = {} in [data]",
               parallel.micro_batch_tokens, recipe_.data.batch_tokens);
+    } else if (recipe_.data.anchor && rows_per_micro_batch(recipe_) > 1) {
+      problem("parallel.micro_batch_tokens",
+              "micro_batch_tokens in [parallel] is {}, but rows with an anchor are taken one at a time: use {}",
+              parallel.micro_batch_tokens, T);
     }
   }
 

@@ -173,6 +173,10 @@ TEST(Recipe, ValuesThatContradictEachOther) {
       error_of(std::string(kGood) + "[parallel]\nmicro_batch_tokens = 1536\n"),
       "quickstart.toml:27: micro_batch_tokens in [parallel] is 1536, which does not divide batch_tokens = 8192 in "
       "[data]");
+  EXPECT_EQ(error_of(edited("batch_tokens = 8192", "batch_tokens = 8192\nanchor = true") +
+                     "[parallel]\nmicro_batch_tokens = 1024\n"),
+            "quickstart.toml:28: micro_batch_tokens in [parallel] is 1024, but rows with an anchor are taken one at a "
+            "time: use 512");
   EXPECT_EQ(error_of(edited("batch_tokens = 8192", "batch_tokens = 8192\npacking = \"bucket\"\nmin_bucket = 48")),
             "quickstart.toml:22: min_bucket in [data] is 48, which is no power of two");
 }

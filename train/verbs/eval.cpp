@@ -6,6 +6,36 @@
 #include "train/verbs/verbs.h"
 
 namespace weft {
+namespace {
+
+void print_result(const EvalArguments& arguments, const LoadedModel& loaded, const Dataset& dataset,
+                  std::int64_t row_length, const EvaluationResult& result) {
+  std::optional<BigramEntropy> bigram;
+  if (arguments.bigram) bigram = bigram_entropy(Dataset(source_options(loaded.recipe).front().path), dataset);
+  if (arguments.form == OutputForm::json) {
+    nlohmann::json json = {{"checkpoint", loaded.checkpoint.string()},
+                           {"step", loaded.step},
+                           {"data", dataset.folder()},
+                           {"sequence_length", row_length},
+                           {"loss", result.loss},
+                           {"perplexity", result.perplexity},
+                           {"bits_per_byte", result.bits_per_byte},
+                           {"labels", result.labels}};
+    if (bigram) json["bigram"] = {{"loss", bigram->nats_per_token}, {"bits_per_byte", bigram->bits_per_byte}};
+    fmt::print("{}\n", json.dump());
+    return;
+  }
+  fmt::print("{} on {}: {} labels in rows of {}\n", loaded.checkpoint.string(), dataset.folder(), result.labels,
+             row_length);
+  fmt::print("  model   loss {:.4f}  perplexity {:.2f}  bits per byte {:.3f}\n", result.loss, result.perplexity,
+             result.bits_per_byte);
+  if (bigram) {
+    fmt::print("  bigram  loss {:.4f}  perplexity {:.2f}  bits per byte {:.3f}\n", bigram->nats_per_token,
+               std::exp(bigram->nats_per_token), bigram->bits_per_byte);
+  }
+}
+
+}  // namespace
 
 void run_eval(World& world, const EvalArguments& arguments) {
   LoadedModel loaded = load_model(arguments.path);
@@ -25,30 +55,8 @@ void run_eval(World& world, const EvalArguments& arguments) {
   if (arguments.tokens > 0) options.max_rows = std::max<std::int64_t>(1, arguments.tokens / rows.length);
   const EvaluationResult result =
       evaluate(*loaded.model, *source, *loaded.tokenizer, world.communicator(), heap_allocator(), options);
-  if (!world.is_root()) return;
-
-  std::optional<BigramEntropy> bigram;
-  if (arguments.bigram) bigram = bigram_entropy(Dataset(source_options(loaded.recipe).front().path), *dataset);
-  if (arguments.form == OutputForm::json) {
-    nlohmann::json json = {{"checkpoint", loaded.checkpoint.string()},
-                           {"step", loaded.step},
-                           {"data", folder},
-                           {"sequence_length", rows.length},
-                           {"loss", result.loss},
-                           {"perplexity", result.perplexity},
-                           {"bits_per_byte", result.bits_per_byte},
-                           {"labels", result.labels}};
-    if (bigram) json["bigram"] = {{"loss", bigram->nats_per_token}, {"bits_per_byte", bigram->bits_per_byte}};
-    fmt::print("{}\n", json.dump());
-    return;
-  }
-  fmt::print("{} on {}: {} labels in rows of {}\n", loaded.checkpoint.string(), folder, result.labels, rows.length);
-  fmt::print("  model   loss {:.4f}  perplexity {:.2f}  bits per byte {:.3f}\n", result.loss, result.perplexity,
-             result.bits_per_byte);
-  if (bigram) {
-    fmt::print("  bigram  loss {:.4f}  perplexity {:.2f}  bits per byte {:.3f}\n", bigram->nats_per_token,
-               std::exp(bigram->nats_per_token), bigram->bits_per_byte);
-  }
+  if (world.is_root()) print_result(arguments, loaded, *dataset, rows.length, result);
+  world.communicator().barrier().wait();  // leaving has a short deadline, and rank 0 may count bigrams for longer
 }
 
 }  // namespace weft
