@@ -3,7 +3,9 @@
 #ifndef WEFT_CUDA
 namespace weft {
 
-std::vector<CudaDeviceInfo> cuda_devices() { return {}; }
+std::vector<CudaDeviceInfo> cuda_devices() {
+  return {};
+}
 
 }  // namespace weft
 #endif

@@ -25,22 +25,23 @@ std::size_t ModelState::bytes() const {
 LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config) {
   WEFT_CHECK(!config.pattern.empty() && config.layers > 0, "a model needs layers and a pattern");
   const ParameterScope root(parameters_);
-  embedding_ = &root.declare("embedding", {config.vocabulary, config.width}, ParameterKind::embedding,
-                             Init::normal(0.02));
+  embedding_ =
+      &root.declare("embedding", {config.vocabulary, config.width}, ParameterKind::embedding, Init::normal(0.02));
   for (std::int64_t l = 0; l < config.layers; ++l) {
     const MixerChoice& choice = config.pattern[static_cast<std::size_t>(l) % config.pattern.size()];
-    const MixerSite site{
-        .width = config.width, .layers = config.layers, .layer = l, .max_tokens = config.max_tokens};
+    const MixerSite site{.width = config.width, .layers = config.layers, .layer = l, .max_tokens = config.max_tokens};
     blocks_.emplace_back(root.scope(fmt::format("layers.{}", l)), *choice.type, choice.options, choice.table, site,
                          config.ffn_hidden, config.norm_eps);
   }
   final_norm_w_ = &root.declare("final_norm_w", {config.width}, ParameterKind::vector, Init::constant(1.0));
-  head_ = config.tied ? embedding_
-                      : &root.declare("head", {config.vocabulary, config.width}, ParameterKind::head,
-                                      Init::normal(0.02));
+  head_ = config.tied
+              ? embedding_
+              : &root.declare("head", {config.vocabulary, config.width}, ParameterKind::head, Init::normal(0.02));
 }
 
-void LanguageModel::initialise(std::uint64_t seed, DType dtype) { parameters_.initialise(seed, dtype); }
+void LanguageModel::initialise(std::uint64_t seed, DType dtype) {
+  parameters_.initialise(seed, dtype);
+}
 
 Var LanguageModel::forward(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState* state,
                            const ActivationProbe& probe) {
@@ -55,16 +56,14 @@ Var LanguageModel::forward(Tape& tape, const Tensor& tokens, const DocumentsPtr&
     }
     std::vector<Var> inputs{stream.residual};
     if (stream.branch.value.defined()) inputs.push_back(stream.branch);
-    const std::vector<Var> outputs =
-        tape.recompute(inputs, [&block, documents](Tape& inner, std::span<const Var> in) {
-          const ResidualStream out =
-              block.forward(inner, {in[0], in.size() > 1 ? in[1] : Var{}}, documents, nullptr, {});
-          return std::vector{out.residual, out.branch};
-        });
+    const std::vector<Var> outputs = tape.recompute(inputs, [&block, documents](Tape& inner, std::span<const Var> in) {
+      const ResidualStream out = block.forward(inner, {in[0], in.size() > 1 ? in[1] : Var{}}, documents, nullptr, {});
+      return std::vector{out.residual, out.branch};
+    });
     stream = {outputs[0], outputs[1]};
   }
-  const Var hidden = add_rms_norm(tape, stream.branch, stream.residual, tape.parameter(*final_norm_w_),
-                                  config_.norm_eps)[1];
+  const Var hidden =
+      add_rms_norm(tape, stream.branch, stream.residual, tape.parameter(*final_norm_w_), config_.norm_eps)[1];
   if (probe) probe("final norm output", hidden.value);
   return hidden;
 }
@@ -82,7 +81,9 @@ ModelState LanguageModel::initial_state(std::int64_t sequences, DType dtype) con
   return state;
 }
 
-Var LanguageModel::logits(Tape& tape, const Var& hidden) { return linear(tape, hidden, tape.parameter(*head_)); }
+Var LanguageModel::logits(Tape& tape, const Var& hidden) {
+  return linear(tape, hidden, tape.parameter(*head_));
+}
 
 Tensor LanguageModel::prefill(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState& state) {
   const auto N = static_cast<std::int64_t>(state.lengths.size());

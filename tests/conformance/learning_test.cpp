@@ -1,8 +1,7 @@
 // Every mixer inside a whole model: it learns, and its checkpoint brings it back.
 
-#include <gtest/gtest.h>
-
 #include <cmath>
+#include <gtest/gtest.h>
 
 #include "checkpoints/reader.h"
 #include "checkpoints/writer.h"
@@ -20,7 +19,9 @@ namespace {
 class Student {
  public:
   Student(const Recipe& recipe, std::uint64_t seed)
-      : recipe_(recipe), model_(language_model_config(recipe, ByteTokenizer::kVocabSize)), policy_(OnNonfinite::stop, 3) {
+      : recipe_(recipe),
+        model_(language_model_config(recipe, ByteTokenizer::kVocabSize)),
+        policy_(OnNonfinite::stop, 3) {
     model_.initialise(seed, DType::f32);
     optimizer_.emplace(model_.parameters().all(), optimizer_options(recipe));
     constexpr std::int64_t T = 96;
@@ -37,7 +38,8 @@ class Student {
   // The loss before the update.
   double step() {
     Tape tape(memory_);
-    const LossTerms terms = model_.loss(tape, tokens_, documents_, labels_, {}, {.denominator = 96.0, .token_losses = {}});
+    const LossTerms terms =
+        model_.loss(tape, tokens_, documents_, labels_, {}, {.denominator = 96.0, .token_losses = {}});
     tape.backward(terms.loss, Tensor::from({1}, std::vector<float>{1.0F}));
     const GradientNorm norm = gradient_norm(optimizer_->trainable());
     optimizer_->update(1.0, clip_factor(norm.norm, recipe_.optimizer.clip), GradientsAfter::zero);

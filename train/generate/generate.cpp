@@ -7,7 +7,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 }  // namespace
 
@@ -29,8 +31,7 @@ Generated generate(LanguageModel& model, std::span<const std::int32_t> prompt, c
 
   start = Clock::now();
   for (std::int64_t i = 0; i < options.tokens; ++i) {
-    const std::int32_t token =
-        sample_token(logits.span<float>(), options.sampling, static_cast<std::uint64_t>(i));
+    const std::int32_t token = sample_token(logits.span<float>(), options.sampling, static_cast<std::uint64_t>(i));
     if (token == options.eos) break;
     result.tokens.push_back(token);
     if (on_token && !on_token(token)) break;

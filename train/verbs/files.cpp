@@ -13,7 +13,9 @@ namespace weft {
 namespace fs = std::filesystem;
 namespace {
 
-bool is_dataset(const fs::path& path) { return fs::exists(path / "dataset.json"); }
+bool is_dataset(const fs::path& path) {
+  return fs::exists(path / "dataset.json");
+}
 
 void check_exists(const std::string& path) {
   if (!fs::exists(path)) config_error("{}: no such file or folder", path);

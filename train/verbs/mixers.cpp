@@ -38,9 +38,8 @@ void run_mixers(OutputForm form) {
   nlohmann::json list = nlohmann::json::array();
   for (const MixerType* type : mixer_types()) {
     const StateSize state = state_size(*type);
-    const std::vector<std::pair<const char*, const std::string*>> abilities = {{"documents", &type->limits.documents},
-                                                                               {"state", &type->limits.state},
-                                                                               {"decode", &type->limits.decode}};
+    const std::vector<std::pair<const char*, const std::string*>> abilities = {
+        {"documents", &type->limits.documents}, {"state", &type->limits.state}, {"decode", &type->limits.decode}};
     if (form == OutputForm::json) {
       nlohmann::json entry = {{"name", type->name},
                               {"summary", type->summary},
@@ -58,8 +57,9 @@ void run_mixers(OutputForm form) {
     for (const auto& [ability, reason] : abilities) {
       fmt::print("  {:<13}{}\n", ability, reason->empty() ? "yes" : "no: " + *reason);
     }
-    fmt::print("  {:<13}{}: {:.0f} KiB a sequence at 1k tokens, {:.0f} KiB at 64k (width 256, default options)\n", "memory",
-               state.at_1k == state.at_64k ? "constant" : "grows", state.at_1k / 1024.0, state.at_64k / 1024.0);
+    fmt::print("  {:<13}{}: {:.0f} KiB a sequence at 1k tokens, {:.0f} KiB at 64k (width 256, default options)\n",
+               "memory", state.at_1k == state.at_64k ? "constant" : "grows", state.at_1k / 1024.0,
+               state.at_64k / 1024.0);
     fmt::print("  {:<13}{}\n", "ranks share", kContextParallel[static_cast<int>(type->context_parallel)]);
     for (const OptionSpec& option : type->options) {
       fmt::print("    {:<22} {:<14} {}\n", option.key, to_text(option.default_value), option.help);

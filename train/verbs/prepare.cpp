@@ -1,7 +1,6 @@
-#include <unistd.h>
-
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <unistd.h>
 
 #include "train/loop/run_log.h"
 #include "train/verbs/verbs.h"
@@ -14,22 +13,19 @@ void run_prepare(const PrepareOptions& options, OutputForm form) {
     if (!terminal) return;
     const std::string total =
         progress.total > 0 ? fmt::format(" of {}", short_count(static_cast<double>(progress.total))) : "";
-    fmt::print(stderr, "\r\033[K{}: {}{}, {} documents", progress.phase, short_count(static_cast<double>(progress.done)),
-               total, short_count(static_cast<double>(progress.documents)));
+    fmt::print(stderr, "\r\033[K{}: {}{}, {} documents", progress.phase,
+               short_count(static_cast<double>(progress.done)), total,
+               short_count(static_cast<double>(progress.documents)));
   });
   if (terminal) fmt::print(stderr, "\r\033[K");
   if (form == OutputForm::text) {
     fmt::print("{}\n", describe(result));
     return;
   }
-  const nlohmann::json json = {{"folder", result.folder},
-                               {"validation_folder", result.validation_folder},
-                               {"digest", result.digest},
-                               {"validation_digest", result.validation_digest},
-                               {"documents", result.documents},
-                               {"tokens", result.tokens},
-                               {"text_bytes", result.text_bytes},
-                               {"skipped", result.skipped},
+  const nlohmann::json json = {{"folder", result.folder},         {"validation_folder", result.validation_folder},
+                               {"digest", result.digest},         {"validation_digest", result.validation_digest},
+                               {"documents", result.documents},   {"tokens", result.tokens},
+                               {"text_bytes", result.text_bytes}, {"skipped", result.skipped},
                                {"seconds", result.seconds}};
   fmt::print("{}\n", json.dump());
 }

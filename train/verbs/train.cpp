@@ -1,6 +1,5 @@
-#include <omp.h>
-
 #include <cstdlib>
+#include <omp.h>
 
 #include "autograd/cuda_devices.h"
 #include "train/loop/trainer.h"
@@ -15,8 +14,9 @@ void run_train(World& world, const TrainArguments& arguments) {
   }
   Recipe recipe = load_recipe(arguments.recipe, arguments.overrides);
   if (recipe.run.device == DeviceChoice::cuda) {
-    config_error("run.device = \"cuda\": {} GPU{} found, but this version trains on the CPU only; use \"cpu\" or \"auto\"",
-                 cuda_devices().size(), cuda_devices().size() == 1 ? "" : "s");
+    config_error(
+        "run.device = \"cuda\": {} GPU{} found, but this version trains on the CPU only; use \"cpu\" or \"auto\"",
+        cuda_devices().size(), cuda_devices().size() == 1 ? "" : "s");
   }
   Trainer(world, std::move(recipe), {arguments.resume}).run();
 }

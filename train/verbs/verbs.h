@@ -24,8 +24,8 @@ struct TrainArguments {
 void run_train(World& world, const TrainArguments& arguments);
 
 struct EvalArguments {
-  std::string path;  // run or checkpoint
-  std::string data;  // dataset; empty: the recipe's validation data
+  std::string path;                  // run or checkpoint
+  std::string data;                  // dataset; empty: the recipe's validation data
   std::int64_t tokens = 0;           // of the dataset; 0: all
   std::int64_t sequence_length = 0;  // 0: the recipe's
   bool bigram = false;               // also score a bigram model of the recipe's training data
