@@ -261,6 +261,14 @@ double Trainer::loss_denominator(const LoadedStep& loaded) {
   double weight = 0.0;
   for (const auto& rows : loaded.micro_batches) {
     for (const Row& row : rows) {
+      if (row.cut_tokens > 0 && !warned_of_cuts_) {
+        log_.warn(
+            fmt::format("step {}: a row holds more documents than data.max_docs allows, so its last {} tokens are left "
+                        "out; raise it "
+                        "to train on them (said once)",
+                        progress_.step + 1, row.cut_tokens));
+        warned_of_cuts_ = true;
+      }
       for (std::size_t t = 0; t < row.labels.size(); ++t) {
         if (row.labels[t] != kIgnoredLabel) weight += row.weight.empty() ? 1.0 : row.weight[t];
       }

@@ -110,6 +110,7 @@ class Trainer {
   std::optional<double> last_validation_;  // loss at validated_step_
   std::int64_t validated_step_ = -1;
   std::int64_t saved_step_ = -1;
+  bool warned_of_cuts_ = false;
   int failed_saves_ = 0;  // in a row
   std::chrono::steady_clock::time_point failed_save_at_{};
 };
