@@ -112,7 +112,14 @@ void Collector::checkpoint(bool end) {
 }
 
 void Collector::finish() {
-  checkpoint(true);
+  if (!journal_.has_progress()) {
+    for (std::size_t i = 0; i < spills_.size(); ++i) {
+      spills_[i].flush();
+      state_.datasets[i].spills = spills_[i].lengths();
+    }
+  } else {
+    checkpoint(true);
+  }
 }
 
 }  // namespace weft

@@ -42,7 +42,8 @@ class Collector {
             const std::string& folder, Journal& journal);
 
   void take(EncodedBatch&& batch);
-  // Ends the pass.
+  // Ends the pass. A run that is shorter than the interval between journal entries is not journalled: it needs no waits
+  // for the disk, and is done again if it is interrupted.
   void finish();
   const CollectState& state() const { return state_; }
 

@@ -147,6 +147,7 @@ class Emitter {
       const DatasetShard shard = write_shard(plan(walk));
       manifest_.shards.push_back(shard);
       fsync_directory(job_.folder);
+      if (!journal_.has_progress()) continue;
       journal_.record_shard(job_.dataset, shard, walk.spill(), walk.document());
       remove_spills_before(walk.spill());
     }

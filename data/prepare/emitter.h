@@ -22,8 +22,9 @@ struct EmitJob {
   std::vector<SpillLength> spills;
 };
 
-// Writes the shards that the journal does not have yet, records each, and removes spills that are used up. `manifest`
-// has everything but the shards, which are added. `progress` gets the tokens written so far.
+// Writes the shards that the journal does not have yet. If the journal has the first pass, records each shard there and
+// removes spills that are used up. `manifest` has everything but the shards, which are added. `progress` gets the
+// tokens written so far.
 void emit_shards(const EmitJob& job, DatasetManifest& manifest, Journal& journal,
                  const std::function<void(std::int64_t)>& progress);
 

@@ -108,6 +108,8 @@ void apply_record(const json& record, JournalContent& content) {
     emit.spill = record.at("spill").get<std::int64_t>();
     emit.document = record.at("document").get<std::int64_t>();
   } else {
+    content.collect = collect_from_json(record.at("state"));
+    content.collected = true;
     content.complete = true;
   }
 }
@@ -180,8 +182,8 @@ void Journal::record_shard(int dataset, const DatasetShard& shard, std::int64_t 
                     {"spill", next_spill}}));
 }
 
-void Journal::record_complete() {
-  append(canonical({{"kind", "complete"}}));
+void Journal::record_complete(const CollectState& state) {
+  append(canonical({{"kind", "complete"}, {"state", to_json(state)}}));
 }
 
 }  // namespace weft

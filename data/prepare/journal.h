@@ -63,12 +63,14 @@ class Journal {
 
   bool empty() const { return content_.job.empty(); }
   const JournalContent& content() const { return content_; }
+  // True if there is work that a restart need not do again.
+  bool has_progress() const { return !content_.collect.datasets[0].spills.empty(); }
 
   // Forgets everything and begins with a job.
   void start(const std::string& job);
   void record_collect(const CollectState& state, bool collected);
   void record_shard(int dataset, const DatasetShard& shard, std::int64_t next_spill, std::int64_t next_document);
-  void record_complete();
+  void record_complete(const CollectState& state);
 
  private:
   void append(const std::string& json);

@@ -102,7 +102,9 @@ class Preparation {
     }
     make_folder(partial_);
     Journal journal(partial_ + "/journal");
-    if (journal.empty() || (journal.content().job != job_digest() && !has_progress(journal))) {
+    // Files of a run that got nowhere; shards of other options would end up in the dataset.
+    if (!journal.has_progress()) remove_all_but_journal();
+    if (journal.empty() || (journal.content().job != job_digest() && !journal.has_progress())) {
       check_targets_free();
       check_free_space();
       journal.start(job_digest());
@@ -114,36 +116,39 @@ class Preparation {
       }
       // A complete run may have been interrupted between its renames.
       if (!journal.content().complete) check_targets_free();
-      result_.resumed = has_progress(journal);
+      result_.resumed = journal.has_progress();
     }
     try {
       work(journal);
     } catch (...) {
       // Nothing is lost that took long to make.
-      if (!has_progress(journal)) remove_partial();
+      if (!journal.has_progress()) remove_partial();
       throw;
     }
     return result_;
   }
 
  private:
-  static bool has_progress(const Journal& journal) { return !journal.content().collect.datasets[0].spills.empty(); }
-
   void work(Journal& journal) {
-    if (!journal.content().collected) collect(journal);
-    if (!journal.content().complete) emit(journal);
+    const CollectState state = journal.content().collected ? journal.content().collect : collect(journal);
+    if (!journal.content().complete) emit(journal, state);
     commit();
-    fill_result(journal.content().collect);
+    fill_result(state);
     remove_partial();
   }
 
   // The journal goes last: while it is there, the next run of the same command cleans up.
   void remove_partial() const {
+    remove_all_but_journal();
+    std::error_code error;
+    fs::remove_all(partial_, error);
+  }
+
+  void remove_all_but_journal() const {
     std::error_code error;
     for (const auto& entry : fs::directory_iterator(partial_, error)) {
       if (entry.path().filename() != "journal") fs::remove_all(entry.path(), error);
     }
-    fs::remove_all(partial_, error);
   }
 
   int dataset_count() const { return options_.validation_every > 0 ? 2 : 1; }
@@ -215,7 +220,7 @@ class Preparation {
     progress_({phase, done, total, documents});
   }
 
-  void collect(Journal& journal) {
+  CollectState collect(Journal& journal) {
     Collector collector(options_, inputs_, spill_count(), partial_, journal);
     BatchReader reader(options_, inputs_, journal.content().collect.position);
     const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -233,6 +238,7 @@ class Preparation {
     run_pipeline(stages, options_.threads > 0 ? options_.threads : cores, std::min(options_.memory / 4, kMaxQueue));
     check_not_empty(collector.state());
     collector.finish();
+    return collector.state();
   }
 
   void check_not_empty(const CollectState& state) const {
@@ -284,8 +290,7 @@ class Preparation {
     return manifest;
   }
 
-  void emit(Journal& journal) {
-    const CollectState& state = journal.content().collect;
+  void emit(Journal& journal, const CollectState& state) {
     std::int64_t before = 0;
     const std::int64_t total = state.datasets[0].tokens + state.datasets[1].tokens;
     for (int i = 0; i < dataset_count(); ++i) {
@@ -306,7 +311,7 @@ class Preparation {
       rename_durably(partial_ + "/dataset.json", growing_folder(i) + "/dataset.json");
       before += manifest.n_tokens;
     }
-    journal.record_complete();
+    journal.record_complete(state);
     report("writing", total, total, state.ordinal, true);
   }
 

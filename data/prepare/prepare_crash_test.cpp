@@ -139,5 +139,32 @@ TEST(PrepareCrash, OtherOptionsOrInputsAreRefused) {
   EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(options); }), expected);
 }
 
+// A run without an entry in the journal is done again, and leaves nothing behind when its options change.
+TEST(PrepareCrash, ShortRunsStartAnew) {
+  const TemporaryFolder folder;
+  write_text(folder / "a.txt", some_text(1, 3 << 20));
+  write_text(folder / "b.txt", some_text(2, 1 << 20));
+  PrepareOptions options = crash_options(folder, "out");
+  options.checkpoint_bytes = 1 << 30;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    prepare(options, [](const PrepareProgress&) { ::raise(SIGKILL); });
+    ::_exit(0);
+  }
+  ASSERT_GT(child, 0);
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  ASSERT_TRUE(std::filesystem::exists(folder / "out.partial/journal"));
+  write_text(folder / "out.partial/dataset/tokens-00003.h5", "a shard that the other options do not have");
+  options.shard_tokens = 1 << 30;
+  options.validation_every = 0;
+  EXPECT_FALSE(prepare(options).resumed);
+  const auto files = content_of(folder / "out");
+  EXPECT_EQ(files.size(), 2u);
+  EXPECT_TRUE(files.contains("tokens-00000.h5"));
+  EXPECT_FALSE(std::filesystem::exists(folder / "out.partial"));
+}
+
 }  // namespace
 }  // namespace weft

@@ -72,10 +72,10 @@ void SpillWriter::add(const SpilledDocument& document, std::span<const std::byte
   Spill& spill = spills_[static_cast<std::size_t>(number)];
   append(spill.index, std::as_bytes(std::span(&document, 1)));
   append(spill.tokens, tokens);
-  if (static_cast<std::int64_t>(spill.index.size() + spill.tokens.size()) >= buffer_each_) flush(number);
+  if (static_cast<std::int64_t>(spill.index.size() + spill.tokens.size()) >= buffer_each_) flush_one(number);
 }
 
-void SpillWriter::flush(std::int64_t number) {
+void SpillWriter::flush_one(std::int64_t number) {
   Spill& spill = spills_[static_cast<std::size_t>(number)];
   if (spill.index.empty()) return;
   append_to_file(spill_path(folder_, name_, number, "index"), spill.index);
@@ -87,11 +87,15 @@ void SpillWriter::flush(std::int64_t number) {
   spill.dirty = true;
 }
 
+void SpillWriter::flush() {
+  for (std::size_t i = 0; i < spills_.size(); ++i) flush_one(static_cast<std::int64_t>(i));
+}
+
 void SpillWriter::sync() {
+  flush();
   for (std::size_t i = 0; i < spills_.size(); ++i) {
-    const auto number = static_cast<std::int64_t>(i);
-    flush(number);
     if (!spills_[i].dirty) continue;
+    const auto number = static_cast<std::int64_t>(i);
     fsync_file(spill_path(folder_, name_, number, "index"));
     fsync_file(spill_path(folder_, name_, number, "tokens"));
     spills_[i].dirty = false;

@@ -35,6 +35,8 @@ class SpillWriter {
               std::span<const SpillLength> lengths);
 
   void add(const SpilledDocument& document, std::span<const std::byte> tokens);
+  // Everything added so far is in the files.
+  void flush();
   // Everything added so far is on the device.
   void sync();
   std::vector<SpillLength> lengths() const;
@@ -46,7 +48,7 @@ class SpillWriter {
     std::vector<std::byte> tokens;
     bool dirty = false;  // written since the last sync
   };
-  void flush(std::int64_t number);
+  void flush_one(std::int64_t number);
 
   std::string folder_;
   std::string name_;
