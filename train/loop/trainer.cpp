@@ -391,7 +391,11 @@ void Trainer::report_nonfinite(const StepNumbers& numbers, const LoadedStep& loa
 void Trainer::log_step(const StepNumbers& numbers, const LoadedStep& loaded) {
   StepRow row;
   row.phases = clock_.take();
-  for (const double seconds : row.phases) row.seconds += seconds;
+  for (std::size_t i = 0; i < kPhaseNames.size(); ++i) {
+    const auto phase = static_cast<Phase>(i);
+    // Those come between steps and would make this one look slow.
+    if (phase != Phase::validation && phase != Phase::checkpoint) row.seconds += row.phases[i];
+  }
   const double flops_share = row.seconds > 0.0 ? step_flops_ / row.seconds / matrix_rate_ : 0.0;
   seconds_per_step_ = seconds_per_step_ == 0.0 ? row.seconds : 0.95 * seconds_per_step_ + 0.05 * row.seconds;
   // What all ranks trained on, however the rows were dealt to them; the sum wraps.
