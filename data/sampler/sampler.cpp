@@ -297,8 +297,10 @@ std::vector<std::string> Sampler::restore(std::string_view text, bool allow_chan
     const Dataset& dataset = *options.sources[s].dataset;
     if (const std::string& saved = require_string(sources[s], "digest", kSource); saved != dataset.digest()) {
       if (!allow_change) {
-        config_error("dataset {}: its digest was {} when the run was saved and is now {}; allow_change restarts it",
-                     dataset.folder(), saved, dataset.digest());
+        config_error(
+            "dataset {}: its digest was {} when the run was saved and is now {}; a run keeps its data: choose another "
+            "run.name",
+            dataset.folder(), saved, dataset.digest());
       }
       state.rows = 0;
       ++state.restarts;

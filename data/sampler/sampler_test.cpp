@@ -157,8 +157,8 @@ TEST(SamplerErrors, RestoreChecksWhatItWasMadeFor) {
   other = options;
   std::swap(other.sources[0].dataset, other.sources[1].dataset);
   EXPECT_EQ(error(other, state),
-            fmt::format("dataset {}: its digest was {} when the run was saved and is now {}; allow_change "
-                        "restarts it",
+            fmt::format("dataset {}: its digest was {} when the run was saved and is now {}; a run "
+                        "keeps its data: choose another run.name",
                         f.folder / "b", f.a->digest(), f.b->digest()));
   EXPECT_THROW(Sampler(options).restore("{}"), Error);
   EXPECT_THROW(Sampler(options).restore("nonsense"), Error);

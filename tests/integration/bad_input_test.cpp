@@ -142,9 +142,11 @@ TEST_F(BadInput, AnotherArchitectureInTheSameRun) {
   ASSERT_EQ(weft({"train", recipe_}).exit_code, 0);
   const ProgramResult result = weft({"train", recipe_, "--set", "model.ffn=128"});
   EXPECT_EQ(result.exit_code, 2);
-  EXPECT_NE(result.err.find("the run in this folder has another model; choose another run.name, or change these back:\n"
-                            "  model.ffn: 64 -> 128"),
-            std::string::npos)
+  EXPECT_NE(
+      result.err.find(
+          "the run in this folder has another model or data order; choose another run.name, or change these back:\n"
+          "  model.ffn: 64 -> 128"),
+      std::string::npos)
       << result.err;
 }
 

@@ -174,8 +174,9 @@ void Trainer::load(const CheckpointReader& reader) {
     }
   }
   if (!incompatible.empty()) {
-    config_error("{}: the run in this folder has another model; choose another run.name, or change these back:{}",
-                 folder_.string(), incompatible);
+    config_error(
+        "{}: the run in this folder has another model or data order; choose another run.name, or change these back:{}",
+        folder_.string(), incompatible);
   }
   load_training_state(reader, parts());
   take_validation_of(reader);
@@ -574,7 +575,13 @@ void Trainer::run() {
   validate();
   save(ending);
   check_saved();
-  if (world_.is_root()) write_report({folder_.string()}, (folder_ / "report.html").string());
+  if (world_.is_root()) {
+    try {
+      write_report({folder_.string()}, (folder_ / "report.html").string());
+    } catch (const Error& error) {
+      log_.warn(fmt::format("no report: {}", error.what()));  // the run itself is saved
+    }
+  }
   log_.info(fmt::format("done: {} steps, {} tokens; {}", progress_.step,
                         short_count(static_cast<double>(progress_.tokens)), (folder_ / "report.html").string()));
   world_.communicator().barrier().wait();  // leaving has a short deadline, and rank 0 may write for longer than that
