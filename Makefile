@@ -4,7 +4,7 @@ BUILD := build/$(PRESET)
 # Threads that wait for work must not take the core from those that have it.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: quickstart test weft bench format clean
+.PHONY: quickstart test sweep weft bench format clean
 
 quickstart:
 	tools/setup build
@@ -16,7 +16,14 @@ test:
 	tools/setup
 	cmake --preset $(PRESET) >/dev/null
 	cmake --build $(BUILD)
-	ctest --test-dir $(BUILD) --output-on-failure -j 2
+	ctest --test-dir $(BUILD) --output-on-failure -j 2 -LE sweep
+
+# The long tests that `make test` leaves out.
+sweep:
+	tools/setup
+	cmake --preset $(PRESET) >/dev/null
+	cmake --build $(BUILD)
+	ctest --test-dir $(BUILD) --output-on-failure -L sweep
 
 # FILTER=training_step chooses; the results also go to $(BUILD)/bench.json.
 bench:
