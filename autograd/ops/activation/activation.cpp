@@ -59,4 +59,8 @@ Var log_sigmoid(Tape& tape, const Var& x, double scale) {
   return activation(tape, "log_sigmoid", ActivationFunction::log_sigmoid, x, scale);
 }
 
+Var softplus(Tape& tape, const Var& x) {
+  return activation(tape, "softplus", ActivationFunction::softplus, x, 1.0);
+}
+
 }  // namespace weft

@@ -1,4 +1,5 @@
-// Activations of one argument: silu x sigma(x), sigmoid sigma(x), scaled log-sigmoid s log sigma(x).
+// Activations of one argument: silu x sigma(x), sigmoid sigma(x), scaled log-sigmoid s log sigma(x),
+// softplus log(1 + e^x).
 //
 // N elements.
 #pragma once
@@ -7,7 +8,7 @@
 
 namespace weft {
 
-enum class ActivationFunction : std::uint8_t { silu, sigmoid, log_sigmoid };
+enum class ActivationFunction : std::uint8_t { silu, sigmoid, log_sigmoid, softplus };
 
 struct ActivationForward {
   DType dtype;
@@ -34,5 +35,6 @@ Var silu(Tape& tape, const Var& x);
 Var sigmoid(Tape& tape, const Var& x);
 // y = scale * log(sigma(x)).
 Var log_sigmoid(Tape& tape, const Var& x, double scale = 1.0);
+Var softplus(Tape& tape, const Var& x);
 
 }  // namespace weft

@@ -41,6 +41,17 @@ struct LogSigmoidFunction {
   S slope(S x) const { return scale * sigmoid(-x); }
 };
 
+struct SoftplusFunction {
+  template <class T>
+  T value(T x) const {
+    return fast_softplus(x);
+  }
+  template <class T>
+  T slope(T x) const {
+    return sigmoid(x);
+  }
+};
+
 template <class T, class F>
 void dispatch_activation(ActivationFunction function, double scale, F&& f) {
   switch (function) {
@@ -50,6 +61,8 @@ void dispatch_activation(ActivationFunction function, double scale, F&& f) {
       return f(SigmoidFunction{});
     case ActivationFunction::log_sigmoid:
       return f(LogSigmoidFunction<T>{static_cast<T>(scale)});
+    case ActivationFunction::softplus:
+      return f(SoftplusFunction{});
   }
 }
 

@@ -13,7 +13,8 @@ using testing::OpCase;
 
 using Function = Var (*)(Tape&, const Var&);
 constexpr Function kFunctions[] = {&silu, &sigmoid, [](Tape& tape, const Var& x) { return log_sigmoid(tape, x); },
-                                   [](Tape& tape, const Var& x) { return log_sigmoid(tape, x, 1.0 / 16.0); }};
+                                   [](Tape& tape, const Var& x) { return log_sigmoid(tape, x, 1.0 / 16.0); },
+                                   &softplus};
 
 TEST(Activation, GradientsAndPrecision) {
   for (const Function f : kFunctions) {
@@ -41,6 +42,8 @@ TEST(Activation, ValuesAndSlopesFarOut) {
       {kFunctions[1], [](double x) { return sigma(x); }, [](double x) { return sigma(x) * sigma(-x); }},
       {kFunctions[3], [](double x) { return (std::min(x, 0.0) - std::log1p(std::exp(-std::abs(x)))) / 16.0; },
        [](double x) { return sigma(-x) / 16.0; }},
+      {kFunctions[4], [](double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); },
+       [](double x) { return sigma(x); }},
   };
   for (const DType dtype : {DType::f64, DType::f32}) {
     for (const Expected& e : table) {
