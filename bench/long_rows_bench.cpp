@@ -7,13 +7,19 @@
 namespace weft::bench {
 namespace {
 
+constexpr std::int64_t kWidth = 256;
+
+// Four heads of 64 where a mixer has such options.
+std::unique_ptr<Mixer> make_layer(ParameterStore& store, const std::string& name, std::int64_t T) {
+  const MixerChoice choice = choices({name}, {{"heads", std::int64_t{4}}, {"head_dim", std::int64_t{64}}}).front();
+  return choice.type->create(ParameterScope(store), {.width = kWidth, .layers = 4, .layer = 1, .max_tokens = T},
+                             choice.options, choice.table);
+}
+
 void long_row(benchmark::State& state, const std::string& name) {
   const std::int64_t T = state.range(0);
-  constexpr std::int64_t kWidth = 256;
-  const MixerChoice choice = choices({name}, {{"heads", std::int64_t{4}}, {"head_dim", std::int64_t{64}}}).front();
   ParameterStore store;
-  const auto mixer = choice.type->create(
-      ParameterScope(store), {.width = kWidth, .layers = 4, .layer = 1, .max_tokens = T}, choice.options, choice.table);
+  const auto mixer = make_layer(store, name, T);
   store.initialise(1, DType::f32);
   const std::shared_ptr<Allocator> arena = std::make_shared<Arena>(std::size_t{20} << 30);
   const Tensor x = Tensor::zeros({T, kWidth}, DType::f32);
@@ -36,14 +42,22 @@ void long_row(benchmark::State& state, const std::string& name) {
   state.counters["state_KiB"] = mixer->state_bytes(T) / 1024.0;
 }
 
+// Every mixer, and the window of softmax attention, up to 64k tokens or to where one pass is too much work: the time of
+// attention to all tokens grows with the square of the length.
 void register_lengths() {
-  for (const char* name : {"lightning", "retnet", "gla", "window", "attention"}) {
-    auto* benchmark = benchmark::RegisterBenchmark((std::string("long_row/") + name).c_str(),
+  constexpr double kMostFlops = 1.5e12;
+  std::vector<std::string> names{"window"};
+  for (const MixerType* type : mixer_types()) names.push_back(type->name);
+  for (const std::string& name : names) {
+    auto* benchmark = benchmark::RegisterBenchmark(("long_row/" + name).c_str(),
                                                    [name](benchmark::State& state) { long_row(state, name); });
     benchmark->Unit(benchmark::kMillisecond)->UseRealTime()->MinTime(0.5);
-    // Full attention's time grows with the square of the length.
-    const std::int64_t longest = std::string(name) == "attention" ? 16384 : 65536;
-    for (std::int64_t T = 1024; T <= longest; T *= 4) benchmark->Arg(T);
+    ParameterStore store;
+    const auto mixer = make_layer(store, name, 65536);
+    for (std::int64_t T = 1024; T <= 65536; T *= 4) {
+      const MixerCost cost = mixer->cost(T, T);
+      if (cost.forward_flops + cost.backward_flops <= kMostFlops) benchmark->Arg(T);
+    }
   }
 }
 

@@ -50,7 +50,7 @@ class CommandLine {
     }
     if (*inspect_) run_inspect(path_, form_of(json_));
     if (*report_) run_report(runs_, out_);
-    if (*mixers_) run_mixers(form_of(json_));
+    if (*mixers_) run_mixers(names_, form_of(json_));
     if (*fsck_ && !run_fsck(path_)) return ExitCode::storage;
     return ExitCode::ok;
   }
@@ -150,7 +150,8 @@ class CommandLine {
   }
 
   void add_mixers() {
-    mixers_ = app_.add_subcommand("mixers", "The sequence mixers, what each supports, and its options");
+    mixers_ = app_.add_subcommand("mixers", "The sequence mixers: what each supports, and its options");
+    mixers_->add_option("names", names_, "Mixers to show with their options; none: a table of all");
     mixers_->add_flag("--json", json_, "Print as JSON");
   }
 
@@ -162,7 +163,7 @@ class CommandLine {
   EvalArguments eval_arguments_;
   GenerateArguments generate_arguments_;
   std::string invalid_, dedup_, bos_, shuffle_, path_, out_;
-  std::vector<std::string> runs_;
+  std::vector<std::string> runs_, names_;
   bool json_ = false;
 };
 

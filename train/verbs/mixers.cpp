@@ -1,3 +1,5 @@
+#include <array>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include "modules/mixer.h"
@@ -19,7 +21,7 @@ std::string to_text(const OptionValue& value) {
   return std::visit(Visitor{}, value);
 }
 
-// The smallest legal layer of this type, for its state size.
+// Of a layer with default options.
 struct StateSize {
   double at_1k;
   double at_64k;
@@ -32,41 +34,81 @@ StateSize state_size(const MixerType& type) {
   return {mixer->state_bytes(1024), mixer->state_bytes(65536)};
 }
 
+// What a mixer can do, each with the reason if it cannot (empty = it can).
+std::array<std::pair<const char*, const std::string*>, 3> abilities(const MixerType& type) {
+  return {{{"documents", &type.limits.documents}, {"state", &type.limits.state}, {"decode", &type.limits.decode}}};
+}
+
+std::string memory(const MixerType& type) {
+  const StateSize state = state_size(type);
+  if (state.at_1k == state.at_64k) return fmt::format("constant, {:.0f} KiB", state.at_1k / 1024.0);
+  return fmt::format("{:.0f} KiB to {:.0f} KiB", state.at_1k / 1024.0, state.at_64k / 1024.0);
+}
+
+const char* ranks_share(const MixerType& type) {
+  return kContextParallel[static_cast<int>(type.context_parallel)];
+}
+
+nlohmann::json json_entry(const MixerType& type) {
+  const StateSize state = state_size(type);
+  nlohmann::json entry = {{"name", type.name},
+                          {"summary", type.summary},
+                          {"context_parallel", ranks_share(type)},
+                          {"state_bytes_1k", state.at_1k},
+                          {"state_bytes_64k", state.at_64k}};
+  for (const auto& [ability, reason] : abilities(type)) entry[ability] = reason->empty() ? "yes" : *reason;
+  for (const OptionSpec& option : type.options) {
+    entry["options"][option.key] = {{"default", to_text(option.default_value)}, {"help", option.help}};
+  }
+  return entry;
+}
+
+void print_table(const std::vector<const MixerType*>& types) {
+  fmt::print("{:<12} {:<10} {:<6} {:<7} {:<16} {:<24} {}\n", "mixer", "documents", "state", "decode", "ranks share",
+             "memory of a sequence", "");
+  for (const MixerType* type : types) {
+    const auto can = abilities(*type);
+    const auto yes = [&](std::size_t i) { return can[i].second->empty() ? "yes" : "no"; };
+    fmt::print("{:<12} {:<10} {:<6} {:<7} {:<16} {:<24} {}\n", type->name, yes(0), yes(1), yes(2), ranks_share(*type),
+               memory(*type), type->summary);
+  }
+  fmt::print(
+      "\ndocuments: packed rows; state: continuing from one; decode: token by token. Memory at 1k and 64k tokens, for\n"
+      "width 256 and default options. `weft mixers NAME` shows the options of one.\n");
+}
+
+void print_details(const MixerType& type) {
+  fmt::print("{}: {}\n", type.name, type.summary);
+  for (const auto& [ability, reason] : abilities(type)) {
+    fmt::print("  {:<13}{}\n", ability, reason->empty() ? "yes" : "no: " + *reason);
+  }
+  fmt::print("  {:<13}{} a sequence (1k and 64k tokens, width 256, default options)\n", "memory", memory(type));
+  fmt::print("  {:<13}{}\n", "ranks share", ranks_share(type));
+  for (const OptionSpec& option : type.options) {
+    const std::string choices = option.choices.empty() ? "" : fmt::format(" [{}]", fmt::join(option.choices, ", "));
+    fmt::print("    {:<22} {:<14} {}{}\n", option.key, to_text(option.default_value), option.help, choices);
+  }
+}
+
 }  // namespace
 
-void run_mixers(OutputForm form) {
-  nlohmann::json list = nlohmann::json::array();
-  for (const MixerType* type : mixer_types()) {
-    const StateSize state = state_size(*type);
-    const std::vector<std::pair<const char*, const std::string*>> abilities = {
-        {"documents", &type->limits.documents}, {"state", &type->limits.state}, {"decode", &type->limits.decode}};
-    if (form == OutputForm::json) {
-      nlohmann::json entry = {{"name", type->name},
-                              {"summary", type->summary},
-                              {"context_parallel", kContextParallel[static_cast<int>(type->context_parallel)]},
-                              {"state_bytes_1k", state.at_1k},
-                              {"state_bytes_64k", state.at_64k}};
-      for (const auto& [ability, reason] : abilities) entry[ability] = reason->empty() ? "yes" : *reason;
-      for (const OptionSpec& option : type->options) {
-        entry["options"][option.key] = {{"default", to_text(option.default_value)}, {"help", option.help}};
-      }
-      list.push_back(entry);
-      continue;
-    }
-    fmt::print("{}: {}\n", type->name, type->summary);
-    for (const auto& [ability, reason] : abilities) {
-      fmt::print("  {:<13}{}\n", ability, reason->empty() ? "yes" : "no: " + *reason);
-    }
-    fmt::print("  {:<13}{}: {:.0f} KiB a sequence at 1k tokens, {:.0f} KiB at 64k (width 256, default options)\n",
-               "memory", state.at_1k == state.at_64k ? "constant" : "grows", state.at_1k / 1024.0,
-               state.at_64k / 1024.0);
-    fmt::print("  {:<13}{}\n", "ranks share", kContextParallel[static_cast<int>(type->context_parallel)]);
-    for (const OptionSpec& option : type->options) {
-      fmt::print("    {:<22} {:<14} {}\n", option.key, to_text(option.default_value), option.help);
-    }
-    fmt::print("\n");
+void run_mixers(const std::vector<std::string>& names, OutputForm form) {
+  std::vector<const MixerType*> types;
+  for (const std::string& name : names) {
+    const MixerType* type = find_mixer(name);
+    if (type == nullptr) config_error("there is no mixer \"{}\"; `weft mixers` lists them all", name);
+    types.push_back(type);
   }
-  if (form == OutputForm::json) fmt::print("{}\n", list.dump(2));
+  if (names.empty()) types = mixer_types();
+  if (form == OutputForm::json) {
+    nlohmann::json list = nlohmann::json::array();
+    for (const MixerType* type : types) list.push_back(json_entry(*type));
+    fmt::print("{}\n", list.dump(2));
+  } else if (names.empty()) {
+    print_table(types);
+  } else {
+    for (const MixerType* type : types) print_details(*type);
+  }
 }
 
 }  // namespace weft

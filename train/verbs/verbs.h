@@ -42,7 +42,8 @@ struct GenerateArguments {
 };
 void run_generate(const GenerateArguments& arguments);
 
-void run_mixers(OutputForm form);
+// All mixers as a table, or those of `names` with their options.
+void run_mixers(const std::vector<std::string>& names, OutputForm form);
 // A checkpoint, a dataset, a run, or a single shard file.
 void run_inspect(const std::string& path, OutputForm form);
 void run_report(const std::vector<std::string>& runs, const std::string& out);
