@@ -1,0 +1,115 @@
+#include "autograd/ops/columns/columns.h"
+
+#include "autograd/ops/columns/columns_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<SplitColumns> kSplit{"split_columns", [](const SplitColumns& args, const Launch&) {
+                                          dispatch_real(args.dtype, "split_columns",
+                                                        [&]<class T>() { split_columns_cpu<T>(args); });
+                                        }};
+constexpr Dispatch<JoinColumns> kJoin{"join_columns", [](const JoinColumns& args, const Launch&) {
+                                        dispatch_real(args.dtype, "join_columns",
+                                                      [&]<class T>() { join_columns_cpu<T>(args); });
+                                      }};
+
+struct Extents {
+  std::int64_t T, H, A, B;
+};
+
+struct SplitSaved {
+  Extents e;
+  DType dtype;
+
+  void backward(Backward& pass) const {
+    const Tensor da = pass.grad(0);
+    const Tensor db = pass.grad(1);
+    const GradTarget dx = pass.target(0);
+    kJoin({.dtype = dtype,
+           .T = e.T,
+           .H = e.H,
+           .A = e.A,
+           .B = e.B,
+           .a = da.defined() ? da.raw() : nullptr,
+           .b = db.defined() ? db.raw() : nullptr,
+           .y = dx.raw(),
+           .write_y = dx.write},
+          pass.launch());
+  }
+};
+
+struct JoinSaved {
+  Extents e;
+  DType dtype;
+
+  void backward(Backward& pass) const {
+    const GradTarget da = pass.target(0);
+    const GradTarget db = pass.target(1);
+    kSplit({.dtype = dtype,
+            .T = e.T,
+            .H = e.H,
+            .A = e.A,
+            .B = e.B,
+            .x = pass.grad(0).raw(),
+            .a = da.raw(),
+            .write_a = da.write,
+            .b = db.raw(),
+            .write_b = db.write},
+           pass.launch());
+  }
+};
+
+Shape with_width(Shape shape, std::int64_t width) {
+  shape.set(shape.rank() - 1, width);
+  return shape;
+}
+
+}  // namespace
+
+std::array<Var, 2> split_columns(Tape& tape, const Var& x, std::int64_t at) {
+  WEFT_CHECK(x.shape().rank() >= 1 && at > 0 && at < x.shape().back(), "split_columns: x {} at {}", x.shape().str(),
+             at);
+  const Extents e{.T = x.shape().rows(), .H = 1, .A = at, .B = x.shape().back() - at};
+  const std::array<Tensor, 2> parts{tape.empty(with_width(x.shape(), e.A), x.dtype()),
+                                    tape.empty(with_width(x.shape(), e.B), x.dtype())};
+  kSplit({.dtype = x.dtype(),
+          .T = e.T,
+          .H = e.H,
+          .A = e.A,
+          .B = e.B,
+          .x = x.value.raw(),
+          .a = parts[0].raw(),
+          .write_a = Write::overwrite,
+          .b = parts[1].raw(),
+          .write_b = Write::overwrite},
+         tape.launch());
+  return tape.record("split_columns", {x}, parts, [&] { return SplitSaved{e, x.dtype()}; });
+}
+
+Var join_columns(Tape& tape, const Var& a, const Var& b) {
+  const int rank = a.shape().rank();
+  WEFT_CHECK(rank >= 1 && b.shape().rank() == rank && a.dtype() == b.dtype(), "join_columns: a {} {}, b {} {}",
+             a.shape().str(), name_of(a.dtype()), b.shape().str(), name_of(b.dtype()));
+  const bool shared = rank == 3 && b.dim(0) == a.dim(0) && b.dim(1) == 1;
+  WEFT_CHECK(shared || with_width(b.shape(), a.shape().back()) == a.shape(), "join_columns: a {}, b {}",
+             a.shape().str(), b.shape().str());
+  const Extents e{.T = shared ? a.dim(0) : a.shape().rows(),
+                  .H = shared ? a.dim(1) : 1,
+                  .A = a.shape().back(),
+                  .B = b.shape().back()};
+  const Tensor y = tape.empty(with_width(a.shape(), e.A + e.B), a.dtype());
+  kJoin({.dtype = a.dtype(),
+         .T = e.T,
+         .H = e.H,
+         .A = e.A,
+         .B = e.B,
+         .a = a.value.raw(),
+         .b = b.value.raw(),
+         .y = y.raw(),
+         .write_y = Write::overwrite},
+        tape.launch());
+  return tape.record("join_columns", {a, b}, y, [&] { return JoinSaved{e, a.dtype()}; });
+}
+
+}  // namespace weft
