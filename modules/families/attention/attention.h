@@ -26,14 +26,17 @@ struct AttentionOptions {
 // the keys lie, so that splitting a sequence into calls does not change a bit.
 inline constexpr std::int32_t kKeyTile = 64;
 
+enum class CachedValues : std::uint8_t { beside_keys, inside_keys };
+
 // Keys kept from earlier calls, positions [0, length) less what a window has left behind. Page t holds positions
-// [t kKeyTile, (t + 1) kKeyTile): first k [H_KV, kKeyTile, D], then v [H_KV, kKeyTile, D_V]. The first `pinned` pages
-// stay; the others share `ring` slots after them in turn.
+// [t kKeyTile, (t + 1) kKeyTile): first k [H_KV, kKeyTile, D], then v [H_KV, kKeyTile, D_V] unless a value is the first
+// D_V numbers of its key. The first `pinned` pages stay; the others share `ring` slots after them in turn.
 struct CachedKeys {
   const void* const* pages = nullptr;
   std::int32_t pinned = 0;
   std::int32_t ring = 0;
   std::int32_t length = 0;
+  CachedValues values = CachedValues::beside_keys;
 
   const void* page(std::int32_t t) const { return pages[t < pinned ? t : pinned + (t - pinned) % ring]; }
 };

@@ -50,7 +50,7 @@ class KeySource {
       return {packed_k(begin), packed_v(begin), e_.D_pad, e_.D_V_pad};
     }
     if (end <= document_.cached.length && e_.D_V == e_.D_V_pad) {
-      return {cached_k(begin), cached_v(begin), e_.D, e_.D_V};
+      return {cached_k(begin), cached_v(begin), e_.D, inside() ? e_.D : e_.D_V};
     }
     for (std::int64_t position = begin; position < end; ++position) {
       T* k_row = k_to + (position - begin) * e_.D_pad;
@@ -73,7 +73,9 @@ class KeySource {
   const T* cached_k(std::int64_t position) const {
     return page(position) + (head_ * kKeyTile + position % kKeyTile) * e_.D;
   }
+  bool inside() const { return document_.cached.values == CachedValues::inside_keys; }
   const T* cached_v(std::int64_t position) const {
+    if (inside()) return cached_k(position);
     return page(position) + e_.H_KV * kKeyTile * e_.D + (head_ * kKeyTile + position % kKeyTile) * e_.D_V;
   }
   const T* packed_k(std::int64_t position) const { return packed_.k + (head_ * packed_.S + row(position)) * e_.D_pad; }

@@ -23,15 +23,19 @@ std::int64_t pinned_pages(const AttentionOptions& options) {
 }  // namespace
 
 KeyValueCache::KeyValueCache(std::int64_t sequences, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
-                             const AttentionOptions& options, DType dtype)
+                             const AttentionOptions& options, DType dtype, CachedValues values)
     : H_KV_(H_KV),
       D_(D),
       D_V_(D_V),
       options_(options),
       dtype_(dtype),
+      values_(values),
       pinned_(pinned_pages(options)),
       ring_(ring_pages(options)),
-      sequences_(static_cast<std::size_t>(sequences)) {}
+      sequences_(static_cast<std::size_t>(sequences)) {
+  WEFT_CHECK(values == CachedValues::beside_keys || D_V <= D, "key-value cache: values of {} inside keys of {}", D_V,
+             D);
+}
 
 KeyValueCache::KeyValueCache(const KeyValueCache& other)
     : H_KV_(other.H_KV_),
@@ -39,6 +43,7 @@ KeyValueCache::KeyValueCache(const KeyValueCache& other)
       D_V_(other.D_V_),
       options_(other.options_),
       dtype_(other.dtype_),
+      values_(other.values_),
       pinned_(other.pinned_),
       ring_(other.ring_),
       sequences_(other.sequences_.size()) {
@@ -66,9 +71,9 @@ std::size_t KeyValueCache::bytes() const {
 }
 
 double KeyValueCache::bytes_for(std::int64_t length, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
-                                const AttentionOptions& options, DType dtype) {
+                                const AttentionOptions& options, DType dtype, CachedValues values) {
   const std::int64_t pages = std::min(pages_for(length), pinned_pages(options) + ring_pages(options));
-  return static_cast<double>(pages * kKeyTile * H_KV * (D + D_V)) * static_cast<double>(size_of(dtype));
+  return static_cast<double>(pages * page_elements(H_KV, D, D_V, values)) * static_cast<double>(size_of(dtype));
 }
 
 void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
@@ -82,7 +87,7 @@ void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
   const std::int64_t begin = sequence.length;
   const std::int64_t end = begin + L;
   while (static_cast<std::int64_t>(sequence.pages.size()) < std::min(pages_for(end), pinned_ + ring_)) {
-    sequence.pages.push_back(Tensor::zeros({H_KV_ * kKeyTile * (D_ + D_V_)}, dtype_));
+    sequence.pages.push_back(Tensor::zeros({page_elements(H_KV_, D_, D_V_, values_)}, dtype_));
     sequence.addresses.push_back(sequence.pages.back().raw());
   }
   const std::size_t element = size_of(dtype_);
@@ -98,6 +103,7 @@ void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
   for (std::int64_t position = begin; position < end; ++position) {
     auto* page = static_cast<std::byte*>(sequence.pages[slot(position / kKeyTile)].raw());
     copy_head(page, k, position - begin, D_, position % kKeyTile);
+    if (values_ == CachedValues::inside_keys) continue;
     copy_head(page + static_cast<std::size_t>(H_KV_ * kKeyTile * D_) * element, v, position - begin, D_V_,
               position % kKeyTile);
   }
@@ -109,7 +115,8 @@ CachedKeys KeyValueCache::keys(std::int64_t n) const {
   return {.pages = sequence.addresses.data(),
           .pinned = static_cast<std::int32_t>(pinned_),
           .ring = static_cast<std::int32_t>(ring_),
-          .length = sequence.length};
+          .length = sequence.length,
+          .values = values_};
 }
 
 void KeyValueCache::check_fits(DType dtype, const AttentionShape& shape, const AttentionOptions& options) const {

@@ -10,9 +10,10 @@ namespace weft {
 
 class KeyValueCache {
  public:
-  // H_KV heads, keys of width D, values of width D_V. The options' window and sink tokens decide what is kept.
+  // H_KV heads, keys of width D, values of width D_V. The options' window and sink tokens decide what is kept. Values
+  // inside keys (D_V <= D) take no memory of their own.
   KeyValueCache(std::int64_t sequences, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
-                const AttentionOptions& options, DType dtype);
+                const AttentionOptions& options, DType dtype, CachedValues values = CachedValues::beside_keys);
   KeyValueCache(const KeyValueCache& other);  // deep
   KeyValueCache& operator=(const KeyValueCache&) = delete;
 
@@ -22,9 +23,10 @@ class KeyValueCache {
   std::size_t bytes() const;
   // Bytes that one sequence of `length` tokens takes.
   static double bytes_for(std::int64_t length, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
-                          const AttentionOptions& options, DType dtype);
+                          const AttentionOptions& options, DType dtype,
+                          CachedValues values = CachedValues::beside_keys);
 
-  // k [L, H_KV, D] (rotated) and v [L, H_KV, D_V] of the next L tokens of a sequence.
+  // k [L, H_KV, D] (rotated) and v [L, H_KV, D_V] of the next L tokens of a sequence. Values inside keys are not read.
   void append(std::int64_t n, const Tensor& k, const Tensor& v);
   // What kernels read; valid until the next append.
   CachedKeys keys(std::int64_t n) const;
@@ -33,15 +35,19 @@ class KeyValueCache {
 
  private:
   struct Sequence {
-    std::vector<Tensor> pages;  // each [H_KV * kKeyTile * (D + D_V)]
+    std::vector<Tensor> pages;
     std::vector<const void*> addresses;
     std::int32_t length = 0;
   };
   std::size_t slot(std::int64_t page) const;
+  static std::int64_t page_elements(std::int64_t H_KV, std::int64_t D, std::int64_t D_V, CachedValues values) {
+    return H_KV * kKeyTile * (values == CachedValues::inside_keys ? D : D + D_V);
+  }
 
   std::int64_t H_KV_, D_, D_V_;
   AttentionOptions options_;
   DType dtype_;
+  CachedValues values_;
   std::int64_t pinned_;  // pages that stay
   std::int64_t ring_;    // pages that take turns
   std::vector<Sequence> sequences_;

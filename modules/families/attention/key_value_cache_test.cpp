@@ -133,6 +133,27 @@ TEST(KeyValueCache, WindowsHoldConstantMemory) {
   }
 }
 
+// Values that are the first numbers of their keys, read from where the keys lie: the same bits, without their memory.
+TEST(KeyValueCache, ValuesInsideKeysAreNotKeptTwice) {
+  for (const std::int64_t D_V : {16, 11}) {  // in the kernels' units of width, and between them
+    const AttentionCase c{.documents = documents_of({200}), .H_KV = 2, .G = 3, .D = 19, .D_V = D_V};
+    AttentionInputs in = random_inputs(c);
+    for (std::int64_t row = 0; row < 200 * 2; ++row) {
+      std::copy_n(in.k.data<double>() + row * 19, D_V, in.v.data<double>() + row * D_V);
+    }
+    KeyValueCache beside = cache_for(c, 1, DType::f32);
+    KeyValueCache inside(1, 2, 19, D_V, {}, DType::f32, CachedValues::inside_keys);
+    for (const auto& [begin, end] : {std::pair{0, 70}, {70, 71}, {71, 130}, {130, 200}}) {
+      EXPECT_TRUE(bitwise_equal(continue_sequence(c, in, begin, end, DType::f32, inside),
+                                continue_sequence(c, in, begin, end, DType::f32, beside)));
+    }
+    EXPECT_EQ(inside.bytes(), std::size_t{4} * 64 * 2 * 19 * 4);
+    EXPECT_EQ(static_cast<double>(inside.bytes()),
+              KeyValueCache::bytes_for(200, 2, 19, D_V, {}, DType::f32, CachedValues::inside_keys));
+  }
+  EXPECT_THROW(KeyValueCache(1, 1, 8, 9, {}, DType::f32, CachedValues::inside_keys), Error);
+}
+
 TEST(KeyValueCache, ACopyIsDeep) {
   const AttentionCase c{.documents = documents_of({90}), .D_V = 16};
   const AttentionInputs in = random_inputs(c);
