@@ -1,0 +1,88 @@
+#include "autograd/ops/decay_gate/decay_gate.h"
+
+#include "autograd/ops/decay_gate/decay_gate_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<DecayGateForward> kForward{
+    "decay_gate forward", [](const DecayGateForward& args, const Launch& launch) {
+      dispatch_real(args.dtype, "decay_gate", [&]<class T>() { decay_gate_forward_cpu<T>(args, launch.workspace); });
+    }};
+constexpr Dispatch<DecayGateBackward> kBackward{
+    "decay_gate backward", [](const DecayGateBackward& args, const Launch& launch) {
+      dispatch_real(args.dtype, "decay_gate", [&]<class T>() { decay_gate_backward_cpu<T>(args, launch.workspace); });
+    }};
+
+struct DecayGateSaved {
+  Tensor f, a_log, dt_bias;
+  DecayGateFunction function;
+  double bound;
+
+  DecayGateProblem problem() const {
+    return {.dtype = f.dtype(),
+            .function = function,
+            .T = f.dim(0),
+            .H = f.dim(1),
+            .W = f.rank() == 3 ? f.dim(2) : 1,
+            .bound = bound,
+            .f = f.raw(),
+            .a_log = a_log.raw(),
+            .dt_bias = dt_bias.raw()};
+  }
+
+  void backward(Backward& pass) const {
+    DecayGateBackward args{problem()};
+    const Tensor dg = pass.grad(0);
+    const GradTarget df = pass.target(0), da_log = pass.target(1), ddt_bias = pass.target(2);
+    args.dg = dg.raw();
+    args.df = df.raw();
+    args.write_df = df.write;
+    args.da_log = da_log.raw();
+    args.write_da_log = da_log.write;
+    args.ddt_bias = ddt_bias.raw();
+    args.write_ddt_bias = ddt_bias.write;
+    kBackward(args, pass.launch(decay_gate_backward_workspace(args)));
+  }
+};
+
+Var decay_gate(Tape& tape, const char* op, DecayGateFunction function, const Var& f, const Var& a_log,
+               const Var& dt_bias, double bound) {
+  const Shape& shape = f.shape();
+  WEFT_CHECK(shape.rank() == 2 || shape.rank() == 3, "{}: f is {}, expected [T,H] or [T,H,W]", op, shape.str());
+  const std::int64_t channels = shape.rank() == 3 ? shape[1] * shape[2] : shape[1];
+  WEFT_CHECK(a_log.shape() == Shape{shape[1]} && dt_bias.shape() == Shape{channels},
+             "{}: a_log {} and dt_bias {} for f {}, expected {} and {}", op, a_log.shape().str(), dt_bias.shape().str(),
+             shape.str(), Shape{shape[1]}.str(), Shape{channels}.str());
+  WEFT_CHECK(a_log.dtype() == f.dtype() && dt_bias.dtype() == f.dtype(), "{}: a_log {} and dt_bias {} for f {}", op,
+             name_of(a_log.dtype()), name_of(dt_bias.dtype()), name_of(f.dtype()));
+  const DecayGateSaved saved{f.value, a_log.value, dt_bias.value, function, bound};
+  const Tensor g = tape.empty(shape, f.dtype());
+  DecayGateForward args{saved.problem()};
+  args.g = g.raw();
+  kForward(args, tape.launch(decay_gate_forward_workspace(args)));
+  return tape.record(op, {f, a_log, dt_bias}, g, [&] { return saved; });
+}
+
+}  // namespace
+
+std::size_t decay_gate_forward_workspace(const DecayGateForward& args) {
+  return dispatch_real(args.dtype, "decay_gate",
+                       [&]<class T>() { return DecayGateScratch<T>(args, false, nullptr).bytes; });
+}
+
+std::size_t decay_gate_backward_workspace(const DecayGateBackward& args) {
+  return dispatch_real(args.dtype, "decay_gate",
+                       [&]<class T>() { return DecayGateScratch<T>(args, true, nullptr).bytes; });
+}
+
+Var softplus_decay(Tape& tape, const Var& f, const Var& a_log, const Var& dt_bias) {
+  return decay_gate(tape, "softplus_decay", DecayGateFunction::softplus, f, a_log, dt_bias, 0.0);
+}
+
+Var bounded_decay(Tape& tape, const Var& f, const Var& a_log, const Var& dt_bias, double lower_bound) {
+  WEFT_CHECK(lower_bound < 0.0, "bounded_decay: lower bound {}, expected a negative number", lower_bound);
+  return decay_gate(tape, "bounded_decay", DecayGateFunction::bounded, f, a_log, dt_bias, lower_bound);
+}
+
+}  // namespace weft
