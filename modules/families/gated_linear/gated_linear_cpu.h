@@ -9,7 +9,7 @@
 // d_k x d_v elements of a state; S and dS as in chunk_scalar_cpu.h.
 #pragma once
 
-#include "autograd/parallel_for.h"
+#include "modules/families/chunk_tasks.h"
 #include "modules/families/gated_linear/chunk_scalar_cpu.h"
 #include "modules/families/gated_linear/chunk_vector_cpu.h"
 
@@ -26,19 +26,6 @@ struct ChunkKernelOf<T, DecayKind::vector> {
 
 // --- pieces shared by both directions --------------------------------------------------------------------------------
 
-inline int gated_linear_threads() {
-  return std::max(omp_get_max_threads(), omp_get_num_threads());
-}
-
-// Chunks and sequences are always visited inside a threaded loop, be there only one, because a product rounds
-// differently when the BLAS splits it over threads.
-template <class F>
-void for_each_task(std::int64_t n, F&& f) {
-  parallel_for(std::max<std::int64_t>(n, 2), Schedule::dynamic, [&](std::int64_t i) {
-    if (i < n) f(i);
-  });
-}
-
 inline std::int64_t documents_with_tokens(const GatedLinearProblem& p) {
   std::int64_t documents = 0;
   for (std::int64_t n = 0; n < p.N; ++n) documents += p.cu_seqlens[n + 1] > p.cu_seqlens[n] ? 1 : 0;
@@ -47,7 +34,7 @@ inline std::int64_t documents_with_tokens(const GatedLinearProblem& p) {
 
 inline ChunkSchedule gated_linear_schedule(const GatedLinearProblem& p) {
   if (p.schedule != ChunkSchedule::automatic) return p.schedule;
-  const std::int64_t threads = gated_linear_threads();
+  const std::int64_t threads = chunk_threads();
   const std::int64_t documents = documents_with_tokens(p);
   const bool even = documents * p.H >= 4 * threads || (documents == 1 && p.H % threads == 0);
   return even ? ChunkSchedule::fused : ChunkSchedule::two_level;
@@ -56,7 +43,7 @@ inline ChunkSchedule gated_linear_schedule(const GatedLinearProblem& p) {
 // Heads that a task of the fused schedule walks together.
 inline std::int64_t gated_linear_group(const GatedLinearProblem& p) {
   const std::int64_t documents = documents_with_tokens(p);
-  const std::int64_t tasks = gated_linear_threads() * (documents == 1 ? 1 : 4);  // documents differ in length
+  const std::int64_t tasks = chunk_threads() * (documents == 1 ? 1 : 4);  // documents differ in length
   const std::int64_t state_bytes = p.d_k * p.d_v * static_cast<std::int64_t>(size_of(p.dtype));
   const std::int64_t in_cache = GatedLinearCpuPolicy::kGroupStateBytes / state_bytes;
   return std::clamp<std::int64_t>(std::min(in_cache, documents * p.H / tasks), 1, p.H);
@@ -64,7 +51,7 @@ inline std::int64_t gated_linear_group(const GatedLinearProblem& p) {
 
 // Chunks of the table that the two-level schedule treats together.
 inline std::int64_t gated_linear_window(const GatedLinearProblem& p) {
-  const std::int64_t items = GatedLinearCpuPolicy::kWindowItemsPerThread * gated_linear_threads();
+  const std::int64_t items = GatedLinearCpuPolicy::kWindowItemsPerThread * chunk_threads();
   return std::clamp<std::int64_t>(block_count(items, std::max<std::int64_t>(1, p.H)), 1,
                                   std::max<std::int64_t>(1, p.chunk_count));
 }
@@ -96,7 +83,7 @@ class GatedLinearWalk {
     if (fused_) group_ = gated_linear_group(p);
     one_thread.take((group_ + 1) * size_);
     scratch_stride_ = one_thread.used();
-    scratch_ = carver.take(gated_linear_threads() * scratch_stride_);
+    scratch_ = carver.take(chunk_threads() * scratch_stride_);
     if (backward) entries_ = carver.take(p.chunk_count * p.H * size_);
     if (!fused_) {
       window_ = gated_linear_window(p);

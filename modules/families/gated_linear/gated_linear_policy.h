@@ -11,8 +11,6 @@ struct GatedLinearCpuPolicy {
   static constexpr std::int64_t chunk(DecayKind) { return 64; }
   // Rows of a chunk whose masked products are taken together; the part right of the diagonal is skipped blockwise.
   static constexpr std::int64_t kRowBlock = 16;
-  // Vector kind: blocks at least this long go through the BLAS, smaller ones through loops.
-  static constexpr std::int64_t kGemmBlock = 16;
   // The fused schedule walks as many heads together as have states of this size.
   static constexpr std::int64_t kGroupStateBytes = 256 * 1024;
   // The two-level schedule looks at windows of so many (chunk, head) pairs for each thread.
