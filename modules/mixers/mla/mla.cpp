@@ -199,8 +199,9 @@ class Mla final : public Mixer {
 
   // First tokens of all sequences: nothing is cached yet, and the expanded form is the cheaper one.
   Var prefill(Tape& tape, const Projected& p, const DocumentsPtr& documents, KeyValueCache& cache) const {
-    WEFT_CHECK(documents->count() == cache.sequences() && !documents->anchored(),
-               "mla: {} documents for a state of {} sequences", documents->count(), cache.sequences());
+    WEFT_CHECK(!documents->anchored(), "mla: a row that continues from a state has no anchor");
+    WEFT_CHECK(documents->count() == cache.sequences(), "mla: {} documents for a state of {} sequences",
+               documents->count(), cache.sequences());
     const Tensor keys = latent_keys(tape, p).value;
     for (std::int64_t n = 0; n < documents->count(); ++n) {
       WEFT_CHECK(documents->pos0(n) == 0, "mla: document {} starts at position {}, its state is empty", n,
@@ -213,7 +214,7 @@ class Mla final : public Mixer {
 
   // Attention of all heads over the latents themselves, wkv_b absorbed into queries and output -> [T, H, D_V].
   Var absorbed(Tape& tape, const Projected& p, const Documents& documents, KeyValueCache& cache) const {
-    const Tensor wkv_b = wkv_b_->value.reshape({c_.H, c_.D_n + c_.D_V, c_.d_c});
+    const Tensor wkv_b = tape.parameter(*wkv_b_).value.reshape({c_.H, c_.D_n + c_.D_V, c_.d_c});
     const auto [q_n, q_r] = split_columns(tape, p.q, c_.D_n);
     const Tensor q_c = head_products(tape, q_n.value, wkv_b, 0, c_.D_n, Op::none);
     const Tensor q = join_columns(tape, Tape::constant(q_c), q_r).value;
