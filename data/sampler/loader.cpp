@@ -22,7 +22,7 @@ std::uint64_t mix(std::uint64_t x) {
 }  // namespace
 
 struct Loader::Impl {
-  std::unique_ptr<Sampler> sampler;
+  std::unique_ptr<RowStream> stream;
   LoaderOptions options;
   mutable std::mutex mutex;
   std::condition_variable changed;
@@ -44,7 +44,7 @@ struct Loader::Impl {
       const std::int64_t first = (a * options.dp_size + options.dp_rank) * each;
       std::vector<Row>& batch = step.micro_batches.emplace_back();
       for (std::int64_t r = first; r < first + each; ++r) {
-        batch.push_back(sampler->build(plan.rows[static_cast<std::size_t>(r)]));
+        batch.push_back(stream->build(plan.rows[static_cast<std::size_t>(r)]));
         step.valid_labels += batch.back().valid_labels();
         step.content_digest += mix(row_digest(batch.back()) + mix(static_cast<std::uint64_t>(r) + 1));
       }
@@ -67,16 +67,16 @@ struct Loader::Impl {
 
   void run() {
     for (;;) {
-      const auto plan = sampler->next();
+      const auto plan = stream->next();
       std::optional<LoadedStep> step;
       if (plan) {
         // Taken before the rows are built, so that it belongs to this step whatever building does.
-        const std::int64_t tokens = sampler->tokens_drawn();
-        std::string state = sampler->state();
+        const std::int64_t tokens = stream->tokens_drawn();
+        std::string state = stream->state();
         step = build_with_retries(*plan);
         if (!step) return;
         step->tokens_drawn = tokens;
-        step->sampler_state = std::move(state);
+        step->stream_state = std::move(state);
       }
       std::unique_lock lock(mutex);
       if (!step) {
@@ -92,16 +92,16 @@ struct Loader::Impl {
   }
 };
 
-Loader::Loader(std::unique_ptr<Sampler> sampler, LoaderOptions options) : impl_(std::make_unique<Impl>()) {
+Loader::Loader(std::unique_ptr<RowStream> stream, LoaderOptions options) : impl_(std::make_unique<Impl>()) {
   WEFT_CHECK(
       options.dp_size >= 1 && options.dp_rank >= 0 && options.dp_rank < options.dp_size && options.prefetch_steps >= 1,
       "loader: group {} of {}, {} steps ahead", options.dp_rank, options.dp_size, options.prefetch_steps);
-  const std::int64_t rows = sampler->options().rows_per_step;
+  const std::int64_t rows = stream->rows_per_step();
   if (options.accumulation < 1 || rows % (options.dp_size * options.accumulation) != 0) {
     config_error("{} rows a step do not divide into {} data-parallel groups times {} accumulation steps", rows,
                  options.dp_size, options.accumulation);
   }
-  impl_->sampler = std::move(sampler);
+  impl_->stream = std::move(stream);
   impl_->options = std::move(options);
   impl_->thread = std::thread([impl = impl_.get()] {
     try {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "data/sampler/sampler.h"
+#include "data/sampler/row_stream.h"
 
 namespace weft {
 
@@ -34,13 +34,13 @@ struct LoadedStep {
   // Of this group's rows and their places in the step; the sum over groups mod 2^64 is equal for any number of ranks.
   std::uint64_t content_digest = 0;
   std::int64_t tokens_drawn = 0;  // over all steps up to and with this one
-  std::string sampler_state;      // what a checkpoint taken after this step stores
+  std::string stream_state;       // what a checkpoint taken after this step stores
 };
 
 class Loader {
  public:
-  // `sampler` is where the stream goes on; the loader owns it from here. Error (config) if R does not divide into DP A.
-  Loader(std::unique_ptr<Sampler> sampler, LoaderOptions options);
+  // `stream` is where the data goes on; the loader owns it from here. Error (config) if R does not divide into DP A.
+  Loader(std::unique_ptr<RowStream> stream, LoaderOptions options);
   ~Loader();
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;

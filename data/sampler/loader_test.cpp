@@ -76,7 +76,7 @@ TEST(Loader, TakesTheRowsOfItsGroup) {
       EXPECT_EQ(row_digest(step->micro_batches[a][r]), row_digest(sampler.build(plan->rows[(a * 2 + 1) * 2 + r])));
     }
   }
-  EXPECT_EQ(step->sampler_state, sampler.state());
+  EXPECT_EQ(step->stream_state, sampler.state());
   EXPECT_EQ(step->tokens_drawn, 8 * 64);
 }
 

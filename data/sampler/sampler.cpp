@@ -87,9 +87,7 @@ struct Sampler::Impl {
     if (options.sources.empty()) config_error("no training dataset");
     if (options.rows_per_step < 1) config_error("rows per step: {} is not positive", options.rows_per_step);
     if (options.cycles < 1) config_error("cycles: {} is not positive", options.cycles);
-    for (const auto& [first, last] : options.skip_steps) {
-      if (first < 0 || last < first) config_error("skip_steps: [{}, {}] is no range of steps", first, last);
-    }
+    check_skipped_steps(options.skip_steps);
     for (const SamplerSource& source : options.sources) {
       check_row_options(options.rows, *source.dataset);
       check_weights(source);
@@ -167,11 +165,6 @@ struct Sampler::Impl {
     return rows;
   }
 
-  bool skipped(std::int64_t at) const {
-    return std::any_of(options.skip_steps.begin(), options.skip_steps.end(),
-                       [&](const auto& range) { return at >= range.first && at <= range.second; });
-  }
-
   std::string order_digest(std::int64_t at, const std::vector<RowRef>& rows) const {
     std::string text = fmt::format("{} {} {}", at, name_of(options.rows.packing), options.rows.length);
     for (const SamplerSource& source : options.sources) text += " " + source.dataset->digest();
@@ -185,6 +178,9 @@ Sampler::~Sampler() = default;
 
 const SamplerOptions& Sampler::options() const {
   return impl_->options;
+}
+std::int64_t Sampler::rows_per_step() const {
+  return impl_->options.rows_per_step;
 }
 std::int64_t Sampler::rows_drawn() const {
   return impl_->rows_drawn;
@@ -204,7 +200,7 @@ std::optional<StepPlan> Sampler::next() {
     }
     StepPlan plan;
     plan.step = impl_->step++;
-    if (impl_->skipped(plan.step)) continue;
+    if (contains(impl_->options.skip_steps, plan.step)) continue;
     // Else the sources of a mixture would line up with ranks.
     const KeyedPermutation order(
         permutation_key(impl_->options.seed, RandomStream::row_order, static_cast<std::uint64_t>(plan.step)), 0,
@@ -265,27 +261,19 @@ std::string Sampler::state() const {
   return canonical(object);
 }
 
-namespace {
-
-template <class T>
-void require_equal(std::string_view what, const T& saved, const T& now) {
-  if (saved != now) config_error("resuming data: {} was {} and is now {}", what, saved, now);
-}
-
-}  // namespace
-
 std::vector<std::string> Sampler::restore(std::string_view text, bool allow_change) {
   constexpr std::string_view kSource = "sampler state";
   constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
   const SamplerOptions& options = impl_->options;
   const json object = parse_strict(text, kSource);
-  require_equal("the sampler state's version", require_int(object, "version", kSource), kStateVersion);
-  require_equal("the seed", require_string(object, "seed", kSource), std::to_string(options.seed));
-  require_equal("the packing", require_string(object, "packing", kSource), std::string(name_of(options.rows.packing)));
-  require_equal("the sequence length", require_int(object, "length", kSource), options.rows.length);
-  require_equal("the number of rows a step", require_int(object, "rows_per_step", kSource), options.rows_per_step);
+  require_unchanged("the sampler state's version", require_int(object, "version", kSource), kStateVersion);
+  require_unchanged("the seed", require_string(object, "seed", kSource), std::to_string(options.seed));
+  require_unchanged("the packing", require_string(object, "packing", kSource),
+                    std::string(name_of(options.rows.packing)));
+  require_unchanged("the sequence length", require_int(object, "length", kSource), options.rows.length);
+  require_unchanged("the number of rows a step", require_int(object, "rows_per_step", kSource), options.rows_per_step);
   const json& sources = require_array(object, "sources", kSource);
-  require_equal("the number of datasets", sources.size(), options.sources.size());
+  require_unchanged("the number of datasets", sources.size(), options.sources.size());
 
   std::vector<std::string> messages;
   std::vector<SourceState> states;
