@@ -85,20 +85,34 @@ Var LanguageModel::logits(Tape& tape, const Var& hidden) {
   return linear(tape, hidden, tape.parameter(*head_));
 }
 
+Tensor LanguageModel::logits_of_rows(Tape& tape, const Tensor& hidden, std::span<const std::int64_t> positions) {
+  const Tensor rows = tape.empty({static_cast<std::int64_t>(positions.size()), config_.width}, hidden.dtype());
+  const std::size_t row_bytes = static_cast<std::size_t>(config_.width) * size_of(hidden.dtype());
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    const auto to = static_cast<std::int64_t>(i);
+    std::memcpy(rows.rows(to, to + 1).raw(), hidden.rows(positions[i], positions[i] + 1).raw(), row_bytes);
+  }
+  return logits(tape, Tape::constant(rows)).value;
+}
+
+Tensor LanguageModel::logits_at(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents,
+                                std::span<const std::int64_t> positions) {
+  WEFT_CHECK(!tape.recording(), "logits at positions are for inference");
+  return logits_of_rows(tape, forward(tape, tokens, documents).value, positions);
+}
+
 Tensor LanguageModel::prefill(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState& state) {
   const auto N = static_cast<std::int64_t>(state.lengths.size());
   WEFT_CHECK(!tape.recording() && documents->count() == N, "prefill of {} documents into {} sequences",
              documents->count(), N);
   const Var hidden = forward(tape, tokens, documents, &state);
-  const Tensor last = tape.empty({N, config_.width}, hidden.dtype());
-  const std::size_t row_bytes = static_cast<std::size_t>(config_.width) * size_of(hidden.dtype());
+  std::vector<std::int64_t> last;
   for (std::int64_t n = 0; n < N; ++n) {
     WEFT_CHECK(documents->length(n) > 0, "prefill of an empty document");
-    std::memcpy(last.rows(n, n + 1).raw(), hidden.value.rows(documents->end(n) - 1, documents->end(n)).raw(),
-                row_bytes);
+    last.push_back(documents->end(n) - 1);
     state.lengths[static_cast<std::size_t>(n)] += documents->length(n);
   }
-  return logits(tape, Tape::constant(last)).value;
+  return logits_of_rows(tape, hidden.value, last);
 }
 
 Tensor LanguageModel::decode(Tape& tape, const Tensor& tokens, ModelState& state) {

@@ -64,6 +64,10 @@ class LanguageModel {
   LossTerms loss(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, const Tensor& labels,
                  const Tensor& weights, const LossOptions& options);
 
+  // Logits at some positions of a row, without a state: positions [n] -> [n, V].
+  Tensor logits_at(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents,
+                   std::span<const std::int64_t> positions);
+
   ModelState initial_state(std::int64_t sequences, DType dtype) const;
   // Feeds the documents of a row to a state, document n to sequence n, and returns the logits after the last token of
   // each: [N, V]. Every document must have a token.
@@ -78,6 +82,8 @@ class LanguageModel {
 
  private:
   Var logits(Tape& tape, const Var& hidden);
+  // Of the hidden states at `positions`.
+  Tensor logits_of_rows(Tape& tape, const Tensor& hidden, std::span<const std::int64_t> positions);
 
   LanguageModelConfig config_;
   ParameterStore parameters_;
