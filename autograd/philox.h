@@ -35,6 +35,9 @@ enum class RandomStream : std::uint32_t {
   generation = 8,
   stochastic_rounding = 9,
   test = 10,
+  task_train = 11,
+  task_validation = 12,
+  task_test = 13,
 };
 
 // Words of one (seed, stream, index): block b holds words 4b .. 4b+3.
