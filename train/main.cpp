@@ -110,7 +110,8 @@ class CommandLine {
   }
 
   void add_eval() {
-    eval_ = app_.add_subcommand("eval", "Loss, perplexity and bits per byte of a run or checkpoint");
+    eval_ = app_.add_subcommand(
+        "eval", "Loss, perplexity and bits per byte of a run or checkpoint, or how well it solves a task");
     eval_->add_option("model", eval_arguments_.path, "Run or checkpoint")->required();
     eval_->add_option("--data", eval_arguments_.data, "Dataset; the recipe's validation data otherwise");
     eval_->add_option("--tokens", eval_arguments_.tokens, "Tokens of it to score; 0: all")
@@ -118,6 +119,13 @@ class CommandLine {
     eval_->add_option("--sequence-length", eval_arguments_.sequence_length, "Row length; the recipe's otherwise")
         ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 28));
     eval_->add_flag("--bigram", eval_arguments_.bigram, "Score a bigram model of the training data beside it");
+    eval_->add_option("--task", eval_arguments_.task, "Score a synthetic task: NAME, or without it the recipe's own")
+        ->expected(0, 1)
+        ->default_str("");
+    eval_->add_option("--set", eval_arguments_.overrides, "Change an option of the task: --set length=128")
+        ->expected(1)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->needs("--task");
     eval_->add_flag_callback(
         "--json", [this] { eval_arguments_.form = OutputForm::json; }, "Print as JSON");
   }

@@ -53,9 +53,11 @@ std::string to_json(const StepRow& row) {
       row.digest, row.tokens_per_second, row.seconds, row.flops_share, phases);
 }
 
-std::string to_json(const ValidationRow& row) {
-  return fmt::format("{{\"step\": {}, \"val_loss\": {}, \"val_bits_per_byte\": {}, \"val_labels\": {}}}", row.step,
-                     number(row.val_loss), number(row.bits_per_byte), row.labels);
+std::string to_json(std::int64_t step, const ValidationResult& result) {
+  std::string text = fmt::format("{{\"step\": {}, \"val_loss\": {}", step, number(result.loss));
+  if (result.bits_per_byte) text += fmt::format(", \"val_bits_per_byte\": {}", number(*result.bits_per_byte));
+  if (result.accuracy) text += fmt::format(", \"val_accuracy\": {}", number(*result.accuracy));
+  return text + fmt::format(", \"val_labels\": {}}}", result.labels);
 }
 
 MetricsLog::MetricsLog(const std::string& path, std::int64_t last_step) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "train/evaluate/validation.h"
 #include "train/loop/phase_clock.h"
 
 namespace weft {
@@ -26,17 +27,10 @@ struct StepRow {
   std::array<double, kPhaseNames.size()> phases{};
 };
 
-struct ValidationRow {
-  std::int64_t step = 0;
-  double val_loss = 0.0;
-  double bits_per_byte = 0.0;
-  std::int64_t labels = 0;
-};
-
 // The text of a row, without the line end. Doubles are written so that they read back to the same bits; what is not
 // finite becomes null.
 std::string to_json(const StepRow& row);
-std::string to_json(const ValidationRow& row);
+std::string to_json(std::int64_t step, const ValidationResult& result);
 
 // Never throws once open: when the disk is full, rows are dropped and counted, and training goes on.
 class MetricsLog {

@@ -48,9 +48,11 @@ LoadedModel load_model(const fs::path& path) {
   LoadedModel loaded;
   const auto load = [&](const CheckpointReader& reader) {
     loaded.recipe = parse_recipe(recipe_of(reader), (reader.directory() / "manifest.json").string());
-    loaded.tokenizer = make_tokenizer(tokenizer_of(reader));
-    loaded.model =
-        std::make_unique<LanguageModel>(language_model_config(loaded.recipe, loaded.tokenizer->vocab_size()));
+    if (const std::string name = tokenizer_of(reader); !name.empty()) loaded.tokenizer = make_tokenizer(name);
+    const std::int64_t vocabulary = loaded.recipe.task
+                                        ? make_task(*loaded.recipe.task, data_seed(loaded.recipe))->vocabulary()
+                                        : loaded.tokenizer->vocab_size();
+    loaded.model = std::make_unique<LanguageModel>(language_model_config(loaded.recipe, vocabulary));
     loaded.model->initialise(static_cast<std::uint64_t>(loaded.recipe.run.seed), DType::f32);
     load_parameters(reader, *loaded.model);
     loaded.checkpoint = reader.directory();
@@ -64,6 +66,15 @@ LoadedModel load_model(const fs::path& path) {
   const auto chosen =
       choose_checkpoint(path, {}, group, load, [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
   if (!chosen) config_error("{}: neither a checkpoint nor a run with checkpoints", path.string());
+  return loaded;
+}
+
+LoadedModel load_text_model(const fs::path& path) {
+  LoadedModel loaded = load_model(path);
+  if (loaded.tokenizer == nullptr) {
+    config_error("{}: trained on the task {}, whose tokens are no text; score it with weft eval --task", path.string(),
+                 loaded.recipe.task->type->name);
+  }
   return loaded;
 }
 

@@ -22,7 +22,7 @@ void write_run_recipe(const std::filesystem::path& folder, const Recipe& recipe)
 // A trained model for evaluation and generation.
 struct LoadedModel {
   Recipe recipe;
-  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Tokenizer> tokenizer;  // null: trained on a task whose tokens are symbols
   std::unique_ptr<LanguageModel> model;
   std::filesystem::path checkpoint;
   std::int64_t step = 0;
@@ -31,5 +31,7 @@ struct LoadedModel {
 // `path` is a run (its newest valid checkpoint is taken; rejected ones are reported on standard error) or one
 // checkpoint.
 LoadedModel load_model(const std::filesystem::path& path);
+// The same for what needs text. Error (config) if the model has no tokenizer.
+LoadedModel load_text_model(const std::filesystem::path& path);
 
 }  // namespace weft

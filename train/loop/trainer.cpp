@@ -6,11 +6,9 @@
 
 #include "checkpoints/resume.h"
 #include "checkpoints/writer.h"
-#include "data/bigram.h"
 #include "data/storage/crc32c.h"
 #include "data/storage/json.h"
 #include "data/storage/sha256.h"
-#include "train/evaluate/evaluate.h"
 #include "train/loop/batch.h"
 #include "train/loop/machine.h"
 #include "train/loop/run_folder.h"
@@ -23,9 +21,6 @@ namespace {
 constexpr int kMostFailedSaves = 3;
 constexpr auto kRetrySaveAfter = std::chrono::minutes(10);
 constexpr std::int64_t kReplicaCheckEvery = 200;
-// The bigram reference reads all of the training data, which must not hold up the first step of a large run.
-constexpr std::int64_t kMostBigramTokens = std::int64_t{1} << 28;
-
 Digest to_digest(const Sha256::Digest& bytes) {
   Digest digest;
   std::memcpy(digest.data(), bytes.data(), digest.size());
@@ -49,28 +44,13 @@ Recipe agreed(const World& world, Recipe recipe) {
   return recipe;
 }
 
-// Every dataset of a run must come from one tokenizer.
-std::unique_ptr<Tokenizer> tokenizer_of(const std::vector<std::shared_ptr<const Dataset>>& datasets) {
-  for (const auto& dataset : datasets) {
-    if (dataset->manifest().tokenizer_fingerprint != datasets[0]->manifest().tokenizer_fingerprint) {
-      config_error("{} and {} were prepared with different tokenizers ({} and {}); prepare them with the same one",
-                   datasets[0]->folder(), dataset->folder(), datasets[0]->manifest().tokenizer_name,
-                   dataset->manifest().tokenizer_name);
-    }
-  }
-  return make_tokenizer(datasets[0]->manifest().tokenizer_name);
-}
-
-std::vector<std::shared_ptr<const Dataset>> open_training_data(const Recipe& recipe) {
-  std::vector<std::shared_ptr<const Dataset>> datasets;
-  for (const SourceOptions& source : source_options(recipe)) {
-    datasets.push_back(std::make_shared<const Dataset>(source.path));
-  }
-  return datasets;
-}
-
-LanguageModelConfig model_config(const Recipe& recipe) {
-  return language_model_config(recipe, open_training_data(recipe).front()->vocab_size());
+// All ranks must read the same data, too.
+std::unique_ptr<RunData> agreed_data(const World& world, const Recipe& recipe) {
+  std::unique_ptr<RunData> data = open_run_data(recipe);
+  std::string digests;
+  for (const std::string& digest : data->digests()) digests += digest;
+  agree_digest(world.communicator(), "data", to_digest(sha256(digests + data->validation_digest())));
+  return data;
 }
 
 }  // namespace
@@ -82,7 +62,8 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
       mesh_(world.shared_communicator(),
             resolve_mesh({.pp = 1, .dp = 0, .cp = static_cast<int>(recipe_.parallel.cp), .tp = 1}, world.size())),
       log_(world.is_root() ? RunLog::Voice::speaks : RunLog::Voice::silent),
-      model_(model_config(recipe_)),
+      data_(agreed_data(world, recipe_)),
+      model_(language_model_config(recipe_, data_->vocabulary())),
       schedule_(schedule_of(recipe_)),
       policy_(recipe_.optimizer.on_nonfinite, recipe_.optimizer.max_consecutive_bad),
       arena_(std::make_shared<Arena>(physical_memory_bytes())) {
@@ -91,7 +72,6 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
     lock_.emplace(folder_, [this](const std::string& line) { log_.warn(line); });
     log_.open_file((folder_ / "log.txt").string());
   }
-  open_data();
   model_.initialise(static_cast<std::uint64_t>(recipe_.run.seed), DType::f32);
   optimizer_.emplace(model_.parameters().all(), optimizer_options(recipe_));
   reducer_.emplace(mesh_.dpcp(), model_.parameters().all());
@@ -112,33 +92,11 @@ bool Trainer::due(std::int64_t every) const {
 
 // --- start -----------------------------------------------------------------------------------------------------------
 
-void Trainer::open_data() {
-  std::vector<std::shared_ptr<const Dataset>> datasets = open_training_data(recipe_);
-  sampler_options_ = sampler_options(recipe_);
-  const std::vector<SourceOptions> sources = source_options(recipe_);
-  std::string digests;
-  for (std::size_t i = 0; i < sources.size(); ++i) {
-    sampler_options_.sources.push_back(
-        {.dataset = datasets[i], .weight = sources[i].weight, .max_epochs = sources[i].max_epochs});
-    digests += datasets[i]->digest();
-  }
-  if (!recipe_.data.validation.empty()) {
-    validation_data_ = std::make_shared<const Dataset>(recipe_.data.validation);
-    datasets.push_back(validation_data_);
-    digests += validation_data_->digest();
-    validation_rows_ = make_evaluation_source(validation_data_, row_options(recipe_));
-  }
-  agree_digest(world_.communicator(), "data", to_digest(sha256(digests)));
-  tokenizer_ = tokenizer_of(datasets);
-}
-
 void Trainer::open_loader() {
   loader_.reset();
-  SamplerOptions options = sampler_options_;
-  options.skip_steps.insert(options.skip_steps.end(), progress_.data_skips.begin(), progress_.data_skips.end());
-  auto sampler = std::make_unique<Sampler>(std::move(options));
+  std::unique_ptr<RowStream> stream = data_->open_stream(progress_.data_skips);
   if (!progress_.sampler.empty()) {
-    for (const std::string& message : sampler->restore(progress_.sampler)) log_.warn(message);
+    for (const std::string& message : stream->restore(progress_.sampler)) log_.warn(message);
   }
   const std::int64_t dp = mesh_.shape().dp;
   const std::int64_t rows = recipe_.data.rows_per_step();
@@ -156,7 +114,7 @@ void Trainer::open_loader() {
         together, rows_here);
   }
   accumulation_ = rows_here / together;
-  loader_ = std::make_unique<Loader>(std::move(sampler),
+  loader_ = std::make_unique<Loader>(std::move(stream),
                                      LoaderOptions{.dp_rank = mesh_.at().dp,
                                                    .dp_size = dp,
                                                    .accumulation = accumulation_,
@@ -245,13 +203,10 @@ void Trainer::start_metrics() {
   metrics_.emplace(path.string(), progress_.step);
   if (progress_.step > 0) return;
   nlohmann::json run = {{"name", recipe_.run.name}};
-  constexpr std::int64_t kMostBigramIds = 4096;
-  const Dataset& train = *sampler_options_.sources[0].dataset;
-  if (validation_data_ && validation_data_->vocab_size() <= kMostBigramIds && train.n_tokens() <= kMostBigramTokens) {
-    const BigramEntropy bigram = bigram_entropy(train, *validation_data_);
-    run["references"] = {{"bigram model", bigram.nats_per_token}};
-    log_.info(fmt::format("a bigram model of the same text has a validation loss of {:.4f} ({:.3f} bits per byte)",
-                          bigram.nats_per_token, bigram.bits_per_byte));
+  if (const std::optional<LossReference> simple = data_->reference()) {
+    run["references"] = {{simple->name, simple->loss}};
+    log_.info(fmt::format("a {} of the same text has a validation loss of {:.4f} ({:.3f} bits per byte)", simple->name,
+                          simple->loss, simple->bits_per_byte));
   }
   metrics_->append(nlohmann::json{{"run", run}}.dump());
 }
@@ -333,7 +288,7 @@ Trainer::AfterStep Trainer::train_step(const LoadedStep& loaded) {
   progress_.step += 1;
   progress_.tokens += recipe_.data.batch_tokens;
   progress_.data_step = loaded.step;
-  progress_.sampler = loaded.sampler_state;
+  progress_.sampler = loaded.stream_state;
   clock_.enter(Phase::other);
   log_step(numbers, loaded);
   return AfterStep::go_on;
@@ -451,23 +406,16 @@ void Trainer::roll_back(std::int64_t bad_data_step) {
 }
 
 void Trainer::validate() {
-  if (!validation_rows_ || validated_step_ == progress_.step) return;
+  if (validated_step_ == progress_.step) return;
   clock_.enter(Phase::validation);
-  EvaluationOptions options;
-  if (recipe_.validation.tokens > 0) {
-    options.max_rows = std::max<std::int64_t>(1, recipe_.validation.tokens / recipe_.data.sequence_length);
-  }
-  const EvaluationResult result =
-      evaluate(model_, *validation_rows_, *tokenizer_, world_.communicator(), arena_, options);
-  validated_step_ = progress_.step;
-  last_validation_ = result.loss;
-  log_.info(fmt::format("step {}: validation loss {:.4f} ({:.3f} bits per byte)", progress_.step, result.loss,
-                        result.bits_per_byte));
-  if (metrics_) {
-    metrics_->append(to_json(ValidationRow{.step = progress_.step,
-                                           .val_loss = result.loss,
-                                           .bits_per_byte = result.bits_per_byte,
-                                           .labels = result.labels}));
+  if (const std::optional<ValidationResult> result = data_->validate(model_, world_.communicator(), arena_)) {
+    validated_step_ = progress_.step;
+    last_validation_ = result->loss;
+    std::string more;
+    if (result->bits_per_byte) more = fmt::format(" ({:.3f} bits per byte)", *result->bits_per_byte);
+    if (result->accuracy) more = fmt::format(", accuracy {:.2f} %", 100.0 * *result->accuracy);
+    log_.info(fmt::format("step {}: validation loss {:.4f}{}", progress_.step, result->loss, more));
+    if (metrics_) metrics_->append(to_json(progress_.step, *result));
   }
   clock_.enter(Phase::other);
 }
@@ -496,12 +444,10 @@ void Trainer::save(const char* why) {
   CommunicatorGroup group(world_.communicator());
   CheckpointState state = checkpoint_state(parts(), world_.rank(), world_.size());
   state.mesh = canonical(nlohmann::json{{"dp", mesh_.shape().dp}, {"cp", mesh_.shape().cp}});
-  nlohmann::json digests = nlohmann::json::array();
-  for (const SamplerSource& source : sampler_options_.sources) digests.push_back(source.dataset->digest());
   state.provenance = canonical(nlohmann::json{{"recipe", resolved_recipe(recipe_)},
                                               {"recipe_digest", recipe_digest(recipe_)},
-                                              {"datasets", digests},
-                                              {"tokenizer", tokenizer_->name()}});
+                                              {"datasets", data_->digests()},
+                                              {"tokenizer", data_->tokenizer()}});
   if (validated_step_ == progress_.step && last_validation_ && std::isfinite(*last_validation_)) {
     state.metrics["val_loss"] = *last_validation_;
   }

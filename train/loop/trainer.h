@@ -11,13 +11,13 @@
 
 #include "checkpoints/run_lock.h"
 #include "data/sampler/loader.h"
-#include "data/tokenizers/tokenizer.h"
 #include "modules/language_model.h"
 #include "parallel/gradient_reducer.h"
 #include "parallel/launch.h"
 #include "parallel/mesh.h"
 #include "train/loop/metrics_log.h"
 #include "train/loop/phase_clock.h"
+#include "train/loop/run_data.h"
 #include "train/loop/run_log.h"
 #include "train/loop/signals.h"
 #include "train/loop/training_state.h"
@@ -52,7 +52,6 @@ class Trainer {
   };
   enum class AfterStep : std::uint8_t { go_on, roll_back };
 
-  void open_data();
   void open_loader();
   void resume_from(const ResumeChoice& choice);
   void load(const CheckpointReader& reader);
@@ -86,10 +85,7 @@ class Trainer {
   std::optional<RunLock> lock_;
   SignalRequests signals_;
 
-  std::unique_ptr<Tokenizer> tokenizer_;
-  SamplerOptions sampler_options_;
-  std::shared_ptr<const Dataset> validation_data_;
-  std::unique_ptr<RowSource> validation_rows_;
+  std::unique_ptr<RunData> data_;
   std::unique_ptr<Loader> loader_;
   std::int64_t accumulation_ = 1;
 

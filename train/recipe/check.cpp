@@ -1,5 +1,6 @@
 // What the keys of a recipe mean together.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <set>
 
@@ -88,7 +89,7 @@ class Checker {
   void check_data() {
     const DataSection& data = recipe_.data;
     const std::int64_t T = data.sequence_length;
-    if (data.train.empty() && data.mixture.empty()) {
+    if (!recipe_.task && data.train.empty() && data.mixture.empty()) {
       problem("data", "[data] needs train = \"FOLDER\", or [[data.mixture]] tables");
     } else if (!data.train.empty() && !data.mixture.empty()) {
       problem("data.mixture", "[data] has both train and [[data.mixture]]; keep one");
@@ -195,7 +196,64 @@ class Checker {
   RecipeProblems& problems_;
 };
 
+// Keys of [data] that a task leaves a meaning.
+constexpr std::array<std::string_view, 5> kTaskDataKeys = {"sequence_length", "batch_tokens", "skip_steps", "seed",
+                                                           "prefetch_steps"};
+
+void refuse_dataset_keys(const Recipe& recipe, const RecipePlaces& places, RecipeProblems& problems) {
+  for (const SectionSpec& section : recipe_sections()) {
+    if (section.name != "data") continue;
+    const Options values = section.tables(recipe).front();
+    for (const KeySpec& spec : section.keys) {
+      const std::string& key = spec.option.key;
+      if (std::ranges::find(kTaskDataKeys, key) != kTaskDataKeys.end()) continue;
+      if (values.values().at(key) == spec.option.default_value) continue;
+      problems.add(places.find("data." + key),
+                   fmt::format("{} in [data] is for datasets, but rows come from [task]; leave it out", key));
+    }
+  }
+  if (!recipe.data.mixture.empty()) {
+    problems.add(places.find("data.mixture"),
+                 "[[data.mixture]] is for datasets, but rows come from [task]; leave it out");
+  }
+  if (recipe.validation.tokens != 0) {
+    problems.add(places.find("validation.tokens"),
+                 "tokens in [validation] is for datasets; with [task], set validation_examples there");
+  }
+}
+
 }  // namespace
+
+void settle_rows(Recipe& recipe, const RecipePlaces& places, RecipeProblems& problems) {
+  const std::string key = "data.sequence_length";
+  if (!recipe.task) {
+    if (recipe.data.sequence_length == 0) {
+      problems.add(places.find(key),
+                   "sequence_length in [data] is \"auto\", but there is no [task] whose rows it "
+                   "could follow; give the tokens of a row");
+    }
+    return;
+  }
+  refuse_dataset_keys(recipe, places, problems);
+  try {
+    const std::unique_ptr<Task> task = make_task(*recipe.task, data_seed(recipe));
+    const std::int64_t length = task->row_length();
+    if (recipe.data.sequence_length == 0) recipe.data.sequence_length = length;
+    if (recipe.data.sequence_length != length) {
+      problems.add(places.find(key),
+                   fmt::format("sequence_length in [data] is {}, but the rows of [task] have {} tokens; leave it out",
+                               recipe.data.sequence_length, length));
+    }
+    if (const std::int64_t own = recipe.model.vocabulary; own != 0 && own < task->vocabulary()) {
+      problems.add(places.find("model.vocabulary"),
+                   fmt::format("vocabulary in [model] is {}, fewer than the {} token ids of [task]; leave it out", own,
+                               task->vocabulary()));
+    }
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::config) throw;
+    problems.add_complete(places.find("task"), error.what());
+  }
+}
 
 void check_recipe(const Recipe& recipe, const std::vector<std::string>& tables, const RecipePlaces& places,
                   RecipeProblems& problems) {

@@ -133,19 +133,30 @@ class Reader {
     note_places(root, "");
     Overrides(overrides, places_, problems_).apply(root);
     check_top_level(root);
+    rows_follow_task(root);
 
     Recipe recipe;
     for (const SectionSpec& section : recipe_sections()) section.assign(recipe, read_section(root, section));
     if (recipe.run.name.empty()) recipe.run.name = std::filesystem::path(places_.source()).stem().string();
     read_mixers(root, recipe);
+    if (const toml::table* table = root["task"].as_table()) recipe.task = read_task(*table);
     std::vector<std::string> tables;
     if (const toml::table* all = root["mixer"].as_table()) {
       for (const auto& [name, node] : *all) tables.emplace_back(name.str());
     }
     // Contradictions between values are worth reporting only once each value is sound.
+    if (problems_.empty()) settle_rows(recipe, places_, problems_);
     if (problems_.empty()) check_recipe(recipe, tables, places_, problems_);
     problems_.raise();
     return recipe;
+  }
+
+  TaskTable read_task_alone(std::string_view text, std::span<const std::string> overrides) {
+    toml::table root = parse(text);
+    Overrides(overrides, places_, problems_).apply(root);
+    const TaskTable task = read_task(*root["task"].as_table());
+    problems_.raise();
+    return task;
   }
 
  private:
@@ -178,7 +189,7 @@ class Reader {
   void problem(const std::string& key, std::string message) { problems_.add(places_.find(key), std::move(message)); }
 
   void check_top_level(const toml::table& root) {
-    std::vector<std::string> known = {"mixer"};
+    std::vector<std::string> known = {"mixer", "task"};
     for (const SectionSpec& section : recipe_sections()) {
       if (section.name.find('.') == std::string::npos) known.push_back(section.name);
     }
@@ -356,6 +367,33 @@ class Reader {
     return std::nullopt;
   }
 
+  // With a task, data.sequence_length may be left out.
+  static void rows_follow_task(toml::table& root) {
+    toml::table* data = root["data"].as_table();
+    if (root.contains("task") && data != nullptr && !data->contains("sequence_length")) {
+      data->insert("sequence_length", "auto");
+    }
+  }
+
+  // A task that cannot be told, or has bad options, is a problem; the result is then not used.
+  TaskTable read_task(const toml::table& table) {
+    TaskTable task;
+    const toml::node* name = table.get("name");
+    const TaskType* type = name == nullptr || !name->is_string() ? nullptr : find_task(name->as_string()->get());
+    std::vector<KeySpec> keys = task_keys();
+    if (type == nullptr) {
+      // Its other keys mean nothing without it.
+      toml::table alone;
+      if (name != nullptr) alone.insert("name", *name);
+      read_table(&alone, "task", "[task]", keys, {});
+      return task;
+    }
+    for (const KeySpec& spec : task_option_keys(*type)) keys.push_back(spec);
+    set_task_values(task, read_table(&table, "task", "[task]", keys, {}));
+    task.where = places_.find("task").text + ": [task]";
+    return task;
+  }
+
   // Every [mixer.NAME] table is checked; those of the pattern enter the recipe.
   void read_mixers(const toml::table& root, Recipe& recipe) {
     const toml::table* all = root["mixer"].as_table();
@@ -417,6 +455,15 @@ class Reader {
 Recipe parse_recipe(std::string_view text, const std::string& source, std::span<const std::string> overrides,
                     const std::vector<const MixerType*>& mixers) {
   return Reader(source, mixers).read(text, overrides);
+}
+
+TaskTable task_table(const Recipe& recipe, const std::string& name, std::span<const std::string> overrides) {
+  const std::string wanted = !name.empty() ? name : recipe.task->type->name;
+  const bool own = recipe.task && recipe.task->type->name == wanted;
+  std::vector<std::string> dotted;
+  for (const std::string& text : overrides) dotted.push_back(text.starts_with("task.") ? text : "task." + text);
+  const std::string text = own ? resolved_task(*recipe.task) : "[task]\nname = " + toml_string(wanted) + "\n";
+  return Reader("--task " + wanted, mixer_types()).read_task_alone(text, dotted);
 }
 
 Recipe load_recipe(const std::string& path, std::span<const std::string> overrides,

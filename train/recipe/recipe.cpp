@@ -19,9 +19,9 @@ const MixerTable& Recipe::mixer(std::string_view name) const {
   return *it;
 }
 
-LanguageModelConfig language_model_config(const Recipe& recipe, std::int64_t tokenizer_vocabulary) {
+LanguageModelConfig language_model_config(const Recipe& recipe, std::int64_t data_vocabulary) {
   const ModelSection& model = recipe.model;
-  LanguageModelConfig config{.vocabulary = model.vocabulary == 0 ? tokenizer_vocabulary : model.vocabulary,
+  LanguageModelConfig config{.vocabulary = model.vocabulary == 0 ? data_vocabulary : model.vocabulary,
                              .width = model.width,
                              .layers = model.layers,
                              .ffn_hidden = model.ffn_hidden(),
@@ -37,6 +37,14 @@ LanguageModelConfig language_model_config(const Recipe& recipe, std::int64_t tok
   return config;
 }
 
+std::uint64_t data_seed(const Recipe& recipe) {
+  return static_cast<std::uint64_t>(recipe.data.seed >= 0 ? recipe.data.seed : recipe.run.seed);
+}
+
+std::unique_ptr<Task> make_task(const TaskTable& table, std::uint64_t seed) {
+  return table.type->create(table.options, seed, table.where);
+}
+
 RowOptions row_options(const Recipe& recipe) {
   const DataSection& data = recipe.data;
   return {.length = data.sequence_length,
@@ -50,7 +58,7 @@ RowOptions row_options(const Recipe& recipe) {
 SamplerOptions sampler_options(const Recipe& recipe) {
   const DataSection& data = recipe.data;
   SamplerOptions options;
-  options.seed = static_cast<std::uint64_t>(data.seed >= 0 ? data.seed : recipe.run.seed);
+  options.seed = data_seed(recipe);
   options.rows_per_step = data.rows_per_step();
   options.rows = row_options(recipe);
   options.cycles = data.cycles;

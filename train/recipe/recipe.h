@@ -5,12 +5,15 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "data/sampler/sampler.h"
+#include "data/synthetic/task.h"
 #include "modules/language_model.h"
 #include "modules/mixer.h"
 #include "train/optimizers/optimizer.h"
@@ -67,7 +70,7 @@ struct DataSection {
   std::string train;                   // a dataset; or
   std::vector<MixtureSource> mixture;  // several
   std::string validation;              // empty: none
-  std::int64_t sequence_length = 0;    // T
+  std::int64_t sequence_length = 0;    // T; 0 only while a recipe is read: as long as the task's rows
   std::int64_t batch_tokens = 0;       // per optimizer step, over all ranks; a multiple of T
   Packing packing = Packing::concat;
   bool intra_document = true;
@@ -84,6 +87,15 @@ struct DataSection {
   std::int64_t prefetch_steps = 2;
 
   std::int64_t rows_per_step() const { return batch_tokens / sequence_length; }
+};
+
+// The [task] table: a synthetic task in place of datasets.
+struct TaskTable {
+  const TaskType* type = nullptr;
+  Options options;
+  std::int64_t validation_examples = 256;
+  std::int64_t test_examples = 1000;
+  std::string where;  // for messages, e.g. "mqar.toml:12: [task]"
 };
 
 enum class SpikeGuardUse : std::uint8_t { automatic, on, off };
@@ -156,6 +168,7 @@ struct Recipe {
   ModelSection model;
   std::vector<MixerTable> mixers;  // those of the pattern, each once, in order of first use
   DataSection data;
+  std::optional<TaskTable> task;  // nothing: [data] names datasets
   OptimizerSection optimizer;
   ParallelSection parallel;
   CheckpointSection checkpoint;
@@ -173,6 +186,10 @@ Recipe parse_recipe(std::string_view text, const std::string& source, std::span<
 // Files of at most 1 MiB.
 Recipe load_recipe(const std::string& path, std::span<const std::string> overrides = {},
                    const std::vector<const MixerType*>& mixers = mixer_types());
+
+// The [task] table that `overrides` ("KEY=VALUE" or "task.KEY=VALUE") make of a recipe's own, if it is of the task
+// `name` or that is empty, and of the defaults of `name` otherwise. Error (config) as for recipes.
+TaskTable task_table(const Recipe& recipe, const std::string& name, std::span<const std::string> overrides);
 
 // Every key with its value, in a fixed order: TOML that parse_recipe reads back to the same recipe. Equal recipes give
 // equal text.
@@ -203,7 +220,10 @@ std::vector<RecipeChange> recipe_changes(const Recipe& before, const Recipe& aft
 std::string recipe_reference();
 
 // What recipes mean to the parts that they configure.
-LanguageModelConfig language_model_config(const Recipe& recipe, std::int64_t tokenizer_vocabulary);
+LanguageModelConfig language_model_config(const Recipe& recipe, std::int64_t data_vocabulary);
+// Of the order of the data, and of the examples of a task.
+std::uint64_t data_seed(const Recipe& recipe);
+std::unique_ptr<Task> make_task(const TaskTable& table, std::uint64_t seed);
 RowOptions row_options(const Recipe& recipe);
 // Without the datasets themselves: `sources` is left empty; weights and epochs of source i come from source_options.
 SamplerOptions sampler_options(const Recipe& recipe);

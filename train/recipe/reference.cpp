@@ -37,6 +37,30 @@ std::string cell(const std::string& text) {
   return escaped;
 }
 
+std::string key_table(const std::vector<KeySpec>& keys) {
+  std::string text = "| key | type | default | values | meaning | on resume |\n|---|---|---|---|---|---|\n";
+  for (const KeySpec& spec : keys) {
+    const std::string shown =
+        spec.option.required ? "required" : fmt::format("`{}`", toml_value(spec.option.default_value, spec.automatic));
+    text += fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", spec.option.key, type_of(spec), shown,
+                        range_of(spec.option), cell(spec.option.help), effect_name(spec.effect));
+  }
+  return text;
+}
+
+std::string task_reference() {
+  std::string text =
+      "\n## `[task]`\n\n"
+      "A synthetic task in place of datasets: its rows are made up as they are needed, from the data's seed. Training\n"
+      "draws examples 0, 1, 2, ... of the train split; `data/synthetic/README.md` describes the tasks.\n\n";
+  text += key_table(task_keys());
+  for (const TaskType* type : task_types()) {
+    text += fmt::format("\n### `name = \"{}\"`\n\n{}\n\n", type->name, type->summary);
+    text += key_table(task_option_keys(*type));
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string recipe_reference() {
@@ -67,16 +91,10 @@ std::string recipe_reference() {
       "other keys are that mixer's options, which `weft mixers` lists. Two tables of one type make two kinds of "
       "layers.\n";
   for (const SectionSpec& section : recipe_sections()) {
-    text += fmt::format(
-        "\n## `{}`\n\n{}\n\n| key | type | default | values | meaning | on resume |\n|---|---|---|---|---|---|\n",
-        section.array ? fmt::format("[[{}]]", section.name) : fmt::format("[{}]", section.name), section.help);
-    for (const KeySpec& spec : section.keys) {
-      const std::string shown = spec.option.required
-                                    ? "required"
-                                    : fmt::format("`{}`", toml_value(spec.option.default_value, spec.automatic));
-      text += fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", spec.option.key, type_of(spec), shown,
-                          range_of(spec.option), cell(spec.option.help), effect_name(spec.effect));
-    }
+    text += fmt::format("\n## `{}`\n\n{}\n\n", section.array ? "[[" + section.name + "]]" : "[" + section.name + "]",
+                        section.help);
+    text += key_table(section.keys);
+    if (section.name == "data.mixture") text += task_reference();
   }
   return text;
 }

@@ -31,6 +31,12 @@ Table written_table(std::string header, std::string path, const std::vector<KeyS
   return table;
 }
 
+Table written_task(const TaskTable& task) {
+  std::vector<KeySpec> keys = task_keys();
+  for (const KeySpec& spec : task_option_keys(*task.type)) keys.push_back(spec);
+  return written_table("[task]", "task", keys, task_values(task));
+}
+
 std::vector<Table> written_tables(const Recipe& recipe) {
   std::vector<Table> tables;
   for (const SectionSpec& section : recipe_sections()) {
@@ -40,6 +46,7 @@ std::vector<Table> written_tables(const Recipe& recipe) {
                                                      section.keys, all[i])
                                      : written_table("[" + section.name + "]", section.name, section.keys, all[i]));
     }
+    if (section.name == "data.mixture" && recipe.task) tables.push_back(written_task(*recipe.task));
     if (section.name != "model") continue;
     for (const MixerTable& mixer : recipe.mixers) {
       std::vector<KeySpec> keys;
@@ -72,14 +79,21 @@ bool same_until(const Recipe& before, const Recipe& after, std::int64_t step) {
   return spike_guard_on(before) == spike_guard_on(after);
 }
 
+std::string as_toml(const Table& table) {
+  std::string text = table.header + "\n";
+  for (const Entry& entry : table.entries) text += entry.key + " = " + entry.value + "\n";
+  return text;
+}
+
 }  // namespace
+
+std::string resolved_task(const TaskTable& task) {
+  return as_toml(written_task(task));
+}
 
 std::string resolved_recipe(const Recipe& recipe) {
   std::string text;
-  for (const Table& table : written_tables(recipe)) {
-    text += (text.empty() ? "" : "\n") + table.header + "\n";
-    for (const Entry& entry : table.entries) text += entry.key + " = " + entry.value + "\n";
-  }
+  for (const Table& table : written_tables(recipe)) text += (text.empty() ? "" : "\n") + as_toml(table);
   return text;
 }
 

@@ -128,7 +128,7 @@ SectionSpec model_section() {
            {.minimum = 0, .maximum = 1 << 22, .automatic = S::kAutomatic}),
        field("tied", &S::tied, Effect::incompatible, "the output projection is the embedding table"),
        field("vocabulary", &S::vocabulary, Effect::incompatible,
-             "rows of the embedding; auto: the vocabulary of the data's tokenizer",
+             "rows of the embedding; auto: the vocabulary of the data's tokenizer, or of the task",
              {.minimum = 0, .maximum = 1 << 24, .automatic = 0}),
        field("norm_eps", &S::norm_eps, Effect::run, "epsilon of the RMS norms", {.minimum = 1e-12, .maximum = 1}),
        field("z_loss", &S::z_loss, Effect::run, "weight of the squared log-normaliser in the loss; 0: off",
@@ -141,12 +141,16 @@ SectionSpec model_section() {
 SectionSpec data_section() {
   using S = DataSection;
   return table<S>(
-      "data", "Datasets made by `weft prepare`, and how rows are drawn from them.",
+      "data",
+      "Datasets made by `weft prepare`, and how rows are drawn from them. With `[task]` there are no datasets, and "
+      "only "
+      "`sequence_length`, `batch_tokens`, `skip_steps`, `seed` and `prefetch_steps` have a meaning.",
       [](auto& r) -> auto& { return r.data; },
       {field("train", &S::train, Effect::run, "folder of the training dataset; or [[data.mixture]]"),
        field("validation", &S::validation, Effect::free, "folder of the validation dataset; empty: no validation"),
-       field("sequence_length", &S::sequence_length, Effect::incompatible, "tokens of a row",
-             {.minimum = 2, .maximum = 1 << 28, .required = true}),
+       field("sequence_length", &S::sequence_length, Effect::incompatible,
+             "tokens of a row; with [task] it may be left out (auto): as the task's rows",
+             {.minimum = 2, .maximum = 1 << 28, .required = true, .automatic = 0}),
        field("batch_tokens", &S::batch_tokens, Effect::incompatible,
              "tokens of an optimizer step over all ranks; a multiple of sequence_length",
              {.minimum = 2, .maximum = kMostTokens, .required = true}),
@@ -296,10 +300,11 @@ SectionSpec checkpoint_section() {
 
 SectionSpec validation_section() {
   using S = ValidationSection;
-  return table<S>("validation", "Loss on data.validation.", [](auto& r) -> auto& { return r.validation; },
+  return table<S>("validation", "Loss on data.validation, or loss and accuracy on task.validation_examples.",
+                  [](auto& r) -> auto& { return r.validation; },
                   {field("every", &S::every, Effect::free, "steps between validations; 0: only at the end",
                          {.minimum = 0, .maximum = kMostSteps}),
-                   field("tokens", &S::tokens, Effect::free, "tokens that are evaluated; auto: all",
+                   field("tokens", &S::tokens, Effect::free, "tokens of data.validation that are evaluated; auto: all",
                          {.minimum = 0, .maximum = kMostTokens, .automatic = 0})});
 }
 
@@ -310,7 +315,57 @@ SectionSpec log_section() {
                          {.minimum = 1, .maximum = kMostSteps})});
 }
 
+const std::vector<Field<TaskTable>>& task_fields() {
+  using S = TaskTable;
+  static const std::vector<Field<S>> fields = {
+      field("validation_examples", &S::validation_examples, Effect::free,
+            "examples that validations score: the first ones of the validation split",
+            {.minimum = 1, .maximum = 1 << 24}),
+      field("test_examples", &S::test_examples, Effect::free,
+            "examples that `weft eval --task` scores: the first ones of the test split",
+            {.minimum = 1, .maximum = 1 << 24})};
+  return fields;
+}
+
 }  // namespace
+
+const std::vector<KeySpec>& task_keys() {
+  static const std::vector<KeySpec> keys = [] {
+    std::vector<std::string> names;
+    for (const TaskType* type : task_types()) names.push_back(type->name);
+    std::vector<KeySpec> all = {{.option = {.key = "name",
+                                            .default_value = std::string(),
+                                            .help = "the task; its own keys are listed below",
+                                            .choices = names,
+                                            .required = true},
+                                 .effect = Effect::incompatible}};
+    for (const KeySpec& spec : specs_of(task_fields())) all.push_back(spec);
+    return all;
+  }();
+  return keys;
+}
+
+std::vector<KeySpec> task_option_keys(const TaskType& type) {
+  std::vector<KeySpec> keys;
+  for (const OptionSpec& option : type.options) keys.push_back({.option = option, .effect = Effect::incompatible});
+  return keys;
+}
+
+Options task_values(const TaskTable& table) {
+  Options values = table.options;
+  values.set("name", table.type->name);
+  for (const Field<TaskTable>& f : task_fields()) values.set(f.spec.option.key, f.value(table));
+  return values;
+}
+
+void set_task_values(TaskTable& table, const Options& values) {
+  table.type = find_task(values.text("name"));
+  WEFT_CHECK(table.type != nullptr, "no task {}", values.text("name"));
+  for (const Field<TaskTable>& f : task_fields()) f.assign(table, values.values().at(f.spec.option.key));
+  for (const OptionSpec& option : table.type->options) {
+    table.options.set(option.key, values.values().at(option.key));
+  }
+}
 
 const std::vector<SectionSpec>& recipe_sections() {
   static const std::vector<SectionSpec> sections = {run_section(),        model_section(),     data_section(),

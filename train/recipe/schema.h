@@ -27,8 +27,17 @@ struct SectionSpec {
   std::function<void(Recipe&, const std::vector<Options>&)> assign;  // the inverse
 };
 
-// All tables but [mixer.NAME], parents before their children.
+// All tables but [mixer.NAME] and [task], parents before their children.
 const std::vector<SectionSpec>& recipe_sections();
+
+// [task]: the keys that every task has, `name` first, and those that are a task's own.
+const std::vector<KeySpec>& task_keys();
+std::vector<KeySpec> task_option_keys(const TaskType& type);
+// The values of all of them, and back.
+Options task_values(const TaskTable& table);
+void set_task_values(TaskTable& table, const Options& values);
+// The table as TOML.
+std::string resolved_task(const TaskTable& task);
 
 // A value as TOML: shortest text that reads back to the same value; "auto" where it means that.
 std::string toml_value(const OptionValue& value, std::optional<double> automatic = {});
@@ -85,6 +94,10 @@ class RecipeProblems {
   };
   std::vector<Problem> problems_;
 };
+
+// Where rows come from and how long they are: with a [task], sequence_length is that of its rows, and keys for datasets
+// are refused. Adds a problem for each contradiction, the task's own objections included.
+void settle_rows(Recipe& recipe, const RecipePlaces& places, RecipeProblems& problems);
 
 // What keys mean together: adds a problem for each contradiction. `tables` are the names of all [mixer.NAME] tables,
 // used or not.

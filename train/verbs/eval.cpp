@@ -3,7 +3,7 @@
 #include "data/bigram.h"
 #include "train/evaluate/evaluate.h"
 #include "train/loop/run_folder.h"
-#include "train/verbs/verbs.h"
+#include "train/verbs/task_eval.h"
 
 namespace weft {
 namespace {
@@ -38,10 +38,12 @@ void print_result(const EvalArguments& arguments, const LoadedModel& loaded, con
 }  // namespace
 
 void run_eval(World& world, const EvalArguments& arguments) {
-  LoadedModel loaded = load_model(arguments.path);
+  if (arguments.task) return run_task_eval(world, arguments);
+  LoadedModel loaded = load_text_model(arguments.path);
   const std::string folder = arguments.data.empty() ? loaded.recipe.data.validation : arguments.data;
   if (folder.empty()) {
-    config_error("{}: the recipe names no data.validation; say what to score with --data DATASET", arguments.path);
+    config_error("{}: the recipe names no data.validation; say what to score with --data DATASET{}", arguments.path,
+                 loaded.recipe.task ? ", or its task with --task" : "");
   }
   const auto dataset = std::make_shared<const Dataset>(folder);
   if (dataset->manifest().tokenizer_fingerprint != hex(loaded.tokenizer->fingerprint())) {

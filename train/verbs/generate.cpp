@@ -8,7 +8,7 @@
 namespace weft {
 
 void run_generate(const GenerateArguments& arguments) {
-  LoadedModel loaded = load_model(arguments.path);
+  LoadedModel loaded = load_text_model(arguments.path);
   std::vector<std::int32_t> prompt = loaded.tokenizer->encode(arguments.prompt);
   // Without a prompt the text begins as a document does: after the end of another.
   if (prompt.empty()) prompt.push_back(static_cast<std::int32_t>(loaded.tokenizer->eos_id()));

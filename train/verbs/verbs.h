@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,11 +25,13 @@ struct TrainArguments {
 void run_train(World& world, const TrainArguments& arguments);
 
 struct EvalArguments {
-  std::string path;                  // run or checkpoint
-  std::string data;                  // dataset; empty: the recipe's validation data
-  std::int64_t tokens = 0;           // of the dataset; 0: all
-  std::int64_t sequence_length = 0;  // 0: the recipe's
-  bool bigram = false;               // also score a bigram model of the recipe's training data
+  std::string path;                    // run or checkpoint
+  std::string data;                    // dataset; empty: the recipe's validation data
+  std::int64_t tokens = 0;             // of the dataset; 0: all
+  std::int64_t sequence_length = 0;    // 0: the recipe's
+  bool bigram = false;                 // also score a bigram model of the recipe's training data
+  std::optional<std::string> task;     // score this synthetic task instead; empty: the recipe's own
+  std::vector<std::string> overrides;  // key=value of the task
   OutputForm form = OutputForm::text;
 };
 void run_eval(World& world, const EvalArguments& arguments);
