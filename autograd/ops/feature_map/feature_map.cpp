@@ -1,0 +1,63 @@
+#include "autograd/ops/feature_map/feature_map.h"
+
+#include "autograd/ops/feature_map/feature_map_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<FeatureMapForward> kForward{"feature_map forward", [](const FeatureMapForward& args, const Launch&) {
+                                                 dispatch_real(args.dtype, "feature_map",
+                                                               [&]<class T>() { feature_map_forward_cpu<T>(args); });
+                                               }};
+constexpr Dispatch<FeatureMapBackward> kBackward{
+    "feature_map backward", [](const FeatureMapBackward& args, const Launch&) {
+      dispatch_real(args.dtype, "feature_map", [&]<class T>() { feature_map_backward_cpu<T>(args); });
+    }};
+
+struct FeatureMapSaved {
+  Tensor x, y;
+  FeatureMap map;
+
+  void backward(Backward& pass) const {
+    const GradTarget dx = pass.target(0);
+    kBackward({.dtype = x.dtype(),
+               .map = map,
+               .R = x.shape().rows(),
+               .D = x.shape().back(),
+               .x = x.raw(),
+               .y = y.raw(),
+               .dy = pass.grad(0).raw(),
+               .dx = dx.raw(),
+               .write_dx = dx.write},
+              pass.launch());
+  }
+};
+
+}  // namespace
+
+std::int64_t feature_width(FeatureMap map, std::int64_t D) {
+  switch (map) {
+    case FeatureMap::taylor:
+      return 1 + D + D * (D + 1) / 2;
+    case FeatureMap::softmax_pair:
+      return 2 * D;
+    case FeatureMap::identity:
+    case FeatureMap::elu_plus_one:
+      break;
+  }
+  return D;
+}
+
+Var feature_map(Tape& tape, FeatureMap map, const Var& x) {
+  if (map == FeatureMap::identity) return x;
+  WEFT_CHECK(x.shape().rank() >= 1 && x.shape().back() > 0, "feature_map: x is {}", x.shape().str());
+  const std::int64_t D = x.shape().back();
+  Shape shape = x.shape();
+  shape.set(shape.rank() - 1, feature_width(map, D));
+  const Tensor y = tape.empty(shape, x.dtype());
+  kForward({.dtype = x.dtype(), .map = map, .R = x.shape().rows(), .D = D, .x = x.value.raw(), .y = y.raw()},
+           tape.launch());
+  return tape.record("feature_map", {x}, y, [&] { return FeatureMapSaved{x.value, y, map}; });
+}
+
+}  // namespace weft
