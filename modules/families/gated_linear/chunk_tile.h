@@ -8,15 +8,15 @@
 
 namespace weft {
 
-// n tokens; rows of q, k are ld_k elements apart, those of v, o, d_o ld_v.
+// n tokens; rows of q, k (of their features, with a map) are ld_k elements apart, those of v, o, d_o ld_v.
 template <class T>
 struct ChunkTile {
   ChunkTile(const GatedLinearProblem& p, const Chunk& chunk, std::int64_t head)
       : n(chunk.end - chunk.begin),
         h(head),
-        ld_k(p.H * p.d_k),
+        ld_k(p.H * p.stored_key_width()),
         ld_v(p.H * p.d_v),
-        key_offset((chunk.begin * p.H + head) * p.d_k),
+        key_offset((chunk.begin * p.H + head) * p.stored_key_width()),
         value_offset((chunk.begin * p.H + head) * p.d_v),
         gate_offset(chunk.begin * p.H + head),
         q(static_cast<const T*>(p.q) + key_offset),

@@ -44,7 +44,9 @@ struct GatedLinearSaved {
   DocumentsPtr documents;
   double scale;
   GatedLinearPlan plan;
+  FeatureMap map;
 
+  std::int64_t d_k() const { return feature_width(map, k.dim(2)); }
   void backward(Backward& pass) const;
 };
 
@@ -67,7 +69,7 @@ GatedLinearProblem problem(const GatedLinearSaved& in) {
           .T = in.q.dim(0),
           .N = in.documents->count(),
           .H = in.q.dim(1),
-          .d_k = in.q.dim(2),
+          .d_k = in.d_k(),
           .d_v = in.v.dim(2),
           .C = C,
           .scale = in.scale,
@@ -79,7 +81,9 @@ GatedLinearProblem problem(const GatedLinearSaved& in) {
           .cu_seqlens = in.documents->cu_seqlens().data(),
           .chunks = table.chunks.data(),
           .document_offset = table.document_offset.data(),
-          .chunk_count = static_cast<std::int64_t>(table.chunks.size())};
+          .chunk_count = static_cast<std::int64_t>(table.chunks.size()),
+          .map = in.map,
+          .D_x = in.q.dim(2)};
 }
 
 void GatedLinearSaved::backward(Backward& pass) const {
@@ -99,7 +103,7 @@ void GatedLinearSaved::backward(Backward& pass) const {
   kBackward(args, pass.launch(gated_linear_backward_workspace(args)));
 }
 
-void check_inputs(const Var& q, const Var& k, const Var& v, const Var& decay, const Var& initial_state,
+void check_inputs(FeatureMap map, const Var& q, const Var& k, const Var& v, const Var& decay, const Var& initial_state,
                   const Documents& documents) {
   WEFT_CHECK(q.shape().rank() == 3 && k.shape() == q.shape() && v.shape().rank() == 3 && v.dim(0) == q.dim(0) &&
                  v.dim(1) == q.dim(1),
@@ -111,9 +115,11 @@ void check_inputs(const Var& q, const Var& k, const Var& v, const Var& decay, co
   for (const Var* x : {&k, &v, &decay}) {
     WEFT_CHECK(x->dtype() == q.dtype(), "gated_linear: {} among {}", name_of(x->dtype()), name_of(q.dtype()));
   }
+  WEFT_CHECK(map == FeatureMap::identity || decay.shape().rank() == 1,
+             "gated_linear: decay {} with a feature map; expected a constant one, [H]", decay.shape().str());
   WEFT_CHECK(!(decay.shape().rank() == 1 && decay.requires_grad()), "gated_linear: a constant decay is not trained");
   if (initial_state.value.defined()) {
-    const Shape expected{documents.count(), q.dim(1), q.dim(2), v.dim(2)};
+    const Shape expected{documents.count(), q.dim(1), feature_width(map, q.dim(2)), v.dim(2)};
     WEFT_CHECK(initial_state.shape() == expected && initial_state.dtype() == q.dtype(),
                "gated_linear: initial state {} {}, expected {} {}", initial_state.shape().str(),
                name_of(initial_state.dtype()), expected.str(), name_of(q.dtype()));
@@ -139,10 +145,16 @@ std::size_t gated_linear_backward_workspace(const GatedLinearBackward& args) {
 GatedLinearOutput gated_linear(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& decay,
                                const Var& initial_state, const DocumentsPtr& documents, double scale,
                                const GatedLinearPlan& plan) {
-  check_inputs(q, k, v, decay, initial_state, *documents);
-  GatedLinearSaved saved{q.value, k.value, v.value, decay.value, initial_state.value, documents, scale, plan};
+  return gated_linear(tape, FeatureMap::identity, q, k, v, decay, initial_state, documents, scale, plan);
+}
+
+GatedLinearOutput gated_linear(Tape& tape, FeatureMap map, const Var& q, const Var& k, const Var& v, const Var& decay,
+                               const Var& initial_state, const DocumentsPtr& documents, double scale,
+                               const GatedLinearPlan& plan) {
+  check_inputs(map, q, k, v, decay, initial_state, *documents);
+  GatedLinearSaved saved{q.value, k.value, v.value, decay.value, initial_state.value, documents, scale, plan, map};
   const Tensor o = tape.empty(v.shape(), v.dtype());
-  const Tensor st = tape.empty({documents->count(), q.dim(1), q.dim(2), v.dim(2)}, q.dtype());
+  const Tensor st = tape.empty({documents->count(), q.dim(1), saved.d_k(), v.dim(2)}, q.dtype());
   GatedLinearForward args{problem(saved)};
   args.o = o.raw();
   args.st = st.raw();

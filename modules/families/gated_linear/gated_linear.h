@@ -5,12 +5,15 @@
 // evaluated chunk by chunk: inside a chunk as masked attention, between chunks through the matrix state
 // (Lightning Attention-2, arXiv:2401.04658; GLA, arXiv:2312.06635). README.md derives the chunked forms.
 //
+// With a feature map phi, phi(q_t) and phi(k_t) stand for q_t and k_t; they are built chunk by chunk, in cache, and
+// never exist for a whole row.
+//
 // T tokens of the packed row, N documents, H heads, d_k and d_v head widths of keys and values, C chunk length.
 // q, k [T,H,d_k]; v, o [T,H,d_v]; states [N,H,d_k,d_v], rows are key channels. Log decays g <= 0, natural logarithm.
 #pragma once
 
 #include "autograd/documents.h"
-#include "autograd/tape.h"
+#include "autograd/ops/feature_map/feature_map.h"
 
 namespace weft {
 
@@ -45,6 +48,11 @@ struct GatedLinearProblem {
   const Chunk* chunks;                  // [chunk_count], blocks of C tokens
   const std::int32_t* document_offset;  // [N + 1] first chunk of each document
   std::int64_t chunk_count;
+  // With a map, q and k are [T, H, D_x] and d_k is the width of their features.
+  FeatureMap map = FeatureMap::identity;
+  std::int64_t D_x = 0;
+
+  std::int64_t stored_key_width() const { return map == FeatureMap::identity ? d_k : D_x; }
 };
 
 struct GatedLinearForward : GatedLinearProblem {
@@ -102,6 +110,10 @@ std::int64_t gated_linear_chunk(DecayKind kind);
 // `decay` is [H], [T,H] or [T,H,d_k], <= 0; gradients reach q, k, v, the initial state and a decay that depends on the
 // token. An `initial_state` without a value ({}) is zero.
 GatedLinearOutput gated_linear(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& decay,
+                               const Var& initial_state, const DocumentsPtr& documents, double scale,
+                               const GatedLinearPlan& plan = {});
+// The same on features: q, k [T,H,D_x]; `decay` is constant; states have d_k = feature_width(map, D_x).
+GatedLinearOutput gated_linear(Tape& tape, FeatureMap map, const Var& q, const Var& k, const Var& v, const Var& decay,
                                const Var& initial_state, const DocumentsPtr& documents, double scale,
                                const GatedLinearPlan& plan = {});
 

@@ -9,6 +9,7 @@
 // d_k x d_v elements of a state; S and dS as in chunk_scalar_cpu.h.
 #pragma once
 
+#include "autograd/ops/feature_map/feature_map_cpu.h"
 #include "modules/families/chunk_tasks.h"
 #include "modules/families/gated_linear/chunk_scalar_cpu.h"
 #include "modules/families/gated_linear/chunk_vector_cpu.h"
@@ -82,6 +83,8 @@ class GatedLinearWalk {
     thread_states_ = one_thread.used();
     if (fused_) group_ = gated_linear_group(p);
     one_thread.take((group_ + 1) * size_);
+    thread_features_ = one_thread.used();
+    if (p.map != FeatureMap::identity) one_thread.take(kFeatureTiles * feature_tile());
     scratch_stride_ = one_thread.used();
     scratch_ = carver.take(chunk_threads() * scratch_stride_);
     if (backward) entries_ = carver.take(p.chunk_count * p.H * size_);
@@ -119,8 +122,8 @@ class GatedLinearWalk {
       const std::int64_t begin = std::max<std::int64_t>(0, end - window_);
       exit_gradients(a, begin, end);
       for_each_chunk(begin, end, [&](Kernel& kernel, const ChunkTile<T>& tile, std::int64_t c, std::int64_t item) {
-        kernel.gradients(tile, starts_at_zero(c) ? nullptr : entries_ + (begin * p_.H + item) * size_,
-                         is_last(c) && a.dst == nullptr ? nullptr : states_ + item * size_, ChunkGradients<T>(a, tile));
+        input_gradients(kernel, tile, starts_at_zero(c) ? nullptr : entries_ + (begin * p_.H + item) * size_,
+                        is_last(c) && a.dst == nullptr ? nullptr : states_ + item * size_, ChunkGradients<T>(a, tile));
       });
     }
   }
@@ -131,6 +134,43 @@ class GatedLinearWalk {
   bool is_last(std::int64_t c) const { return c + 1 == p_.document_offset[p_.chunks[c].document + 1]; }
   bool starts_at_zero(std::int64_t c) const { return p_.s0 == nullptr && p_.chunks[c].index == 0; }
   T* thread_scratch() const { return scratch_ + omp_get_thread_num() * scratch_stride_; }
+
+  // With a map, a thread holds four tiles: the features of q and k, then their gradients.
+  static constexpr std::int64_t kFeatureTiles = 4;
+  std::int64_t feature_tile() const { return p_.C * p_.d_k; }
+  T* features() const { return thread_scratch() + thread_features_; }
+
+  // The chunk of one head as the kernels see it: with a map, features stand for q and k.
+  ChunkTile<T> tile_of(std::int64_t c, std::int64_t h) const {
+    ChunkTile<T> tile(p_, p_.chunks[c], h);
+    if (p_.map == FeatureMap::identity) return tile;
+    T* to = features();
+    for (const T** x : {&tile.q, &tile.k}) {
+      feature_rows(p_.map, tile.n, p_.D_x, *x, tile.ld_k, to);
+      *x = to;
+      to += feature_tile();
+    }
+    tile.ld_k = p_.d_k;
+    return tile;
+  }
+
+  // Gradients of what is stored: those of features go back through the map.
+  void input_gradients(Kernel& kernel, const ChunkTile<T>& tile, const T* S, const T* dS, const ChunkGradients<T>& to) {
+    if (p_.map == FeatureMap::identity) return kernel.gradients(tile, S, dS, to);
+    T* dfeatures = features() + 2 * feature_tile();
+    ChunkGradients<T> inner = to;
+    inner.dq = to.dq != nullptr ? dfeatures : nullptr;
+    inner.dk = to.dk != nullptr ? dfeatures + feature_tile() : nullptr;
+    inner.write_dq = inner.write_dk = Write::overwrite;
+    kernel.gradients(tile, S, dS, inner);
+    const auto pull_back = [&](const void* x, const T* y, const T* dy, T* dx, Write write) {
+      if (dx == nullptr) return;
+      feature_rows_backward(p_.map, tile.n, p_.D_x, static_cast<const T*>(x) + tile.key_offset, p_.H * p_.D_x, y, dy,
+                            dx, write);
+    };
+    pull_back(p_.q, tile.q, inner.dq, to.dq, to.write_dq);
+    pull_back(p_.k, tile.k, inner.dk, to.dk, to.write_dk);
+  }
 
   // State of head h of document n as rows [begin, end) of elements; null stands for zero.
   void load(const void* from, std::int64_t n, std::int64_t h, std::int64_t begin, std::int64_t end, T* to) const {
@@ -164,7 +204,7 @@ class GatedLinearWalk {
     for_each_task((end - begin) * p_.H, [&](std::int64_t item) {
       const std::int64_t c = begin + item / p_.H;
       Kernel kernel(p_, thread_scratch(), tables_);
-      f(kernel, ChunkTile<T>(p_, p_.chunks[c], item % p_.H), c, item);
+      f(kernel, tile_of(c, item % p_.H), c, item);
     });
   }
 
@@ -255,7 +295,7 @@ class GatedLinearWalk {
       for (std::int64_t h = group.begin; h < group.end; ++h) load(p_.s0, group.n, h, 0, size_, S(h));
       for (std::int64_t c = p_.document_offset[group.n]; c < p_.document_offset[group.n + 1]; ++c) {
         for (std::int64_t h = group.begin; h < group.end; ++h) {
-          const ChunkTile<T> tile(p_, p_.chunks[c], h);
+          const ChunkTile<T> tile = tile_of(c, h);
           kernel.outputs(tile, starts_at_zero(c) ? nullptr : S(h), static_cast<T*>(a.o) + tile.value_offset);
           kernel.contribution(tile, group.spare);
           advance_state(S(h), group.spare, decay, 0, p_.d_k, p_.d_v);
@@ -277,7 +317,7 @@ class GatedLinearWalk {
       for (std::int64_t h = group.begin; h < group.end; ++h) load(p_.s0, group.n, h, 0, size_, S(h));
       for (std::int64_t c = first; c < last; ++c) {
         for (std::int64_t h = group.begin; h < group.end; ++h) {
-          const ChunkTile<T> tile(p_, p_.chunks[c], h);
+          const ChunkTile<T> tile = tile_of(c, h);
           kernel.prepare(tile);
           kernel.contribution(tile, entry(c, h));
           advance_state(S(h), entry(c, h), decay, 0, p_.d_k, p_.d_v);
@@ -290,9 +330,9 @@ class GatedLinearWalk {
       for (std::int64_t c = last; c >= first; --c) {
         const bool ends_at_zero = c == last && a.dst == nullptr;
         for (std::int64_t h = group.begin; h < group.end; ++h) {
-          const ChunkTile<T> tile(p_, p_.chunks[c], h);
+          const ChunkTile<T> tile = tile_of(c, h);
           const ChunkGradients<T> to(a, tile);
-          kernel.gradients(tile, starts_at_zero(c) ? nullptr : entry(c, h), ends_at_zero ? nullptr : S(h), to);
+          input_gradients(kernel, tile, starts_at_zero(c) ? nullptr : entry(c, h), ends_at_zero ? nullptr : S(h), to);
           kernel.gradient_contribution(tile, to, group.spare);
           advance_state(S(h), group.spare, decay, 0, p_.d_k, p_.d_v);
         }
@@ -304,7 +344,7 @@ class GatedLinearWalk {
   const GatedLinearProblem& p_;
   std::int64_t size_;  // elements of a state
   bool fused_;
-  std::int64_t window_ = 0, group_ = 0, scratch_stride_ = 0, thread_states_ = 0;
+  std::int64_t window_ = 0, group_ = 0, scratch_stride_ = 0, thread_states_ = 0, thread_features_ = 0;
   std::size_t bytes_ = 0;
   T *tables_ = nullptr, *scratch_ = nullptr;
   T* entries_ = nullptr;                                          // [chunk_count, H] states
