@@ -18,10 +18,11 @@ struct LayerFormula {
   double scale;
   bool joint_norm;
   std::function<double(double)> feature = nullptr;                            // of queries and keys
+  std::function<double(double)> key = nullptr;                                // of keys, where they differ from queries
   std::function<double(double)> value = nullptr;                              // of values
   std::function<double(std::int64_t, std::int64_t)> rotation = nullptr;       // angle at a position, of pair i
   std::function<double(std::int64_t, std::int64_t, std::int64_t)> log_decay;  // token, head, key channel
-  std::function<double(double)> gate;
+  std::function<double(double)> gate = nullptr;
 };
 
 class LayerUnderTest {
@@ -52,7 +53,7 @@ class LayerUnderTest {
   }
 
   void expect_output(const LayerFormula& f) {
-    const Tensor q = keys(f, "wq"), k = keys(f, "wk"), v = product(x, "wv");
+    const Tensor q = keys(f, "wq", f.feature), k = keys(f, "wk", f.key ? f.key : f.feature), v = product(x, "wv");
     if (f.value) {
       for (double& a : v.span<double>()) a = f.value(a);
     }
@@ -70,11 +71,16 @@ class LayerUnderTest {
       }
     }
     normalise(f, o);
-    const bool low_rank = store.find("wg_a") != nullptr;
-    const Tensor gate = low_rank ? product(product(x, "wg_a"), "wg_b") : product(x, "wg");
-    for (std::int64_t i = 0; i < o.numel(); ++i) o.data<double>()[i] *= f.gate(gate.data<double>()[i]);
-    const Tensor expected = product(o, "wo");
+    if (f.gate) {
+      const bool low_rank = store.find("wg_a") != nullptr;
+      const Tensor gate = low_rank ? product(product(x, "wg_a"), "wg_b") : product(x, "wg");
+      for (std::int64_t i = 0; i < o.numel(); ++i) o.data<double>()[i] *= f.gate(gate.data<double>()[i]);
+    }
+    expect_mixed(product(o, "wo"));
+  }
 
+  // The mixer makes `expected` of x.
+  void expect_mixed(const Tensor& expected) {
     Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
     const Var y = mixer->forward(tape, Tape::constant(x), documents, nullptr);
     EXPECT_EQ(y.shape(), x.shape());
@@ -107,10 +113,10 @@ class LayerUnderTest {
   }
   std::int64_t position(std::int64_t t) const { return documents->positions()[static_cast<std::size_t>(t)]; }
 
-  Tensor keys(const LayerFormula& f, const std::string& name) {
+  Tensor keys(const LayerFormula& f, const std::string& name, const std::function<double(double)>& feature) {
     const Tensor projected = product(x, name);
-    if (f.feature) {
-      for (double& a : projected.span<double>()) a = f.feature(a);
+    if (feature) {
+      for (double& a : projected.span<double>()) a = feature(a);
     }
     if (!f.rotation) return projected;
     for (std::int64_t t = 0; t < x.dim(0); ++t) {
@@ -129,15 +135,17 @@ class LayerUnderTest {
   }
 
   void normalise(const LayerFormula& f, const Tensor& o) {
-    const Tensor& w = store.find("norm_w")->value;
+    const Parameter* weight = store.find("norm_w");  // the simple norm has none
     const std::int64_t width_of_norm = f.joint_norm ? heads * f.d_v : f.d_v;
-    ASSERT_EQ(w.numel(), width_of_norm);
+    ASSERT_TRUE(weight == nullptr || weight->value.numel() == width_of_norm);
     for (std::int64_t row = 0; row < o.numel() / width_of_norm; ++row) {
       double* values = o.data<double>() + row * width_of_norm;
       double squares = 0.0;
       for (std::int64_t c = 0; c < width_of_norm; ++c) squares += values[c] * values[c];
       const double r = 1.0 / std::sqrt(squares / static_cast<double>(width_of_norm) + 1e-6);
-      for (std::int64_t c = 0; c < width_of_norm; ++c) values[c] *= r * w.data<double>()[c];
+      for (std::int64_t c = 0; c < width_of_norm; ++c) {
+        values[c] *= r * (weight == nullptr ? 1.0 : weight->value.data<double>()[c]);
+      }
     }
   }
 };

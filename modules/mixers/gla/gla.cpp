@@ -12,7 +12,7 @@ namespace {
 class Gla final : public GatedLinearLayer {
  public:
   Gla(const ParameterScope& scope, const GatedLinearLayerConfig& config, std::int64_t rank, double temperature)
-      : GatedLinearLayer(scope, config), heads_(config.heads), d_k_(config.d_k), temperature_(temperature) {
+      : GatedLinearLayer(scope, config), temperature_(temperature) {
     const std::int64_t keys = config.heads * config.d_k;
     wf_a_ = &scope.declare("wf_a", {rank, config.site.width}, ParameterKind::matrix, Init::normal(0.02));
     wf_b_ = &scope.declare("wf_b", {keys, rank}, ParameterKind::matrix, Init::normal(0.02));
@@ -20,16 +20,16 @@ class Gla final : public GatedLinearLayer {
   }
 
  private:
-  Heads features(Tape&, const Heads& h, const DocumentsPtr&) override { return h; }
-
-  // log sigma(x wf_a^T wf_b^T + bf) / tau
-  Var decay(Tape& tape, const Var& x) override {
+  Inputs inputs(Tape& tape, const Var& x, const Heads& h, const DocumentsPtr&) override {
     const Var low = linear(tape, x, tape.parameter(*wf_a_));
     const Var logits = linear(tape, low, tape.parameter(*wf_b_), tape.parameter(*bf_));
-    return log_sigmoid(tape, logits, 1.0 / temperature_).reshape({x.dim(0), heads_, d_k_});
+    return {.q = h.q,
+            .k = h.k,
+            .v = h.v,
+            .decay = log_sigmoid(tape, logits, 1.0 / temperature_).reshape(h.k.shape()),
+            .scale = 1.0 / std::sqrt(static_cast<double>(h.k.dim(2)))};
   }
 
-  std::int64_t heads_, d_k_;
   double temperature_;
   Parameter *wf_a_, *wf_b_, *bf_;
 };
@@ -46,10 +46,8 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
                                       .d_k = d_k,
                                       .d_v = options.integer("value_dim") == 0 ? d_k : options.integer("value_dim"),
                                       .decay = DecayKind::vector,
-                                      .scale = 1.0 / std::sqrt(static_cast<double>(d_k)),
                                       .norm = GatedLinearLayerConfig::Norm::per_head,
                                       .gate = GatedLinearLayerConfig::Gate::silu,
-                                      .gate_rank = 0,
                                       .extra_products = rank * (site.width + heads * d_k),
                                       .extra_saved = rank + 2 * heads * d_k};  // logits and decays
   return std::make_unique<Gla>(scope, config, rank, temperature);

@@ -13,10 +13,9 @@ class Lightning final : public GatedLinearLayer {
       : GatedLinearLayer(scope, config), decay_(log_decays) {}
 
  private:
-  Heads features(Tape& tape, const Heads& h, const DocumentsPtr&) override {
-    return {silu(tape, h.q), silu(tape, h.k), silu(tape, h.v)};
+  Inputs inputs(Tape& tape, const Var& x, const Heads& h, const DocumentsPtr&) override {
+    return {.q = silu(tape, h.q), .k = silu(tape, h.k), .v = silu(tape, h.v), .decay = decay_.in(x.dtype())};
   }
-  Var decay(Tape&, const Var& x) override { return decay_.in(x.dtype()); }
 
   ConstantDecay decay_;
 };
@@ -39,7 +38,6 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
                                       .d_k = d_k,
                                       .d_v = d_v,
                                       .decay = DecayKind::constant,
-                                      .scale = 1.0,
                                       .norm = options.text("norm") == "joint" ? Norm::joint : Norm::per_head,
                                       .gate = GatedLinearLayerConfig::Gate::sigmoid,
                                       .gate_rank = rank,

@@ -16,10 +16,13 @@ class RetNet final : public GatedLinearLayer {
         rotation_(RopeConfig{.rotary_dim = config.d_k, .base = base}) {}
 
  private:
-  Heads features(Tape& tape, const Heads& h, const DocumentsPtr& documents) override {
-    return {rope(tape, h.q, documents, rotation_), rope(tape, h.k, documents, rotation_), h.v};
+  Inputs inputs(Tape& tape, const Var& x, const Heads& h, const DocumentsPtr& documents) override {
+    return {.q = rope(tape, h.q, documents, rotation_),
+            .k = rope(tape, h.k, documents, rotation_),
+            .v = h.v,
+            .decay = decay_.in(x.dtype()),
+            .scale = 1.0 / std::sqrt(static_cast<double>(h.k.dim(2)))};
   }
-  Var decay(Tape&, const Var& x) override { return decay_.in(x.dtype()); }
 
   ConstantDecay decay_;
   RopeTable rotation_;
@@ -34,10 +37,8 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
                                       .d_k = d_k,
                                       .d_v = options.integer("value_dim") == 0 ? d_k : options.integer("value_dim"),
                                       .decay = DecayKind::constant,
-                                      .scale = 1.0 / std::sqrt(static_cast<double>(d_k)),
                                       .norm = GatedLinearLayerConfig::Norm::per_head,
-                                      .gate = GatedLinearLayerConfig::Gate::silu,
-                                      .gate_rank = 0};
+                                      .gate = GatedLinearLayerConfig::Gate::silu};
   return std::make_unique<RetNet>(scope, config, options.real("rope_base"));
 }
 

@@ -1,0 +1,136 @@
+#include "modules/families/gated_linear/gated_linear_mixer.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace weft {
+
+std::vector<OptionSpec> gated_linear_head_options() {
+  return {{.key = "heads",
+           .default_value = std::int64_t{8},
+           .help = "heads H",
+           .minimum = 1,
+           .maximum = 4096,
+           .choices = {}},
+          {.key = "head_dim",
+           .default_value = std::int64_t{64},
+           .help = "width d_k of a head's queries and keys",
+           .minimum = 1,
+           .maximum = 4096,
+           .choices = {}},
+          {.key = "value_dim",
+           .default_value = std::int64_t{0},
+           .help = "width d_v of a head's values; 0 = head_dim",
+           .minimum = 0,
+           .maximum = 4096,
+           .choices = {}}};
+}
+
+std::unique_ptr<MixerState> GatedLinearState::clone() const {
+  std::vector<Tensor> copies;
+  for (const Tensor& part : parts) {
+    copies.push_back(Tensor::empty(part.shape(), part.dtype()));
+    copies.back().copy_from(part);
+  }
+  return std::make_unique<GatedLinearState>(std::move(copies));
+}
+
+std::size_t GatedLinearState::bytes() const {
+  std::size_t total = 0;
+  for (const Tensor& part : parts) total += part.nbytes();
+  return total;
+}
+
+ConstantDecay::ConstantDecay(const std::vector<double>& log_decays)
+    : f64_(Tensor::from({static_cast<std::int64_t>(log_decays.size())}, log_decays)),
+      f32_(Tensor::empty(f64_.shape(), DType::f32)) {
+  f32_.copy_from(f64_);
+}
+
+Var ConstantDecay::in(DType dtype) const {
+  return Tape::constant(dtype == DType::f64 ? f64_ : f32_);
+}
+
+std::vector<Shape> GatedLinearMixer::state_shapes(std::int64_t sequences) const {
+  std::vector<Shape> shapes{{sequences, sizes_.heads, sizes_.d_k, sizes_.d_v}};
+  for (const Shape& carried : sizes_.carried) {
+    shapes.push_back({sequences});
+    for (const std::int64_t extent : carried) shapes.back().push_back(extent);
+  }
+  return shapes;
+}
+
+Var GatedLinearMixer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) {
+  if (state == nullptr) return mix(tape, x, documents, nullptr);
+  auto* own = dynamic_cast<GatedLinearState*>(state);
+  const std::vector<Shape> expected = state_shapes(documents->count());
+  WEFT_CHECK(own != nullptr && own->parts.size() == expected.size(), "the state belongs to another kind of mixer");
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    WEFT_CHECK(own->parts[i].shape() == expected[i], "state {}, expected {}", own->parts[i].shape().str(),
+               expected[i].str());
+  }
+  return mix(tape, x, documents, own);
+}
+
+Tensor GatedLinearMixer::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions,
+                                MixerState& state) {
+  const std::int64_t N = x.dim(0);
+  WEFT_CHECK(static_cast<std::int64_t>(positions.size()) == N, "{} positions for {} sequences", positions.size(), N);
+  std::vector<std::int32_t> offsets(static_cast<std::size_t>(N) + 1);
+  std::iota(offsets.begin(), offsets.end(), 0);
+  const auto documents = std::make_shared<const Documents>(
+      std::move(offsets), std::vector<std::int32_t>(positions.begin(), positions.end()));
+  return forward(tape, Tape::constant(x), documents, &state).value;
+}
+
+Var GatedLinearMixer::recurrence(Tape& tape, const Inputs& in, const DocumentsPtr& documents, const Tensor& matrices) {
+  if (!matrices.defined()) {
+    return gated_linear(tape, in.map, in.q, in.k, in.v, in.decay, {}, documents, in.scale).o;
+  }
+  const std::vector<std::int32_t>& starts = documents->cu_seqlens();
+  const bool one_token_each =
+      documents->tokens() == documents->count() && std::adjacent_find(starts.begin(), starts.end()) == starts.end();
+  if (one_token_each) {
+    const Var q = feature_map(tape, in.map, in.q), k = feature_map(tape, in.map, in.k);
+    return Tape::constant(gated_linear_decode(tape, q.value, k.value, in.v.value, in.decay.value, matrices, in.scale));
+  }
+  const auto [o, final_state] =
+      gated_linear(tape, in.map, in.q, in.k, in.v, in.decay, Tape::constant(matrices), documents, in.scale);
+  matrices.copy_from(final_state.value);
+  return o;
+}
+
+std::unique_ptr<MixerState> GatedLinearMixer::initial_state(std::int64_t sequences, DType dtype) const {
+  std::vector<Tensor> parts;
+  for (const Shape& shape : state_shapes(sequences)) parts.push_back(Tensor::zeros(shape, dtype));
+  return std::make_unique<GatedLinearState>(std::move(parts));
+}
+
+// Matrix products of the layer; element-wise work is small beside them. Masked products are counted by their triangle.
+MixerCost GatedLinearMixer::cost(std::int64_t tokens, std::int64_t document_length) const {
+  const auto T = static_cast<double>(tokens);
+  const auto H = static_cast<double>(sizes_.heads);
+  const auto d_k = static_cast<double>(sizes_.d_k);
+  const auto d_v = static_cast<double>(sizes_.d_v);
+  const auto weights = static_cast<double>(sizes_.weights);
+  const auto saved = static_cast<double>(sizes_.saved);
+
+  constexpr double kDiagonal = 16.0;  // half-filled blocks on the diagonal
+  const auto C = static_cast<double>(
+      std::min<std::int64_t>(gated_linear_chunk(sizes_.decay), std::max<std::int64_t>(1, document_length)));
+  const double masked = (C + kDiagonal) * (d_k + d_v);
+  const double states = d_k * d_v;
+  return {.forward_flops = T * (2.0 * weights + H * (4.0 * states + masked)),
+          .backward_flops = T * (4.0 * weights + H * (10.0 * states + 2.5 * masked)),
+          // Weights once, what is kept written and read once, the result.
+          .forward_bytes = 4.0 * (weights + T * (2.0 * saved + static_cast<double>(sizes_.width))),
+          .saved_bytes = 4.0 * T * saved};
+}
+
+double GatedLinearMixer::state_bytes(std::int64_t) const {
+  std::int64_t elements = 0;
+  for (const Shape& shape : state_shapes(1)) elements += shape.numel();
+  return 4.0 * static_cast<double>(elements);
+}
+
+}  // namespace weft

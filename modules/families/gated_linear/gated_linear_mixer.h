@@ -1,0 +1,77 @@
+// What every mixer on the gated linear recurrence shares, whatever its projections: a state of constant size, one path
+// for training, prefill and decoding, and costs.
+//
+// T tokens, N sequences, d model width, H heads, d_k and d_v head widths of the recurrence.
+#pragma once
+
+#include "modules/families/gated_linear/gated_linear.h"
+#include "modules/mixer.h"
+
+namespace weft {
+
+// A mixer as costs and states see it.
+struct GatedLinearSizes {
+  std::int64_t width;            // d
+  std::int64_t heads, d_k, d_v;  // d_k counts features where a map is used
+  DecayKind decay;
+  std::int64_t weights;  // multiply-adds of all its projections for one token
+  std::int64_t saved;    // elements that the tape keeps for one token
+  // What sequences carry besides their matrices: the shapes of one sequence.
+  std::vector<Shape> carried = {};
+};
+
+// The keys that the mixers of the family have in common: heads, head_dim, value_dim.
+std::vector<OptionSpec> gated_linear_head_options();
+
+// What N sequences carry: the matrices [N, H, d_k, d_v] first, then what else the mixer needs.
+class GatedLinearState final : public MixerState {
+ public:
+  explicit GatedLinearState(std::vector<Tensor> parts_) : parts(std::move(parts_)) {}
+  std::unique_ptr<MixerState> clone() const override;
+  std::size_t bytes() const override;
+
+  std::vector<Tensor> parts;
+};
+
+// Log decays of the heads that are constants, in the type of the activations.
+class ConstantDecay {
+ public:
+  explicit ConstantDecay(const std::vector<double>& log_decays);
+  Var in(DType dtype) const;
+
+ private:
+  Tensor f64_, f32_;  // [H]
+};
+
+class GatedLinearMixer : public Mixer {
+ public:
+  Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
+  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override;
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override;
+  MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
+  double state_bytes(std::int64_t length) const override;
+
+ protected:
+  explicit GatedLinearMixer(GatedLinearSizes sizes) : sizes_(std::move(sizes)) {}
+
+  // x [T, d] -> [T, d]. Documents continue from `state` unless it is null, and leave it advanced.
+  virtual Var mix(Tape& tape, const Var& x, const DocumentsPtr& documents, GatedLinearState* state) = 0;
+
+  // What enters the recurrence: q, k [T, H, d_k] (or what `map` makes features of), v [T, H, d_v], and a log decay [H],
+  // [T, H] or [T, H, d_k].
+  struct Inputs {
+    Var q, k, v, decay;
+    double scale = 1.0;
+    FeatureMap map = FeatureMap::identity;
+  };
+  // o [T, H, d_v]. Advances `matrices` [N, H, d_k, d_v] in place if defined; documents of one token each take a
+  // decoding step.
+  static Var recurrence(Tape& tape, const Inputs& in, const DocumentsPtr& documents, const Tensor& matrices);
+
+ private:
+  std::vector<Shape> state_shapes(std::int64_t sequences) const;
+
+  GatedLinearSizes sizes_;
+};
+
+}  // namespace weft
