@@ -1,0 +1,48 @@
+// Normalised linear attention, a softmax whose exponential is a product of features:
+//
+//   q, k, v = prepared(x wq^T, x wk^T, x wv^T),   y = wo [ sum_(j<=t) (phi(q_t) . phi(k_j)) v_j / sum_(j<=t) phi(q_t) .
+//   phi(k_j) ]
+//
+// Nothing decays; numerators and denominators go through the recurrence together (denominators.h), features are built
+// chunk by chunk inside it. There is no other norm and no gate.
+//
+// T tokens, d model width, H heads, d_x width of queries and keys before their features, d_v of values.
+#pragma once
+
+#include "modules/families/gated_linear/gated_linear_mixer.h"
+
+namespace weft {
+
+struct LinearAttentionConfig {
+  MixerSite site;
+  std::int64_t heads, d_x, d_v;
+  FeatureMap map;
+  // Width of what prepared() hands to the map is d_x; multiply-adds and kept elements it adds, for each token.
+  std::int64_t extra_products = 0;
+  std::int64_t extra_saved = 0;
+  std::vector<Shape> carried = {};  // by normalised(), besides the matrices: shapes of one sequence
+};
+
+class LinearAttentionLayer : public GatedLinearMixer {
+ public:
+  LinearAttentionLayer(const ParameterScope& scope, const LinearAttentionConfig& config);
+
+ protected:
+  struct Heads {
+    Var q, k, v;  // [T, H, d_x], [T, H, d_x], [T, H, d_v]
+  };
+  // From the projections to what the feature map sees.
+  virtual Heads prepared(Tape&, const Heads& projected, const DocumentsPtr&) { return projected; }
+  // sums [T, H, d_v+1] (numerators, denominators) -> o [T, H, d_v]; `values` [T, H, d_v+1] are v and the ones.
+  virtual Var normalised(Tape& tape, const Var& sums, const Var& values, const DocumentsPtr& documents,
+                         GatedLinearState* state);
+
+ private:
+  Var mix(Tape& tape, const Var& x, const DocumentsPtr& documents, GatedLinearState* state) override;
+
+  LinearAttentionConfig config_;
+  ConstantDecay no_decay_;
+  Parameter *wq_, *wk_, *wv_, *wo_;
+};
+
+}  // namespace weft

@@ -1,0 +1,58 @@
+#include "modules/mixers/mala/mala.h"
+
+#include <algorithm>
+
+#include "modules/families/gated_linear/denominators.h"
+#include "modules/families/gated_linear/linear_attention_layer.h"
+
+namespace weft {
+namespace {
+
+class Mala final : public LinearAttentionLayer {
+ public:
+  Mala(const ParameterScope& scope, const LinearAttentionConfig& config)
+      : LinearAttentionLayer(scope, config),
+        no_decay_(std::vector<double>(static_cast<std::size_t>(config.heads), 0.0)) {}
+
+ private:
+  // The sum of all values so far, and their number, are a recurrence of their own: queries and keys of one channel, 1.
+  Var normalised(Tape& tape, const Var& sums, const Var& values, const DocumentsPtr& documents,
+                 GatedLinearState* state) override {
+    const Tensor one = tape.empty({values.dim(0), values.dim(1), 1}, values.dtype());
+    dispatch_real(one.dtype(), "mala", [&]<class T>() { std::ranges::fill(one.span<T>(), T(1)); });
+    const Var ones = Tape::constant(one);
+    const Var totals = recurrence(tape, {.q = ones, .k = ones, .v = values, .decay = no_decay_.in(values.dtype())},
+                                  documents, state != nullptr ? state->parts[1] : Tensor{});
+    return magnitude_aware(tape, sums, totals);
+  }
+
+  ConstantDecay no_decay_;
+};
+
+std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,
+                              const std::string&) {
+  const std::int64_t heads = options.integer("heads");
+  const std::int64_t d_x = options.integer("head_dim");
+  const std::int64_t d_v = options.integer("value_dim") == 0 ? d_x : options.integer("value_dim");
+  return std::make_unique<Mala>(scope, LinearAttentionConfig{.site = site,
+                                                             .heads = heads,
+                                                             .d_x = d_x,
+                                                             .d_v = d_v,
+                                                             .map = FeatureMap::elu_plus_one,
+                                                             .extra_saved = heads * (d_v + 2),  // totals, ones
+                                                             .carried = {{heads, 1, d_v + 1}}});
+}
+
+}  // namespace
+
+const MixerType& mala_mixer() {
+  static const MixerType type{.name = "mala",
+                              .summary = "linear attention whose scores feel the magnitude of queries (MALA), causal",
+                              .options = gated_linear_head_options(),
+                              .context_parallel = ContextParallel::state,
+                              .limits = {},
+                              .create = create};
+  return type;
+}
+
+}  // namespace weft
