@@ -47,8 +47,8 @@ class GatedLinearLayer : public GatedLinearMixer {
 
   GatedLinearLayerConfig config_;
   Parameter *wq_, *wk_, *wv_, *wo_;
-  Parameter* norm_w_ = nullptr;                  // of the norms that have a weight
-  Tensor ones_f64_, ones_f32_;                   // in its place for the others
+  Parameter* norm_w_ = nullptr;  // null for the simple norm, which has ones_ in its place
+  ConstantVector ones_;
   Parameter* wg_ = nullptr;                      // full gate
   Parameter *wg_a_ = nullptr, *wg_b_ = nullptr;  // low-rank gate
 };

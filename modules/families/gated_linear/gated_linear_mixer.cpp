@@ -41,13 +41,13 @@ std::size_t GatedLinearState::bytes() const {
   return total;
 }
 
-ConstantDecay::ConstantDecay(const std::vector<double>& log_decays)
-    : f64_(Tensor::from({static_cast<std::int64_t>(log_decays.size())}, log_decays)),
+ConstantVector::ConstantVector(const std::vector<double>& values)
+    : f64_(Tensor::from({static_cast<std::int64_t>(values.size())}, values)),
       f32_(Tensor::empty(f64_.shape(), DType::f32)) {
   f32_.copy_from(f64_);
 }
 
-Var ConstantDecay::in(DType dtype) const {
+Var ConstantVector::in(DType dtype) const {
   return Tape::constant(dtype == DType::f64 ? f64_ : f32_);
 }
 

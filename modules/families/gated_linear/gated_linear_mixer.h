@@ -33,14 +33,14 @@ class GatedLinearState final : public MixerState {
   std::vector<Tensor> parts;
 };
 
-// Log decays of the heads that are constants, in the type of the activations.
-class ConstantDecay {
+// Numbers that are not trained, such as the log decays of heads, in the type of the activations.
+class ConstantVector {
  public:
-  explicit ConstantDecay(const std::vector<double>& log_decays);
-  Var in(DType dtype) const;
+  explicit ConstantVector(const std::vector<double>& values);
+  Var in(DType dtype) const;  // [values.size()]
 
  private:
-  Tensor f64_, f32_;  // [H]
+  Tensor f64_, f32_;
 };
 
 class GatedLinearMixer : public Mixer {

@@ -41,7 +41,7 @@ class LinearAttentionLayer : public GatedLinearMixer {
   Var mix(Tape& tape, const Var& x, const DocumentsPtr& documents, GatedLinearState* state) override;
 
   LinearAttentionConfig config_;
-  ConstantDecay no_decay_;
+  ConstantVector no_decay_;
   Parameter *wq_, *wk_, *wv_, *wo_;
 };
 

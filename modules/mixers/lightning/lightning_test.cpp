@@ -77,10 +77,100 @@ TEST(Lightning, IsTheLayerOfItsReadme) {
   }
 }
 
+// The layer of TransNormerLLM: two channels for each, turned by trained frequencies; no weight in the norm, no
+// activation of values and gate.
+TEST(Lightning, IsTheLayerOfTransNormer) {
+  LayerUnderTest layer(lightning_mixer(), {{"value_dim", std::int64_t{6}},
+                                           {"slopes", std::string("linear")},
+                                           {"norm", std::string("simple")},
+                                           {"gate", std::string("linear")},
+                                           {"value_activation", std::string("none")},
+                                           {"lrpe", std::string("all")}});
+  EXPECT_EQ(layer.store.find("norm_w"), nullptr);
+  const std::vector<double> decays = lightning_log_decays("linear", layer.heads, layer.layer, layer.layers);
+  const Tensor& theta = layer.store.find("theta")->value;
+  ASSERT_EQ(theta.numel(), layer.heads * layer.d_k);
+  const Tensor q = layer.product(layer.x, "wq"), k = layer.product(layer.x, "wk"), v = layer.product(layer.x, "wv");
+  const auto silu = [](double a) { return a / (1.0 + std::exp(-a)); };
+  const Tensor o = Tensor::zeros(v.shape(), DType::f64);
+  const std::int64_t channels = v.dim(1), keys = q.dim(1);
+  for (std::int64_t t = 0; t < v.dim(0); ++t) {
+    for (std::int64_t s = t - layer.documents->positions()[static_cast<std::size_t>(t)]; s <= t; ++s) {
+      const auto distance = static_cast<double>(t - s);
+      for (std::int64_t h = 0; h < layer.heads; ++h) {
+        double score = 0.0;
+        for (std::int64_t i = h * layer.d_k; i < (h + 1) * layer.d_k; ++i) {
+          const double frequency =
+              std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(keys)) + theta.data<double>()[i];
+          score += silu(q.data<double>()[t * keys + i]) * silu(k.data<double>()[s * keys + i]) *
+                   std::cos(distance * frequency);
+        }
+        score *= std::exp(distance * decays[static_cast<std::size_t>(h)]);
+        for (std::int64_t y = h * 6; y < (h + 1) * 6; ++y) {
+          o.data<double>()[t * channels + y] += score * v.data<double>()[s * channels + y];
+        }
+      }
+    }
+  }
+  const Tensor gate = layer.product(layer.x, "wg");
+  for (std::int64_t t = 0; t < o.dim(0); ++t) {
+    double* row = o.data<double>() + t * channels;
+    double squares = 0.0;
+    for (std::int64_t y = 0; y < channels; ++y) squares += row[y] * row[y];
+    const double r = 1.0 / std::sqrt(squares / static_cast<double>(channels) + 1e-6);
+    for (std::int64_t y = 0; y < channels; ++y) row[y] *= r * gate.data<double>()[t * channels + y];
+  }
+  layer.expect_mixed(layer.product(o, "wo"));
+}
+
+TEST(Lightning, OffersEveryGate) {
+  const std::pair<const char*, double (*)(double)> gates[] = {
+      {"sigmoid", [](double a) { return 1.0 / (1.0 + std::exp(-a)); }},
+      {"silu", [](double a) { return a / (1.0 + std::exp(-a)); }},
+      {"linear", [](double a) { return a; }},
+      {"none", nullptr}};
+  const auto silu = gates[1].second;
+  for (const auto& [name, gate] : gates) {
+    LayerUnderTest layer(lightning_mixer(), {{"gate", std::string(name)}});
+    const std::vector<double> decays = lightning_log_decays("geometric", layer.heads, layer.layer, layer.layers);
+    LayerFormula formula{
+        .d_v = layer.d_k,
+        .scale = 1.0,
+        .joint_norm = true,
+        .feature = silu,
+        .value = silu,
+        .log_decay = [&](std::int64_t, std::int64_t h, std::int64_t) { return decays[static_cast<std::size_t>(h)]; }};
+    if (gate != nullptr) formula.gate = gate;
+    layer.expect_output(formula);
+  }
+}
+
+// The layer under test is the second of three.
+TEST(Lightning, TurnsTheFirstLayerAlone) {
+  LayerUnderTest second(lightning_mixer(), {{"lrpe", std::string("first_layer")}});
+  EXPECT_EQ(second.store.find("theta"), nullptr);
+  ParameterStore store;
+  Options options(lightning_mixer().options);
+  options.set("lrpe", std::string("first_layer"));
+  const auto first = lightning_mixer().create(
+      ParameterScope(store), {.width = 8, .layers = 3, .layer = 0, .max_tokens = 8}, options, "[mixer.test]");
+  EXPECT_NE(store.find("theta"), nullptr);
+  EXPECT_EQ(first->state_bytes(1), 4.0 * 8 * 128 * 64);
+}
+
 TEST(Lightning, PlansTheMemoryItKeeps) {
+  LayerUnderTest(lightning_mixer(), {{"lrpe", std::string("all")}, {"norm", std::string("simple")}})
+      .expect_saved_bytes();
+  LayerUnderTest(lightning_mixer(), {{"value_activation", std::string("none")}, {"gate", std::string("none")}})
+      .expect_saved_bytes();
   LayerUnderTest(lightning_mixer(), {}).expect_saved_bytes();
   LayerUnderTest(lightning_mixer(), {{"gate_rank", std::int64_t{3}}, {"norm", std::string("per_head")}})
       .expect_saved_bytes();
+}
+
+TEST(Lightning, RefusesARankWithoutAGate) {
+  EXPECT_EQ(creation_error(lightning_mixer(), {{"gate_rank", std::int64_t{2}}, {"gate", std::string("none")}}),
+            "[mixer.test]: gate_rank = 2 with gate = \"none\"; leave the rank out, or choose a gate");
 }
 
 TEST(Lightning, RefusesARankThatIsNotLow) {

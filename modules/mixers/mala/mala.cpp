@@ -26,7 +26,7 @@ class Mala final : public LinearAttentionLayer {
     return magnitude_aware(tape, sums, totals);
   }
 
-  ConstantDecay no_decay_;
+  ConstantVector no_decay_;
 };
 
 std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,

@@ -24,7 +24,7 @@ class RetNet final : public GatedLinearLayer {
             .scale = 1.0 / std::sqrt(static_cast<double>(h.k.dim(2)))};
   }
 
-  ConstantDecay decay_;
+  ConstantVector decay_;
   RopeTable rotation_;
 };
 
