@@ -1,0 +1,65 @@
+#include "autograd/ops/head_skip/head_skip.h"
+
+#include "autograd/ops/head_skip/head_skip_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<HeadSkipForward> kForward{"head_skip forward", [](const HeadSkipForward& args, const Launch&) {
+                                               dispatch_real(args.dtype, "head_skip",
+                                                             [&]<class T>() { head_skip_forward_cpu<T>(args); });
+                                             }};
+constexpr Dispatch<HeadSkipBackward> kBackward{
+    "head_skip backward", [](const HeadSkipBackward& args, const Launch& launch) {
+      dispatch_real(args.dtype, "head_skip",
+                    [&]<class T>() { head_skip_backward_cpu<T>(args, static_cast<double*>(launch.workspace)); });
+    }};
+
+struct HeadSkipSaved {
+  Tensor x, scale;
+
+  void backward(Backward& pass) const {
+    const Tensor dy = pass.grad(0);
+    const GradTarget dx = pass.target(1), dscale = pass.target(2);
+    const HeadSkipBackward args{.dtype = x.dtype(),
+                                .T = x.dim(0),
+                                .H = x.dim(1),
+                                .D = x.dim(2),
+                                .x = x.raw(),
+                                .scale = scale.raw(),
+                                .dy = dy.raw(),
+                                .dx = dx.raw(),
+                                .write_dx = dx.write,
+                                .dscale = dscale.raw(),
+                                .write_dscale = dscale.write};
+    kBackward(args, pass.launch(head_skip_backward_workspace(args)));
+    if (pass.wants(0)) pass.pass(0, dy);
+  }
+};
+
+}  // namespace
+
+std::size_t head_skip_backward_workspace(const HeadSkipBackward& args) {
+  return static_cast<std::size_t>((row_blocks(args.T, args.H * args.D).count + 1) * args.H) * sizeof(double);
+}
+
+Var head_skip(Tape& tape, const Var& o, const Var& x, const Var& scale) {
+  WEFT_CHECK(x.shape().rank() == 3 && o.shape() == x.shape() && scale.shape() == Shape{x.dim(1)},
+             "head_skip: o {}, x {}, scale {}; expected [T,H,D] twice and [H]", o.shape().str(), x.shape().str(),
+             scale.shape().str());
+  WEFT_CHECK(o.dtype() == x.dtype() && scale.dtype() == x.dtype(), "head_skip: {} and {} among {}", name_of(o.dtype()),
+             name_of(scale.dtype()), name_of(x.dtype()));
+  const Tensor y = tape.empty(x.shape(), x.dtype());
+  kForward({.dtype = x.dtype(),
+            .T = x.dim(0),
+            .H = x.dim(1),
+            .D = x.dim(2),
+            .o = o.value.raw(),
+            .x = x.value.raw(),
+            .scale = scale.value.raw(),
+            .y = y.raw()},
+           tape.launch());
+  return tape.record("head_skip", {o, x, scale}, y, [&] { return HeadSkipSaved{x.value, scale.value}; });
+}
+
+}  // namespace weft

@@ -1,0 +1,36 @@
+// A connection around a recurrence, weighted by one number for each head: y[t, h] = o[t, h] + s_h x[t, h].
+//
+// T tokens, H heads, D head width.
+#pragma once
+
+#include "autograd/tape.h"
+
+namespace weft {
+
+struct HeadSkipForward {
+  DType dtype;
+  std::int64_t T, H, D;
+  const void* o;      // [T, H, D]
+  const void* x;      // [T, H, D]
+  const void* scale;  // [H]
+  void* y;            // [T, H, D]
+};
+
+// dx = s dy, ds = sum over tokens and channels of dy x; do is dy itself. A null gradient is not wanted.
+struct HeadSkipBackward {
+  DType dtype;
+  std::int64_t T, H, D;
+  const void* x;      // [T, H, D]
+  const void* scale;  // [H]
+  const void* dy;     // [T, H, D]
+  void* dx;           // [T, H, D] or null
+  Write write_dx;
+  void* dscale;  // [H] or null
+  Write write_dscale;
+};
+std::size_t head_skip_backward_workspace(const HeadSkipBackward& args);
+
+// o, x [T, H, D], scale [H].
+Var head_skip(Tape& tape, const Var& o, const Var& x, const Var& scale);
+
+}  // namespace weft
