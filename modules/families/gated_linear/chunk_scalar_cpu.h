@@ -107,7 +107,9 @@ class ScalarDecayChunk {
     if (S != nullptr) {
       gemm(Op::none, Op::transpose, n, p_.d_k, p_.d_v, scale, to.d_o, tile.ld_v, S, p_.d_v, T(0), key_tile_, p_.d_k);
       scale_rows(key_tile_, n, p_.d_k, p_.d_k, from_entry_);
-      for (std::int64_t i = 0; i < n; ++i) crossing_[i] += dot(tile.q + i * tile.ld_k, key_tile_ + i * p_.d_k, p_.d_k);
+      for (std::int64_t i = 0; i < n; ++i) {
+        crossing_[i] += static_cast<double>(dot(tile.q + i * tile.ld_k, key_tile_ + i * p_.d_k, p_.d_k));
+      }
     }
     if (to.dq != nullptr) {
       lower_product(n, p_.C, kRows, B_, tile.k, tile.ld_k, p_.d_k, S != nullptr ? T(1) : T(0), key_tile_, p_.d_k);
@@ -146,10 +148,13 @@ class ScalarDecayChunk {
     own_from_entry_ = carver.take(p_.C);
     own_to_exit_ = carver.take(p_.C);
     row_ = carver.take(p_.C);
-    crossing_ = carver.take(p_.C);
     leaving_ = carver.take(p_.C);
     // Room for C doubles whatever T is; pieces are aligned to cache lines.
-    sums_ = reinterpret_cast<double*>(carver.take(p_.C * static_cast<std::int64_t>(sizeof(double) / sizeof(T))));
+    const auto doubles = [&] {
+      return reinterpret_cast<double*>(carver.take(p_.C * static_cast<std::int64_t>(sizeof(double) / sizeof(T))));
+    };
+    sums_ = doubles();
+    crossing_ = doubles();
     size_ = carver.used();
   }
 
@@ -177,18 +182,19 @@ class ScalarDecayChunk {
 
   // A = Q K^T -> P = scale A D;  B = dO V^T -> scale B D, lower triangles. With a trained decay also the row minus the
   // column sums of P * dP below the diagonal: what the decays between i and j < i receive. The diagonal is left out
-  // exactly, because for fast gates everything else is far smaller.
+  // exactly, because for fast gates everything else is far smaller; the sums are in fp64, because what is rounded in a
+  // late token's would stay in the gradients of all earlier ones.
   void mask_pair(std::int64_t n, T scale) {
-    std::fill(crossing_, crossing_ + n, T(0));
+    std::fill(crossing_, crossing_ + n, 0.0);
     for (std::int64_t i = 0; i < n; ++i) {
       T* a = A_ + i * p_.C;
       T* b = B_ + i * p_.C;
       const T* w = decay_row(i);
       if constexpr (kKind == DecayKind::scalar) {
-        T sum = 0;
+        double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
         for (std::int64_t j = 0; j < i; ++j) {
-          const T m = scale * w[j] * a[j] * b[j];
+          const auto m = static_cast<double>(scale * w[j] * a[j] * b[j]);
           sum += m;
           crossing_[j] -= m;
         }
@@ -208,7 +214,7 @@ class ScalarDecayChunk {
   void gate_gradient(std::int64_t n, const T* S, const T* dS, const ChunkGradients<T>& to) {
     double* dg = sums_;  // the sums of g are no longer needed
     double suffix = S != nullptr && dS != nullptr ? static_cast<double>(decay_ * dot(S, dS, p_.d_k * p_.d_v)) : 0.0;
-    for (std::int64_t t = n - 1; t >= 0; --t) dg[t] = suffix += static_cast<double>(crossing_[t]);
+    for (std::int64_t t = n - 1; t >= 0; --t) dg[t] = suffix += crossing_[t];
     double prefix = 0.0;
     for (std::int64_t t = 0; t < n; ++t) {
       store(to.dg[t * p_.H], static_cast<T>(dg[t] + prefix), to.write_dg);
@@ -219,8 +225,8 @@ class ScalarDecayChunk {
   const GatedLinearProblem& p_;
   const T* tables_;
   std::int64_t size_ = 0;
-  T *A_, *B_, *key_tile_, *value_tile_, *own_from_entry_, *own_to_exit_, *row_, *crossing_, *leaving_;
-  double* sums_;
+  T *A_, *B_, *key_tile_, *value_tile_, *own_from_entry_, *own_to_exit_, *row_, *leaving_;
+  double *sums_, *crossing_;
   const T *powers_ = nullptr, *backward_powers_ = nullptr;
   const T *from_entry_ = nullptr, *to_exit_ = nullptr;  // e^{G_i}, e^{G_n - G_i}
   T decay_ = 0;                                         // e^{G_n}
