@@ -70,4 +70,8 @@ Var silu_gate(Tape& tape, const Var& x, const Var& g) {
   return gate(tape, "silu_gate", GateFunction::silu, x, g);
 }
 
+Var gelu_gate(Tape& tape, const Var& x, const Var& g) {
+  return gate(tape, "gelu_gate", GateFunction::gelu, x, g);
+}
+
 }  // namespace weft

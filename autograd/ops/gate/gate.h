@@ -1,4 +1,4 @@
-// Gates: y = x a(g) with a = sigma or silu, element by element or one gate a row.
+// Gates: y = x a(g) with a = sigma, silu or gelu (tanh form), element by element or one gate a row.
 //
 // R rows of x, D width of a row. Element-wise gates have one gate an element (R D of them), row gates one a row (R).
 #pragma once
@@ -7,7 +7,7 @@
 
 namespace weft {
 
-enum class GateFunction : std::uint8_t { sigmoid, silu };
+enum class GateFunction : std::uint8_t { sigmoid, silu, gelu };
 
 struct GateForward {
   DType dtype;
@@ -37,5 +37,6 @@ struct GateBackward {
 // g has the shape of x, or that of x without its last dimension (for x [T, H, D]: one gate a head, g [T, H]).
 Var sigmoid_gate(Tape& tape, const Var& x, const Var& g);
 Var silu_gate(Tape& tape, const Var& x, const Var& g);
+Var gelu_gate(Tape& tape, const Var& x, const Var& g);
 
 }  // namespace weft

@@ -1,6 +1,7 @@
 // CPU kernels of gate.h, templated on float/double.
 #pragma once
 
+#include "autograd/gelu.h"
 #include "autograd/map_cpu.h"
 #include "autograd/ops/activation/activation_cpu.h"
 #include "autograd/ops/gate/gate.h"
@@ -9,7 +10,14 @@ namespace weft {
 
 template <class F>
 void dispatch_gate(GateFunction function, F&& f) {
-  return function == GateFunction::sigmoid ? f(SigmoidFunction{}) : f(SiluFunction{});
+  switch (function) {
+    case GateFunction::sigmoid:
+      return f(SigmoidFunction{});
+    case GateFunction::silu:
+      return f(SiluFunction{});
+    case GateFunction::gelu:
+      return f(GeluFunction{});
+  }
 }
 
 template <class T>
