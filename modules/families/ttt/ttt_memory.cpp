@@ -1,0 +1,191 @@
+#include "modules/families/ttt/ttt_memory.h"
+
+#include "modules/families/ttt/ttt_batch_cpu.h"
+
+namespace weft {
+namespace {
+
+template <class T>
+using Walk = MemoryWalk<T, TttBatchCpu<T>>;
+
+constexpr Dispatch<TttForward> kForward{
+    "ttt_memory forward", [](const TttForward& args, const Launch& launch) {
+      dispatch_real(args.dtype, "ttt_memory", [&]<class T>() {
+        Walk<T>(args, false, launch.workspace).forward(static_cast<T*>(args.o), static_cast<T*>(args.final_state));
+      });
+    }};
+
+template <class T>
+void backward_cpu(const TttBackward& a, void* workspace) {
+  Walk<T> walk(a, true, workspace);
+  walk.backward(a, static_cast<const T*>(a.dfinal_state), static_cast<T*>(a.dstate), a.write_dstate);
+  std::int64_t at = 0;
+  const auto sum = [&](std::int64_t width, void* target, Write write) {
+    walk.sum_lines(at, width, target, write);
+    at += width;
+  };
+  if (a.m > 0) {
+    sum(a.d * a.m, a.dw1, a.write_dw1);
+    sum(a.m, a.db1, a.write_db1);
+  }
+  sum((a.m > 0 ? a.m : a.d) * a.d, a.dw2, a.write_dw2);
+  sum(a.d, a.db2, a.write_db2);
+  sum(a.d, a.dgamma, a.write_dgamma);
+  sum(a.d, a.dbeta, a.write_dbeta);
+  walk.sum_lines_of_heads(at, a.C, a.doffset, a.write_doffset);
+}
+
+constexpr Dispatch<TttBackward> kBackward{"ttt_memory backward", [](const TttBackward& args, const Launch& launch) {
+                                            dispatch_real(args.dtype, "ttt_memory",
+                                                          [&]<class T>() { backward_cpu<T>(args, launch.workspace); });
+                                          }};
+
+// What backward reads: the inputs alone.
+struct TttSaved {
+  Tensor q, k, v, rate, offset, gamma, beta, w1, b1, w2, b2, state;
+  DocumentsPtr documents;
+  std::vector<std::int32_t> phase;
+  FinalState final_state;
+
+  TttProblem problem() const;
+  void backward(Backward& pass) const;
+};
+
+void* raw_or_null(const Tensor& t) {
+  return t.defined() ? t.raw() : nullptr;
+}
+
+TttProblem TttSaved::problem() const {
+  return {.dtype = q.dtype(),
+          .T = q.dim(0),
+          .N = documents->count(),
+          .H = q.dim(1),
+          .d = q.dim(2),
+          .m = w1.defined() ? w1.dim(2) : 0,
+          .C = offset.dim(0),
+          .q = q.raw(),
+          .k = k.raw(),
+          .v = v.raw(),
+          .rate = rate.raw(),
+          .offset = offset.raw(),
+          .gamma = gamma.raw(),
+          .beta = beta.raw(),
+          .w1 = raw_or_null(w1),
+          .b1 = raw_or_null(b1),
+          .w2 = w2.raw(),
+          .b2 = b2.raw(),
+          .state = raw_or_null(state),
+          .cu_seqlens = documents->cu_seqlens().data(),
+          .phase = phase.empty() ? nullptr : phase.data()};
+}
+
+void TttSaved::backward(Backward& pass) const {
+  TttBackward args{problem()};
+  const Tensor d_o = pass.grad_or_zero(0);
+  const Tensor dfinal = final_state == FinalState::keep ? pass.grad(1) : Tensor{};
+  args.d_o = d_o.raw();
+  args.dfinal_state = raw_or_null(dfinal);
+  int input = 0;
+  const auto next = [&](void*& gradient, Write& write) {
+    const GradTarget target = pass.target(input++);
+    gradient = target.raw();
+    write = target.write;
+    return target.tensor;
+  };
+  const Tensor keep[] = {
+      next(args.dq, args.write_dq),       next(args.dk, args.write_dk),           next(args.dv, args.write_dv),
+      next(args.drate, args.write_drate), next(args.doffset, args.write_doffset), next(args.dgamma, args.write_dgamma),
+      next(args.dbeta, args.write_dbeta), next(args.dw1, args.write_dw1),         next(args.db1, args.write_db1),
+      next(args.dw2, args.write_dw2),     next(args.db2, args.write_db2),         next(args.dstate, args.write_dstate)};
+  kBackward(args, pass.launch(ttt_backward_workspace(args)));
+}
+
+void check_shape(const char* name, const Var& x, const Shape& expected, DType dtype) {
+  WEFT_CHECK(x.value.defined() && x.shape() == expected && x.dtype() == dtype,
+             "ttt_memory: {} is {} {}, expected {} {}", name, x.value.defined() ? x.shape().str() : "absent",
+             name_of(x.value.dtype()), expected.str(), name_of(dtype));
+}
+
+void check_inputs(const TttInputs& in, const TttWeights& w, const Documents& documents, const TttStart* start) {
+  WEFT_CHECK(in.q.shape().rank() == 3 && in.q.dim(1) > 0 && in.q.dim(2) > 0, "ttt_memory: q {}", in.q.shape().str());
+  const std::int64_t T = in.q.dim(0), H = in.q.dim(1), d = in.q.dim(2);
+  const DType dtype = in.q.dtype();
+  WEFT_CHECK(documents.tokens() == T, "ttt_memory: {} tokens in q, {} in the documents", T, documents.tokens());
+  check_shape("k", in.k, {T, H, d}, dtype);
+  check_shape("v", in.v, {T, H, d}, dtype);
+  check_shape("rate", in.rate, {T, H}, dtype);
+  WEFT_CHECK(in.offset.shape().rank() == 1 && in.offset.dim(0) > 0, "ttt_memory: offset {}, expected [b]",
+             in.offset.shape().str());
+  check_shape("offset", in.offset, {in.offset.dim(0)}, dtype);
+  check_shape("gamma", in.gamma, {H, d}, dtype);
+  check_shape("beta", in.beta, {H, d}, dtype);
+  std::int64_t m = 0, into = d;
+  if (w.w1.value.defined()) {
+    WEFT_CHECK(w.w1.shape().rank() == 3 && w.w1.dim(2) > 0, "ttt_memory: w1 {}, expected [H,d,m]", w.w1.shape().str());
+    into = m = w.w1.dim(2);
+    check_shape("w1", w.w1, {H, d, m}, dtype);
+    check_shape("b1", w.b1, {H, m}, dtype);
+  }
+  check_shape("w2", w.w2, {H, into, d}, dtype);
+  check_shape("b2", w.b2, {H, d}, dtype);
+  if (start == nullptr) return;
+  check_shape("state", start->state, {documents.count(), H, 2 * ttt_memory_size(d, m)}, dtype);
+  WEFT_CHECK(static_cast<std::int64_t>(start->phase.size()) == documents.count(),
+             "ttt_memory: {} phases for {} documents", start->phase.size(), documents.count());
+  for (const std::int32_t phase : start->phase) {
+    WEFT_CHECK(phase >= 0 && phase < in.offset.dim(0), "ttt_memory: phase {} in batches of {}", phase,
+               in.offset.dim(0));
+  }
+}
+
+}  // namespace
+
+std::int64_t ttt_memory_size(std::int64_t d, std::int64_t m) {
+  return m > 0 ? (d + 1) * m + (m + 1) * d : (d + 1) * d;
+}
+
+std::size_t ttt_forward_workspace(const TttForward& args) {
+  return dispatch_real(args.dtype, "ttt_memory", [&]<class T>() { return Walk<T>(args, false, nullptr).bytes(); });
+}
+
+std::size_t ttt_backward_workspace(const TttBackward& args) {
+  return dispatch_real(args.dtype, "ttt_memory", [&]<class T>() { return Walk<T>(args, true, nullptr).bytes(); });
+}
+
+TttOutput ttt_memory(Tape& tape, const TttInputs& in, const TttWeights& w, const DocumentsPtr& documents,
+                     FinalState final_state, const TttStart* start) {
+  check_inputs(in, w, *documents, start);
+  const Var state = start == nullptr ? Var{} : start->state;
+  const TttSaved saved{.q = in.q.value,
+                       .k = in.k.value,
+                       .v = in.v.value,
+                       .rate = in.rate.value,
+                       .offset = in.offset.value,
+                       .gamma = in.gamma.value,
+                       .beta = in.beta.value,
+                       .w1 = w.w1.value,
+                       .b1 = w.b1.value,
+                       .w2 = w.w2.value,
+                       .b2 = w.b2.value,
+                       .state = state.value,
+                       .documents = documents,
+                       .phase = start == nullptr ? std::vector<std::int32_t>{} : start->phase,
+                       .final_state = final_state};
+  TttForward args{saved.problem()};
+  const Tensor o = tape.empty(in.q.shape(), in.q.dtype());
+  Tensor last;
+  if (final_state == FinalState::keep) {
+    last = tape.empty({args.N, args.H, 2 * ttt_memory_size(args.d, args.m)}, args.dtype);
+  }
+  args.o = o.raw();
+  args.final_state = raw_or_null(last);
+  kForward(args, tape.launch(ttt_forward_workspace(args)));
+  const std::initializer_list<Var> inputs{in.q,    in.k, in.v, in.rate, in.offset, in.gamma,
+                                          in.beta, w.w1, w.b1, w.w2,    w.b2,      state};
+  const auto save = [&] { return saved; };
+  if (final_state == FinalState::skip) return {tape.record("ttt_memory", inputs, o, save), {}};
+  const auto outputs = tape.record("ttt_memory", inputs, std::array{o, last}, save);
+  return {outputs[0], outputs[1]};
+}
+
+}  // namespace weft
