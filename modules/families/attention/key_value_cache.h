@@ -28,6 +28,8 @@ class KeyValueCache {
 
   // k [L, H_KV, D] (rotated) and v [L, H_KV, D_V] of the next L tokens of a sequence. Values inside keys are not read.
   void append(std::int64_t n, const Tensor& k, const Tensor& v);
+  // Forgets sequence n, whose next token is its first; the pages stay for it.
+  void restart(std::int64_t n) { sequences_[static_cast<std::size_t>(n)].length = 0; }
   // What kernels read; valid until the next append.
   CachedKeys keys(std::int64_t n) const;
   // A defect (Error, internal) if attention of this shape and options cannot use the cache.

@@ -117,6 +117,26 @@ TEST(KeyValueCache, SequencesAreIndependent) {
   }
 }
 
+// A sequence that starts over leaves the other one alone, sees nothing of its past, and takes no more memory.
+TEST(KeyValueCache, ASequenceStartsOver) {
+  const AttentionCase c{.documents = documents_of({100})};
+  const AttentionInputs in = random_inputs(c), later = random_inputs({.documents = c.documents, .seed = 50});
+  KeyValueCache fresh = cache_for(c, 1, DType::f32), cache = cache_for(c, 2, DType::f32);
+  const auto k = cast(in.k, DType::f32), v = cast(in.v, DType::f32);
+  cache.append(0, k, v);
+  cache.append(1, k, v);
+  const std::size_t bytes = cache.bytes();
+  cache.restart(1);
+  EXPECT_EQ(cache.length(0), 100);
+  EXPECT_EQ(cache.length(1), 0);
+  Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
+  const Documents second({0, 0, 100}, {100, 0});
+  const Tensor o = attention_cached(tape, cast(later.q, DType::f32), cast(later.k, DType::f32),
+                                    cast(later.v, DType::f32), {}, second, c.options, cache);
+  EXPECT_TRUE(bitwise_equal(o, continue_sequence(c, later, 0, 100, DType::f32, fresh)));
+  EXPECT_EQ(cache.bytes(), bytes);
+}
+
 TEST(KeyValueCache, WindowsHoldConstantMemory) {
   const AttentionOptions options{.window = 100, .sink_tokens = 3};
   KeyValueCache window(1, 2, 8, 4, options, DType::f32);
