@@ -1,0 +1,58 @@
+// Rows taken from several sources in any order: insertion, removal, interleaving, concatenation.
+//
+// R rows of the result, D width of a row. Row r of y is row map[r] of the sources stacked on one another.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "autograd/tape.h"
+
+namespace weft {
+
+// Which source row each row of the result is, and for the way back which rows of the result came from a source row.
+class RowMap {
+ public:
+  // index [R], each in [0, source_rows); source rows may be left out or repeated.
+  RowMap(std::vector<std::int32_t> index, std::int64_t source_rows);
+
+  std::int64_t rows() const { return static_cast<std::int64_t>(index_.size()); }
+  std::int64_t source_rows() const { return static_cast<std::int64_t>(begin_.size()) - 1; }
+  const std::vector<std::int32_t>& index() const { return index_; }
+  // Rows of the result made from source row s: users()[begin()[s]] .. users()[begin()[s + 1] - 1], in order.
+  const std::vector<std::int32_t>& begin() const { return begin_; }
+  const std::vector<std::int32_t>& users() const { return users_; }
+
+ private:
+  std::vector<std::int32_t> index_, begin_, users_;
+};
+using RowMapPtr = std::shared_ptr<const RowMap>;
+
+inline constexpr std::int64_t kMaxRowSources = 4;
+
+struct TakeRowsForward {
+  DType dtype;
+  std::int64_t R, D;
+  const void* sources[kMaxRowSources];  // [n_i, D] or null
+  std::int64_t ends[kMaxRowSources];    // rows of the sources up to and including this one
+  const std::int32_t* index;            // [R]
+  void* y;                              // [R, D]
+};
+
+// dsource_s = sum of dy over the rows made from s.
+struct TakeRowsBackward {
+  DType dtype;
+  std::int64_t D;
+  const std::int32_t* begin;  // [source rows + 1]
+  const std::int32_t* users;  // [R]
+  const void* dy;             // [R, D]
+  std::int64_t ends[kMaxRowSources];
+  void* dsources[kMaxRowSources];  // null: not wanted
+  Write write[kMaxRowSources];
+};
+
+// Sources [n_i, ...] of one type and one row shape, at most kMaxRowSources -> [R, ...]. The sum of n_i is
+// map->source_rows().
+Var take_rows(Tape& tape, std::initializer_list<Var> sources, const RowMapPtr& map);
+
+}  // namespace weft
