@@ -14,6 +14,7 @@
 
 #include "autograd/documents.h"
 #include "autograd/tape.h"
+#include "modules/families/final_state.h"
 
 namespace weft {
 
@@ -98,9 +99,6 @@ struct TttStart {
   Var state;                        // [N, H, 2 P]
   std::vector<std::int32_t> phase;  // [N] tokens of the current batch that are already in the sum
 };
-
-// Final states are as large as the memories of all documents, so they are made on request.
-enum class FinalState : std::uint8_t { skip, keep };
 
 struct TttOutput {
   Var o;            // [T, H, d]

@@ -1,0 +1,168 @@
+// Values and gradients: the oracle against finite differences, the chunked form against the oracle, special cases.
+#include <cmath>
+
+#include "modules/families/gated_linear/gated_linear.h"
+#include "modules/families/titans_memory/titans_memory_test_cases.h"
+#include "tests/support/op_check.h"
+
+namespace weft {
+namespace {
+
+using namespace testing;
+
+double inner(const Tensor& a, const Tensor& b) {
+  double sum = 0.0;
+  for (std::int64_t i = 0; i < a.numel(); ++i) sum += a.data<double>()[i] * b.data<double>()[i];
+  return sum;
+}
+
+TEST(TitansMemoryOracle, AgreesWithFiniteDifferences) {
+  for (const bool state : {false, true}) {
+    TitansCase c{.lengths = {7, 0, 5}, .C = 4};
+    if (state) c.phase = {2, 1, 0};
+    SCOPED_TRACE(c.str());
+    const TitansData data = make_data(c);
+    const TitansResult r = evaluate_reference(c, data);
+    const auto loss = [&] {
+      const TitansResult at = evaluate_reference(c, data);
+      return inner(at.o, data.d_o) + inner(at.final_state, data.dfinal);
+    };
+    for (std::size_t k = 0; k < std::size(kTitansMembers); ++k) {
+      const Tensor &x = data.x.*kTitansMembers[k], &gradient = r.d.*kTitansMembers[k];
+      if (!x.defined()) continue;
+      double worst = 0.0, largest = 0.0;
+      for (std::int64_t i = 0; i < x.numel(); ++i) {
+        double& value = x.data<double>()[i];
+        const double original = value, h = 1e-6 * std::max(1.0, std::abs(original));
+        value = original + h;
+        const double up = loss();
+        value = original - h;
+        const double down = loss();
+        value = original;
+        worst = std::max(worst, std::abs((up - down) / (2.0 * h) - gradient.data<double>()[i]));
+        largest = std::max(largest, std::abs(gradient.data<double>()[i]));
+      }
+      EXPECT_GT(largest, 0.0) << kTitansNames[k];
+      EXPECT_LE(worst, 1e-6 * largest) << kTitansNames[k];
+    }
+  }
+}
+
+TEST(TitansMemory, PassesTheOperationCheck) {
+  const TitansCase c{.lengths = {11, 3}, .C = 4};
+  const TitansData data = make_data(c);
+  check_op({.name = c.str(),
+            .inputs = {data.x.q, data.x.k, data.x.v, data.x.keep, data.x.momentum, data.x.rate, data.x.weights},
+            .function = [&](Tape& tape, std::span<const Var> x) {
+              std::vector<Var> all(x.begin(), x.end());
+              all.emplace_back();
+              const TitansOutput out = titans_memory(tape, c, all, Documents::from_lengths(c.lengths));
+              return std::vector{out.o, out.final_state};
+            }});
+}
+
+TEST(TitansRead, PassesTheOperationCheck) {
+  const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{4, 0, 3});
+  for (const Shape& memory : {Shape{2, 5, 3}, Shape{3, 2, 3, 5, 3}}) {
+    check_op({.name = memory.str(),
+              .inputs = {normal({7, 2, 5}, 1), normal(memory, 2)},
+              .function = [&](Tape& tape, std::span<const Var> x) {
+                return std::vector{titans_read(tape, x[0], x[1], documents)};
+              }});
+  }
+}
+
+TEST(TitansMemory, ChunkedFormEqualsTheRecurrence) {
+  const std::vector<std::int32_t> lengths{0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 1000};
+  const std::vector<std::int32_t> phases{3, 15, 1, 7, 0, 8, 15, 2, 9, 0, 4, 11, 5};
+  std::vector<TitansCase> cases;
+  for (const bool state : {false, true}) {
+    for (const bool final_gradient : {false, true}) {
+      cases.push_back({.lengths = lengths, .final_gradient = final_gradient});
+      if (state) cases.back().phase = phases;
+    }
+  }
+  for (const std::int64_t C : {1, 2, 5, 64, 200}) cases.push_back({.lengths = {100, 0, 33}, .C = C, .rate = 0.05});
+  cases.push_back({.lengths = {150}, .H = 3, .d_k = 32, .d_v = 40, .C = 64, .rate = 0.05});
+  for (const TitansCase& c : cases) {
+    SCOPED_TRACE(c.str());
+    const TitansData data = make_data(c);
+    expect_close(evaluate(c, data), evaluate_reference(c, data), kFp64Chunked);
+    const TitansData single = rounded(data, DType::f32);
+    expect_close(evaluate(c, single), evaluate_reference(c, rounded(single, DType::f64)), kFp32);
+  }
+}
+
+// Gates that shut: nothing divides by what a chunk has forgotten.
+TEST(TitansMemory, ForgetsEverythingWithoutLosingItsGradients) {
+  const TitansCase c{.lengths = {70}};
+  const TitansData data = make_data(c);
+  for (std::int64_t i = 0; i < data.x.keep.numel(); i += 5) data.x.keep.data<double>()[i] = 0.0;
+  for (std::int64_t i = 1; i < data.x.keep.numel(); i += 7) data.x.momentum.data<double>()[i] = 0.0;
+  expect_close(evaluate(c, data), evaluate_reference(c, data), kFp64Chunked);
+  const TitansData single = rounded(data, DType::f32);
+  expect_close(evaluate(c, single), evaluate_reference(c, rounded(single, DType::f64)), kFp32);
+}
+
+// In one chunk that starts at zero, without momentum, the gradient is -k^T v: linear attention with decay and values
+// theta v.
+TEST(TitansMemory, IsGatedLinearAttentionInItsFirstChunk) {
+  const TitansCase c{.lengths = {40}, .C = 64, .final_gradient = false};
+  const TitansData data = make_data(c);
+  data.x.momentum.fill_zero();
+  data.x.weights.fill_zero();
+  const Tensor values = cast(data.x.v, DType::f64), decay = cast(data.x.keep, DType::f64);
+  for (std::int64_t i = 0; i < values.numel(); ++i) {
+    values.data<double>()[i] *= data.x.rate.data<double>()[i / c.d_v];
+  }
+  for (double& g : decay.span<double>()) g = std::log(g);
+  Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
+  const auto expected = gated_linear(tape, Tape::constant(data.x.q), Tape::constant(data.x.k), Tape::constant(values),
+                                     Tape::constant(decay), {}, Documents::single(40), 1.0);
+  EXPECT_TRUE(close(evaluate(c, data).o, expected.o.value, 1e-12, 1e-11));
+}
+
+// One token a chunk, no momentum, nothing forgotten: the delta rule.
+TEST(TitansMemory, IsTheDeltaRuleWithChunksOfOneToken) {
+  const TitansCase c{.lengths = {6}, .H = 1, .d_k = 3, .d_v = 2, .C = 1, .final_gradient = false, .rate = 0.9};
+  const TitansData data = make_data(c);
+  data.x.momentum.fill_zero();
+  for (double& keep : data.x.keep.span<double>()) keep = 1.0;
+  const Tensor o = evaluate(c, data).o;
+  std::vector<double> S(data.x.weights.data<double>(), data.x.weights.data<double>() + 6);
+  for (std::int64_t t = 0; t < 6; ++t) {
+    const double *q = data.x.q.data<double>() + t * 3, *k = data.x.k.data<double>() + t * 3;
+    const double beta = data.x.rate.data<double>()[t];
+    for (std::size_t y = 0; y < 2; ++y) {
+      const double v = data.x.v.data<double>()[t * 2 + static_cast<std::int64_t>(y)];
+      const double error = v - k[0] * S[y] - k[1] * S[2 + y] - k[2] * S[4 + y];
+      for (std::size_t x = 0; x < 3; ++x) S[x * 2 + y] += beta * k[x] * error;
+      const double read = q[0] * S[y] + q[1] * S[2 + y] + q[2] * S[4 + y];
+      EXPECT_NEAR(o.data<double>()[t * 2 + static_cast<std::int64_t>(y)], read, 1e-14);
+    }
+  }
+}
+
+TEST(TitansMemory, RefusesForeignShapes) {
+  const TitansCase c{.lengths = {4}};
+  const TitansData data = make_data(c);
+  for (std::size_t k = 1; k < 7; ++k) {
+    Tape tape(heap_allocator());
+    std::vector<Var> x;
+    for (const auto member : kTitansMembers) x.push_back(Var{data.x.*member});
+    x[k] = Var{normal({3, 2, 6}, 1)};
+    EXPECT_THROW(titans_memory(tape, c, x, Documents::single(4)), Error) << kTitansNames[k];
+  }
+  Tape tape(heap_allocator());
+  std::vector<Var> x;
+  for (const auto member : kTitansMembers) x.push_back(Var{data.x.*member});
+  EXPECT_THROW(titans_memory(tape, c, x, Documents::single(5)), Error);
+  TitansCase late = c;
+  late.phase = {16};
+  x[7] = Var{normal(c.state_shape(), 1)};
+  EXPECT_THROW(titans_memory(tape, late, x, Documents::single(4)), Error);
+  EXPECT_THROW(titans_read(tape, x[0], Var{normal({2, 4, 3}, 1)}, Documents::single(4)), Error);
+}
+
+}  // namespace
+}  // namespace weft

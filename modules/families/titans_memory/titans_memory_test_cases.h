@@ -1,0 +1,171 @@
+// What the tests of titans_memory share: a problem declared by its shape, and the two ways to evaluate it.
+#pragma once
+
+#include <numeric>
+
+#include "modules/families/titans_memory/titans_memory.h"
+#include "modules/families/titans_memory/titans_memory_reference.h"
+#include "tests/support/compare.h"
+#include "tests/support/random.h"
+
+namespace weft::testing {
+
+struct TitansCase {
+  std::vector<std::int32_t> lengths;
+  std::int64_t H = 2, d_k = 5, d_v = 3, C = 16;
+  std::vector<std::int32_t> phase = {};  // of the initial states; none: the documents start from the weights
+  bool final_gradient = true;
+  double rate = 0.1;  // largest
+
+  std::int64_t tokens() const { return std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0}); }
+  std::int64_t documents() const { return static_cast<std::int64_t>(lengths.size()); }
+  bool continues() const { return !phase.empty(); }
+  Shape state_shape() const { return {documents(), H, 3, d_k, d_v}; }
+  std::string str() const {
+    return fmt::format("T {} N {} H {} d_k {} d_v {} C {} state {} dST {}", tokens(), documents(), H, d_k, d_v, C,
+                       continues(), final_gradient);
+  }
+};
+
+// Tensors by role, in the order of the operation's inputs; weights or state is undefined.
+struct TitansTensors {
+  Tensor q, k, v, keep, momentum, rate, weights, state;
+};
+inline constexpr const char* kTitansNames[] = {"q", "k", "v", "keep", "momentum", "rate", "weights", "state"};
+inline constexpr Tensor TitansTensors::*kTitansMembers[] = {
+    &TitansTensors::q,        &TitansTensors::k,    &TitansTensors::v,       &TitansTensors::keep,
+    &TitansTensors::momentum, &TitansTensors::rate, &TitansTensors::weights, &TitansTensors::state};
+inline constexpr std::size_t kTitansTokenMembers = 6;  // the first ones belong to tokens
+
+struct TitansData {
+  TitansTensors x;
+  Tensor d_o, dfinal;
+};
+
+inline TitansData make_data(const TitansCase& c, std::uint64_t seed = 1) {
+  const std::int64_t T = c.tokens();
+  const double unit = 1.0 / std::sqrt(static_cast<double>(c.d_k));  // keys of about unit length
+  TitansData data;
+  data.x = {.q = normal({T, c.H, c.d_k}, seed, unit),
+            .k = normal({T, c.H, c.d_k}, seed + 1, unit),
+            .v = normal({T, c.H, c.d_v}, seed + 2),
+            .keep = uniform({T, c.H}, seed + 3, 0.8, 1.0),
+            .momentum = uniform({T, c.H}, seed + 4, 0.1, 0.9),
+            .rate = uniform({T, c.H}, seed + 5, 0.0, c.rate),
+            .weights = c.continues() ? Tensor{} : normal({c.H, c.d_k, c.d_v}, seed + 6),
+            .state = c.continues() ? normal(c.state_shape(), seed + 7) : Tensor{}};
+  data.d_o = normal({T, c.H, c.d_v}, seed + 8);
+  if (c.final_gradient) data.dfinal = normal(c.state_shape(), seed + 9);
+  return data;
+}
+
+inline TitansData rounded(const TitansData& data, DType dtype) {
+  const auto round = [&](const Tensor& t) { return t.defined() ? cast(t, dtype) : t; };
+  TitansData r;
+  for (const auto member : kTitansMembers) r.x.*member = round(data.x.*member);
+  r.d_o = round(data.d_o);
+  r.dfinal = round(data.dfinal);
+  return r;
+}
+
+struct TitansResult {
+  Tensor o, final_state;
+  TitansTensors d;  // gradients
+};
+
+inline TitansOutput titans_memory(Tape& tape, const TitansCase& c, std::span<const Var> x,
+                                  const DocumentsPtr& documents) {
+  const TitansStart start{x[7], c.phase};
+  return titans_memory(tape, {x[0], x[1], x[2], x[3], x[4], x[5]}, x[6], c.C, documents, FinalState::keep,
+                       c.continues() ? &start : nullptr);
+}
+
+// The operation on a tape in hostile memory; the dtype is that of the data.
+inline TitansResult evaluate(const TitansCase& c, const TitansData& data) {
+  Tape tape(heap_allocator(Hygiene::hostile));
+  std::vector<Var> x;
+  for (const auto member : kTitansMembers) {
+    x.push_back((data.x.*member).defined() ? tape.leaf(data.x.*member) : Var{});
+  }
+  const TitansOutput out = titans_memory(tape, c, x, Documents::from_lengths(c.lengths));
+  std::vector<Var> outputs{out.o};
+  std::vector<Tensor> seeds{data.d_o};
+  if (c.final_gradient) outputs.push_back(out.final_state), seeds.push_back(data.dfinal);
+  tape.backward(outputs, seeds);
+  TitansResult r{cast(out.o.value, out.o.dtype()), cast(out.final_state.value, out.o.dtype()), {}};
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    if (x[i].value.defined()) r.d.*kTitansMembers[i] = cast(tape.gradient(x[i]), x[i].dtype());
+  }
+  return r;
+}
+
+// The oracle on fp64 data.
+inline TitansResult evaluate_reference(const TitansCase& c, const TitansData& data) {
+  const DocumentsPtr documents = Documents::from_lengths(c.lengths);
+  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
+  const TitansTensors& x = data.x;
+  TitansBackward a{{.dtype = DType::f64,
+                    .T = c.tokens(),
+                    .N = c.documents(),
+                    .H = c.H,
+                    .d_k = c.d_k,
+                    .d_v = c.d_v,
+                    .C = c.C,
+                    .q = x.q.raw(),
+                    .k = x.k.raw(),
+                    .v = x.v.raw(),
+                    .keep = x.keep.raw(),
+                    .momentum = x.momentum.raw(),
+                    .rate = x.rate.raw(),
+                    .weights = raw(x.weights),
+                    .state = raw(x.state),
+                    .cu_seqlens = documents->cu_seqlens().data(),
+                    .phase = c.phase.empty() ? nullptr : c.phase.data()}};
+  TitansResult r{Tensor::zeros(x.v.shape(), DType::f64), Tensor::zeros(c.state_shape(), DType::f64), {}};
+  for (const auto member : kTitansMembers) {
+    if ((x.*member).defined()) r.d.*member = Tensor::zeros((x.*member).shape(), DType::f64);
+  }
+  a.d_o = data.d_o.raw();
+  a.dfinal_state = raw(data.dfinal);
+  a.dq = r.d.q.raw();
+  a.dk = r.d.k.raw();
+  a.dv = r.d.v.raw();
+  a.dkeep = r.d.keep.raw();
+  a.dmomentum = r.d.momentum.raw();
+  a.drate = r.d.rate.raw();
+  a.dweights = raw(r.d.weights);
+  a.dstate = raw(r.d.state);
+  for (std::int64_t n = 0; n < c.documents(); ++n) {
+    for (std::int64_t h = 0; h < c.H; ++h) {
+      TitansReference reference(a, n, h);
+      reference.forward(r.o.data<double>(), r.final_state.data<double>());
+      reference.backward(a);
+    }
+  }
+  return r;
+}
+
+// Calls f(name, tensor of x, tensor of y, whether it is a gradient) for whatever both results hold.
+template <class F>
+void for_each_pair(const TitansResult& x, const TitansResult& y, F&& f) {
+  f("o", x.o, y.o, false);
+  f("final state", x.final_state, y.final_state, false);
+  for (std::size_t i = 0; i < std::size(kTitansMembers); ++i) {
+    const Tensor &a = x.d.*kTitansMembers[i], &b = y.d.*kTitansMembers[i];
+    ASSERT_EQ(a.defined(), b.defined()) << kTitansNames[i];
+    if (a.defined()) f(kTitansNames[i], a, b, true);
+  }
+}
+
+inline void expect_close(const TitansResult& x, const TitansResult& reference, const Tolerance& tolerance) {
+  for_each_pair(x, reference, [&](const char* name, const Tensor& a, const Tensor& b, bool gradient) {
+    EXPECT_TRUE(close(a, b, gradient ? tolerance.backward : tolerance.forward, tolerance.max)) << name;
+  });
+}
+
+inline void expect_bitwise_equal(const TitansResult& x, const TitansResult& y) {
+  for_each_pair(
+      x, y, [](const char* name, const Tensor& a, const Tensor& b, bool) { EXPECT_TRUE(bitwise_equal(a, b)) << name; });
+}
+
+}  // namespace weft::testing
