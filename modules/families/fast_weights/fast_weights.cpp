@@ -1,0 +1,272 @@
+#include "modules/families/fast_weights/fast_weights.h"
+
+#include "modules/families/fast_weights/fast_weights_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<FastWeightForward> kForward{
+    "fast_weight_memory forward", [](const FastWeightForward& args, const Launch& launch) {
+      dispatch_real(args.dtype, "fast_weight_memory", [&]<class T>() {
+        FastWeightWalk<T>(args, FastWeightPass::forward, launch.workspace).forward(args);
+      });
+    }};
+constexpr Dispatch<FastWeightBackward> kBackward{
+    "fast_weight_memory backward", [](const FastWeightBackward& args, const Launch& launch) {
+      dispatch_real(args.dtype, "fast_weight_memory", [&]<class T>() {
+        FastWeightWalk<T>(args, FastWeightPass::backward, launch.workspace).backward(args);
+      });
+    }};
+constexpr Dispatch<FastWeightContinue> kContinue{
+    "fast_weight_memory continue", [](const FastWeightContinue& args, const Launch& launch) {
+      dispatch_real(args.dtype, "fast_weight_memory", [&]<class T>() {
+        FastWeightWalk<T>(args, FastWeightPass::proceed, launch.workspace).proceed(args);
+      });
+    }};
+
+std::size_t workspace(const FastWeightProblem& p, FastWeightPass pass) {
+  return dispatch_real(p.dtype, "fast_weight_memory",
+                       [&]<class T>() { return FastWeightWalk<T>(p, pass, nullptr).bytes(); });
+}
+
+// What backward reads: the inputs alone.
+struct FastWeightSaved {
+  FastWeightInputs in;
+  FastWeights initial;
+  DocumentsPtr documents;
+  FastWeightConfig config;
+
+  void backward(Backward& pass) const;
+};
+
+const void* raw_or_null(const Var& x) {
+  return x.value.defined() ? x.value.raw() : nullptr;
+}
+
+FastWeightProblem problem(const FastWeightInputs& in, const Documents& documents, const FastWeightConfig& config) {
+  return {.dtype = in.q.dtype(),
+          .config = config,
+          .T = in.q.dim(0),
+          .N = documents.count(),
+          .H = in.q.dim(1),
+          .d_m = in.q.dim(2),
+          .d_h = in.w0.dim(1),
+          .q = in.q.value.raw(),
+          .k = in.k.value.raw(),
+          .v = in.v.value.raw(),
+          .eta = in.eta.value.raw(),
+          .mu = raw_or_null(in.mu),
+          .lambda = raw_or_null(in.lambda),
+          .w0 = in.w0.value.raw(),
+          .w1 = in.w1.value.raw(),
+          .w2 = in.w2.value.raw(),
+          .cu_seqlens = documents.cu_seqlens().data()};
+}
+
+void FastWeightSaved::backward(Backward& pass) const {
+  FastWeightBackward args{problem(in, *documents, config)};
+  args.initial_weights = raw_or_null(initial.weights);
+  args.initial_momentum = raw_or_null(initial.momentum);
+  const Tensor dout = pass.grad_or_zero(0);
+  const Tensor dweights = pass.grad(1), dmomentum = pass.grad(2);
+  args.dout = dout.raw();
+  args.dfinal_weights = dweights.defined() ? dweights.raw() : nullptr;
+  args.dfinal_momentum = dmomentum.defined() ? dmomentum.raw() : nullptr;
+  const auto to = [&](int input, void*& gradient, Write& write) {
+    const GradTarget target = pass.target(input);
+    gradient = target.raw();
+    write = target.write;
+    return target.tensor;
+  };
+  const Tensor keep[] = {to(0, args.dq, args.write_dq),
+                         to(1, args.dk, args.write_dk),
+                         to(2, args.dv, args.write_dv),
+                         to(3, args.deta, args.write_deta),
+                         to(4, args.dmu, args.write_dmu),
+                         to(5, args.dlambda, args.write_dlambda),
+                         to(6, args.dw0, args.write_dw0),
+                         to(7, args.dw1, args.write_dw1),
+                         to(8, args.dw2, args.write_dw2),
+                         to(9, args.dinitial_weights, args.write_dinitial_weights),
+                         to(10, args.dinitial_momentum, args.write_dinitial_momentum)};
+  kBackward(args, pass.launch(fast_weight_backward_workspace(args)));
+}
+
+// [N, H, P]
+Shape state_shape(const FastWeightInputs& in, const Documents& documents) {
+  return {documents.count(), in.q.dim(1), 3 * in.q.dim(2) * in.w0.dim(1)};
+}
+
+void check_inputs(const FastWeightInputs& in, const Documents& documents, const FastWeightConfig& config) {
+  const Shape& q = in.q.shape();
+  WEFT_CHECK(q.rank() == 3 && q[1] > 0 && q[2] > 0 && in.k.shape() == q && in.v.shape() == q,
+             "fast_weight_memory: q {}, k {}, v {}", q.str(), in.k.shape().str(), in.v.shape().str());
+  WEFT_CHECK(q[0] == documents.tokens(), "fast_weight_memory: {} tokens in q, {} in the documents", q[0],
+             documents.tokens());
+  WEFT_CHECK((in.eta.shape() == Shape{q[0], q[1], 3}), "fast_weight_memory: eta {} for q {}", in.eta.shape().str(),
+             q.str());
+  for (const Var* x : {&in.mu, &in.lambda}) {
+    WEFT_CHECK(!x->value.defined() || (x->shape() == Shape{q[0], q[1]}), "fast_weight_memory: mu or lambda {} for q {}",
+               x->shape().str(), q.str());
+  }
+  const Shape& w0 = in.w0.shape();
+  WEFT_CHECK(w0.rank() == 3 && w0[0] == q[1] && w0[1] > 0 && w0[2] == q[2] && in.w2.shape() == w0 &&
+                 (in.w1.shape() == Shape{q[1], q[2], w0[1]}),
+             "fast_weight_memory: w0 {}, w1 {}, w2 {} for q {}", w0.str(), in.w1.shape().str(), in.w2.shape().str(),
+             q.str());
+  for (const Var* x : {&in.k, &in.v, &in.eta, &in.mu, &in.lambda, &in.w0, &in.w1, &in.w2}) {
+    WEFT_CHECK(!x->value.defined() || x->dtype() == in.q.dtype(), "fast_weight_memory: {} among {}",
+               name_of(x->dtype()), name_of(in.q.dtype()));
+  }
+  WEFT_CHECK(config.chunk > 0, "fast_weight_memory: chunks of {} tokens", config.chunk);
+}
+
+// Records the node; the final state is computed if `final` is given.
+std::array<Var, 3> run(Tape& tape, const FastWeightInputs& in, const FastWeights& initial,
+                       const DocumentsPtr& documents, const FastWeightConfig& config, bool final_state) {
+  check_inputs(in, *documents, config);
+  FastWeightForward args{problem(in, *documents, config)};
+  args.initial_weights = raw_or_null(initial.weights);
+  args.initial_momentum = raw_or_null(initial.momentum);
+  const Tensor out = tape.empty(in.q.shape(), in.q.dtype());
+  args.out = out.raw();
+  Tensor weights, momentum;
+  if (final_state) {
+    weights = tape.empty(state_shape(in, *documents), in.q.dtype());
+    momentum = tape.empty(weights.shape(), in.q.dtype());
+    args.final_weights = weights.raw();
+    args.final_momentum = momentum.raw();
+  }
+  kForward(args, tape.launch(fast_weight_forward_workspace(args)));
+  return tape.record(
+      "fast_weight_memory",
+      {in.q, in.k, in.v, in.eta, in.mu, in.lambda, in.w0, in.w1, in.w2, initial.weights, initial.momentum},
+      std::array{out, weights, momentum}, [&] {
+        return FastWeightSaved{in, initial, documents, config};
+      });
+}
+
+}  // namespace
+
+std::size_t fast_weight_forward_workspace(const FastWeightForward& args) {
+  return workspace(args, FastWeightPass::forward);
+}
+std::size_t fast_weight_backward_workspace(const FastWeightBackward& args) {
+  return workspace(args, FastWeightPass::backward);
+}
+std::size_t fast_weight_continue_workspace(const FastWeightContinue& args) {
+  return workspace(args, FastWeightPass::proceed);
+}
+
+Var fast_weight_memory(Tape& tape, const FastWeightInputs& in, const DocumentsPtr& documents,
+                       const FastWeightConfig& config) {
+  return run(tape, in, {}, documents, config, false)[0];
+}
+
+FastWeightOutput fast_weight_memory_with_state(Tape& tape, const FastWeightInputs& in, const FastWeights& initial,
+                                               const DocumentsPtr& documents, const FastWeightConfig& config) {
+  const bool given = initial.weights.value.defined();
+  WEFT_CHECK(given == initial.momentum.value.defined(), "fast_weight_memory: initial weights and momentum go together");
+  if (given) {
+    check_inputs(in, *documents, config);
+    const Shape expected = state_shape(in, *documents);
+    for (const Var* x : {&initial.weights, &initial.momentum}) {
+      WEFT_CHECK(x->shape() == expected && x->dtype() == in.q.dtype(),
+                 "fast_weight_memory: initial state {} {}, expected {} {}", x->shape().str(), name_of(x->dtype()),
+                 expected.str(), name_of(in.q.dtype()));
+    }
+  }
+  const auto [out, weights, momentum] = run(tape, in, initial, documents, config, true);
+  return {out, {weights, momentum}};
+}
+
+FastWeightState::FastWeightState(std::int64_t sequences, const Tensor& w0, const Tensor& w1, const Tensor& w2,
+                                 std::int64_t chunk, DType dtype)
+    : pending(static_cast<std::size_t>(sequences), 0) {
+  const std::int64_t H = w0.dim(0), d_h = w0.dim(1), d_m = w0.dim(2), matrix = d_h * d_m;
+  weights = Tensor::empty({sequences, H, 3 * matrix}, dtype);
+  momentum = Tensor::zeros(weights.shape(), dtype);
+  keys = Tensor::zeros({sequences, H, chunk, d_m}, dtype);
+  values = Tensor::zeros(keys.shape(), dtype);
+  rates = Tensor::zeros({sequences, H, chunk, 5}, dtype);
+  const Tensor parts = weights.reshape({sequences * H * 3, matrix});
+  for (std::int64_t i = 0; i < sequences * H; ++i) {
+    std::int64_t row = 3 * i;
+    for (const Tensor* w : {&w0, &w2, &w1}) {
+      parts.rows(row, row + 1).copy_from(w->rows(i % H, i % H + 1));
+      ++row;
+    }
+  }
+}
+
+FastWeightState::FastWeightState(const FastWeightState& other) : pending(other.pending) {
+  const auto copy = [](const Tensor& t) {
+    const Tensor own = Tensor::empty(t.shape(), t.dtype());
+    own.copy_from(t);
+    return own;
+  };
+  weights = copy(other.weights);
+  momentum = copy(other.momentum);
+  keys = copy(other.keys);
+  values = copy(other.values);
+  rates = copy(other.rates);
+}
+
+std::size_t FastWeightState::bytes() const {
+  std::size_t total = pending.size() * sizeof(std::int32_t);
+  for (const Tensor* t : {&weights, &momentum, &keys, &values, &rates}) total += t->nbytes();
+  return total;
+}
+
+double FastWeightState::bytes_for(std::int64_t H, std::int64_t d_m, std::int64_t d_h, std::int64_t chunk, DType dtype) {
+  const std::int64_t elements = H * (2 * 3 * d_m * d_h + chunk * (2 * d_m + 5));
+  return static_cast<double>(elements) * static_cast<double>(size_of(dtype)) + sizeof(std::int32_t);
+}
+
+Tensor fast_weight_continue(Tape& tape, const FastWeightInputs& in, const Documents& documents,
+                            const FastWeightConfig& config, FastWeightState& state) {
+  check_inputs(in, documents, config);
+  const Shape expected = state_shape(in, documents);
+  WEFT_CHECK(
+      state.weights.shape() == expected && state.weights.dtype() == in.q.dtype() && state.keys.dim(2) == config.chunk,
+      "fast_weight_memory: state {} {} of chunks of {} tokens, expected {} {} and {}", state.weights.shape().str(),
+      name_of(state.weights.dtype()), state.keys.dim(2), expected.str(), name_of(in.q.dtype()), config.chunk);
+  const Tensor out = tape.empty(in.q.shape(), in.q.dtype());
+  FastWeightContinue args{problem(in, documents, config)};
+  args.pending = state.pending.data();
+  args.pending_keys = state.keys.raw();
+  args.pending_values = state.values.raw();
+  args.pending_rates = state.rates.raw();
+  args.weights = state.weights.raw();
+  args.momentum = state.momentum.raw();
+  args.out = out.raw();
+  kContinue(args, tape.launch(fast_weight_continue_workspace(args)));
+  for (std::int64_t n = 0; n < documents.count(); ++n) {
+    std::int32_t& pending = state.pending[static_cast<std::size_t>(n)];
+    pending = static_cast<std::int32_t>((pending + documents.length(n)) % config.chunk);
+  }
+  return out;
+}
+
+// Products in units of d_m d_h per row, element-wise work left out. Backward reads and takes the inner gradients again,
+// walks the writes once more, twice with checkpoints, and differentiates what both did.
+FastWeightCost fast_weight_cost(const FastWeightConfig& config, std::int64_t tokens, std::int64_t document_length,
+                                std::int64_t H, std::int64_t d_m, std::int64_t d_h) {
+  if (document_length <= 0) return {};
+  const bool l2 = config.loss == InnerLoss::l2;
+  const double documents = static_cast<double>(tokens) / static_cast<double>(document_length);
+  const std::int64_t writes = (document_length - 1) / config.chunk;  // the last token's chunk is not read again
+  const double matrix = static_cast<double>(d_m * d_h), heads = static_cast<double>(H);
+  const auto small = static_cast<double>(std::min(d_m, d_h)), large = static_cast<double>(std::max(d_m, d_h));
+  const double step = 4.0 * small * small * large + 2.0 * small * small * small;
+  const double orthogonalise = config.orthogonalise ? 3.0 * 5.0 * step : 0.0;
+  const double reads = heads * static_cast<double>(tokens) * matrix;
+  const double chunks = heads * documents * static_cast<double>(writes);
+  const double written = chunks * static_cast<double>(config.chunk) * matrix;
+  const double write = (l2 ? 14.0 : 12.0) * written + chunks * orthogonalise;
+  const double walks = writes > 32 ? 2.0 : 1.0;
+  return {.forward_flops = 6.0 * reads + write,
+          .backward_flops = 16.0 * reads + walks * write + (l2 ? 36.0 : 30.0) * written + 3.0 * chunks * orthogonalise};
+}
+
+}  // namespace weft

@@ -1,0 +1,256 @@
+// What the tests of the fast-weight memory share: a problem declared by its shape, and the two ways to evaluate it.
+#pragma once
+
+#include <cmath>
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <numeric>
+
+#include "modules/families/fast_weights/fast_weights.h"
+#include "modules/families/fast_weights/fast_weights_reference.h"
+#include "tests/support/compare.h"
+#include "tests/support/random.h"
+
+namespace weft::testing {
+
+struct MemoryCase {
+  std::vector<std::int32_t> lengths;
+  FastWeightConfig config;
+  std::int64_t H = 2, d_m = 5, d_h = 4;
+  bool momentum = true, forget = true;
+  bool initial_state = false;
+  bool final_gradient = true;
+  double rate = 0.1;  // largest learning rate
+
+  std::int64_t tokens() const { return std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0}); }
+  std::int64_t documents() const { return static_cast<std::int64_t>(lengths.size()); }
+  Shape state_shape() const { return {documents(), H, 3 * d_m * d_h}; }
+  std::string str() const {
+    return fmt::format(
+        "T {} N {} H {} d_m {} d_h {} L {} loss {} norm {} residual {} NS {} mu {} lambda {} initial {} final {}",
+        tokens(), documents(), H, d_m, d_h, config.chunk, static_cast<int>(config.loss), static_cast<int>(config.norm),
+        config.residual, config.orthogonalise, momentum, forget, initial_state, final_gradient);
+  }
+};
+
+// Every norm mode with every loss, with and without orthogonalisation.
+inline std::vector<FastWeightConfig> all_configs(std::int64_t chunk) {
+  std::vector<FastWeightConfig> list;
+  for (const NormMode norm : {NormMode::none, NormMode::post, NormMode::pre, NormMode::read_raw}) {
+    for (const InnerLoss loss : {InnerLoss::dot, InnerLoss::l2}) {
+      for (const bool orthogonalise : {false, true}) {
+        list.push_back({.chunk = chunk,
+                        .loss = loss,
+                        .norm = norm,
+                        .residual = loss == InnerLoss::l2,
+                        .orthogonalise = orthogonalise});
+      }
+    }
+  }
+  return list;
+}
+
+// Inputs and the gradients that arrive; undefined where the case has none.
+struct MemoryTensors {
+  Tensor q, k, v, eta, mu, lambda, w0, w1, w2, weights, momentum;
+  Tensor dout, dweights, dmomentum;
+};
+
+// Calls f(tensor) for all of them.
+template <class F>
+void for_each(MemoryTensors& t, F&& f) {
+  for (Tensor* x : {&t.q, &t.k, &t.v, &t.eta, &t.mu, &t.lambda, &t.w0, &t.w1, &t.w2, &t.weights, &t.momentum, &t.dout,
+                    &t.dweights, &t.dmomentum}) {
+    if (x->defined()) f(*x);
+  }
+}
+
+inline MemoryTensors make_tensors(const MemoryCase& c, std::uint64_t seed = 1) {
+  const std::int64_t T = c.tokens();
+  const Shape tokens{T, c.H, c.d_m};
+  const double narrow = 1.0 / std::sqrt(static_cast<double>(c.d_m)), wide = 1.0 / std::sqrt(static_cast<double>(c.d_h));
+  MemoryTensors t{.q = normal(tokens, seed, narrow),
+                  .k = normal(tokens, seed + 1, narrow),
+                  .v = normal(tokens, seed + 2),
+                  .eta = uniform({T, c.H, 3}, seed + 3, 0.0, c.rate),
+                  .mu = {},
+                  .lambda = {},
+                  .w0 = normal({c.H, c.d_h, c.d_m}, seed + 4, narrow),
+                  .w1 = normal({c.H, c.d_m, c.d_h}, seed + 5, wide),
+                  .w2 = normal({c.H, c.d_h, c.d_m}, seed + 6, narrow),
+                  .weights = {},
+                  .momentum = {},
+                  .dout = normal(tokens, seed + 7),
+                  .dweights = {},
+                  .dmomentum = {}};
+  if (c.momentum) t.mu = uniform({T, c.H}, seed + 8, 0.0, 1.0);
+  if (c.forget) t.lambda = uniform({T, c.H}, seed + 9, 0.0, 0.3);
+  if (c.initial_state) {
+    t.weights = normal(c.state_shape(), seed + 10, narrow);
+    t.momentum = normal(c.state_shape(), seed + 11, 0.3 * narrow);
+  }
+  if (c.final_gradient) {
+    t.dweights = normal(c.state_shape(), seed + 12);
+    t.dmomentum = normal(c.state_shape(), seed + 13);
+  }
+  return t;
+}
+
+inline MemoryTensors rounded(MemoryTensors t, DType dtype) {
+  for_each(t, [&](Tensor& x) { x = cast(x, dtype); });
+  return t;
+}
+
+// Undefined where the case has no such input.
+struct MemoryResult {
+  Tensor out, weights, momentum;
+  Tensor dq, dk, dv, deta, dmu, dlambda, dw0, dw1, dw2, dinitial_weights, dinitial_momentum;
+};
+
+// Calls f(name, tensor of x, tensor of y, whether it is a gradient) for whatever both results hold.
+template <class F>
+void for_each_pair(const MemoryResult& x, const MemoryResult& y, F&& f) {
+  struct Field {
+    const char* name;
+    Tensor MemoryResult::*tensor;
+    bool gradient;
+  };
+  for (const Field& field :
+       {Field{"out", &MemoryResult::out, false}, Field{"final weights", &MemoryResult::weights, false},
+        Field{"final momentum", &MemoryResult::momentum, false}, Field{"dq", &MemoryResult::dq, true},
+        Field{"dk", &MemoryResult::dk, true}, Field{"dv", &MemoryResult::dv, true},
+        Field{"deta", &MemoryResult::deta, true}, Field{"dmu", &MemoryResult::dmu, true},
+        Field{"dlambda", &MemoryResult::dlambda, true}, Field{"dw0", &MemoryResult::dw0, true},
+        Field{"dw1", &MemoryResult::dw1, true}, Field{"dw2", &MemoryResult::dw2, true},
+        Field{"initial weights", &MemoryResult::dinitial_weights, true},
+        Field{"initial momentum", &MemoryResult::dinitial_momentum, true}}) {
+    ASSERT_EQ((x.*field.tensor).defined(), (y.*field.tensor).defined()) << field.name;
+    if ((x.*field.tensor).defined()) f(field.name, x.*field.tensor, y.*field.tensor, field.gradient);
+  }
+}
+
+inline void expect_close(const MemoryResult& x, const MemoryResult& reference, const Tolerance& tolerance) {
+  for_each_pair(x, reference, [&](const char* name, const Tensor& a, const Tensor& b, bool gradient) {
+    EXPECT_TRUE(close(a, b, gradient ? tolerance.backward : tolerance.forward, tolerance.max)) << name;
+  });
+}
+inline void expect_bitwise_equal(const MemoryResult& x, const MemoryResult& y) {
+  for_each_pair(
+      x, y, [](const char* name, const Tensor& a, const Tensor& b, bool) { EXPECT_TRUE(bitwise_equal(a, b)) << name; });
+}
+
+inline DocumentsPtr documents_of(const MemoryCase& c) {
+  return Documents::from_lengths(c.lengths);
+}
+
+inline FastWeightInputs constants(const MemoryTensors& t) {
+  const auto constant = [](const Tensor& x) { return x.defined() ? Tape::constant(x) : Var{}; };
+  return {constant(t.q),      constant(t.k),  constant(t.v),  constant(t.eta), constant(t.mu),
+          constant(t.lambda), constant(t.w0), constant(t.w1), constant(t.w2)};
+}
+
+// The operation on a tape in hostile memory; the dtype is that of the inputs.
+inline MemoryResult evaluate(const MemoryCase& c, const MemoryTensors& in) {
+  Tape tape(heap_allocator(Hygiene::hostile));
+  const auto leaf = [&](const Tensor& x) { return x.defined() ? tape.leaf(x) : Var{}; };
+  const FastWeightInputs x{leaf(in.q),      leaf(in.k),  leaf(in.v),  leaf(in.eta), leaf(in.mu),
+                           leaf(in.lambda), leaf(in.w0), leaf(in.w1), leaf(in.w2)};
+  const FastWeights initial{leaf(in.weights), leaf(in.momentum)};
+  std::vector<Var> outputs;
+  std::vector<Tensor> seeds{in.dout};
+  MemoryResult r;
+  const auto keep = [](const Tensor& t) { return cast(t, t.dtype()); };
+  if (in.dweights.defined()) {
+    const FastWeightOutput y = fast_weight_memory_with_state(tape, x, initial, documents_of(c), c.config);
+    outputs = {y.out, y.final.weights, y.final.momentum};
+    seeds = {in.dout, in.dweights, in.dmomentum};
+    r.weights = keep(y.final.weights.value);
+    r.momentum = keep(y.final.momentum.value);
+  } else if (in.weights.defined()) {
+    outputs = {fast_weight_memory_with_state(tape, x, initial, documents_of(c), c.config).out};
+  } else {
+    outputs = {fast_weight_memory(tape, x, documents_of(c), c.config)};
+  }
+  r.out = keep(outputs[0].value);
+  tape.backward(outputs, seeds);
+  const auto gradient = [&](const Var& v) {
+    if (!v.value.defined()) return Tensor{};
+    const Tensor g = tape.gradient(v);
+    return g.defined() ? keep(g) : Tensor::zeros(v.shape(), v.dtype());
+  };
+  r.dq = gradient(x.q);
+  r.dk = gradient(x.k);
+  r.dv = gradient(x.v);
+  r.deta = gradient(x.eta);
+  r.dmu = gradient(x.mu);
+  r.dlambda = gradient(x.lambda);
+  r.dw0 = gradient(x.w0);
+  r.dw1 = gradient(x.w1);
+  r.dw2 = gradient(x.w2);
+  r.dinitial_weights = gradient(initial.weights);
+  r.dinitial_momentum = gradient(initial.momentum);
+  return r;
+}
+
+// The oracle on fp64 inputs.
+inline MemoryResult evaluate_reference(const MemoryCase& c, const MemoryTensors& in) {
+  const DocumentsPtr documents = documents_of(c);
+  const auto like = [](const Tensor& t) { return t.defined() ? Tensor::zeros(t.shape(), DType::f64) : Tensor{}; };
+  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
+  MemoryResult r{.out = like(in.q),
+                 .weights = like(in.dweights),
+                 .momentum = like(in.dmomentum),
+                 .dq = like(in.q),
+                 .dk = like(in.k),
+                 .dv = like(in.v),
+                 .deta = like(in.eta),
+                 .dmu = like(in.mu),
+                 .dlambda = like(in.lambda),
+                 .dw0 = like(in.w0),
+                 .dw1 = like(in.w1),
+                 .dw2 = like(in.w2),
+                 .dinitial_weights = like(in.weights),
+                 .dinitial_momentum = like(in.momentum)};
+  const FastWeightProblem problem{.dtype = DType::f64,
+                                  .config = c.config,
+                                  .T = c.tokens(),
+                                  .N = c.documents(),
+                                  .H = c.H,
+                                  .d_m = c.d_m,
+                                  .d_h = c.d_h,
+                                  .q = raw(in.q),
+                                  .k = raw(in.k),
+                                  .v = raw(in.v),
+                                  .eta = raw(in.eta),
+                                  .mu = raw(in.mu),
+                                  .lambda = raw(in.lambda),
+                                  .w0 = raw(in.w0),
+                                  .w1 = raw(in.w1),
+                                  .w2 = raw(in.w2),
+                                  .cu_seqlens = documents->cu_seqlens().data()};
+  FastWeightForward forward{problem};
+  forward.initial_weights = raw(in.weights);
+  forward.initial_momentum = raw(in.momentum);
+  forward.out = raw(r.out);
+  forward.final_weights = raw(r.weights);
+  forward.final_momentum = raw(r.momentum);
+  FastWeightBackward backward{problem};
+  backward.dout = raw(in.dout);
+  backward.dfinal_weights = raw(in.dweights);
+  backward.dfinal_momentum = raw(in.dmomentum);
+  backward.dq = raw(r.dq);
+  backward.dk = raw(r.dk);
+  backward.dv = raw(r.dv);
+  backward.deta = raw(r.deta);
+  backward.dmu = raw(r.dmu);
+  backward.dlambda = raw(r.dlambda);
+  backward.dw0 = raw(r.dw0);
+  backward.dw1 = raw(r.dw1);
+  backward.dw2 = raw(r.dw2);
+  backward.dinitial_weights = raw(r.dinitial_weights);
+  backward.dinitial_momentum = raw(r.dinitial_momentum);
+  reference::fast_weight_memory(forward, &backward);
+  return r;
+}
+
+}  // namespace weft::testing
