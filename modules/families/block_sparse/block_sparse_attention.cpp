@@ -1,0 +1,216 @@
+#include "modules/families/block_sparse/block_sparse_attention.h"
+
+#include <cmath>
+
+#include "modules/families/block_sparse/block_sparse_backward_cpu.h"
+#include "modules/families/block_sparse/block_sparse_forward_cpu.h"
+
+namespace weft {
+namespace {
+
+// Keys of a block where every block is attended to: large enough that partial results are few.
+constexpr std::int64_t kDenseBlock = 128;
+
+constexpr Dispatch<BlockSparseForward> kForward{
+    "block-sparse attention forward", [](const BlockSparseForward& args, const Launch& launch) {
+      dispatch_real(args.in.dtype, "block-sparse attention",
+                    [&]<class T>() { block_sparse::ForwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
+    }};
+constexpr Dispatch<BlockSparseBackward> kBackward{
+    "block-sparse attention backward", [](const BlockSparseBackward& args, const Launch& launch) {
+      dispatch_real(args.in.dtype, "block-sparse attention",
+                    [&]<class T>() { block_sparse::BackwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
+    }};
+
+using DocumentList = std::shared_ptr<const std::vector<BlockSparseDocument>>;
+
+struct Call {
+  BlockSparseShape shape;
+  std::int64_t block;
+  KeySpan span;
+  DocumentList documents;
+
+  BlockSparseInputs inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& idx) const {
+    return {.dtype = q.dtype(),
+            .shape = shape,
+            .block = block,
+            .span = span,
+            .scale = 1.0 / std::sqrt(static_cast<double>(shape.D)),
+            .documents = documents->data(),
+            .document_count = static_cast<std::int64_t>(documents->size()),
+            .idx = idx.defined() ? idx.data<std::int32_t>() : nullptr,
+            .q = q.raw(),
+            .k = k.defined() ? k.raw() : nullptr,
+            .v = v.defined() ? v.raw() : nullptr};
+  }
+};
+
+void check_selection(BlockSparseShape& s, const Tensor& idx, std::int64_t block) {
+  if (idx.defined()) {
+    WEFT_CHECK(idx.rank() == 3 && idx.dtype() == DType::i32 && idx.dim(0) == s.T && idx.dim(2) > 0 &&
+                   (idx.dim(1) == 1 || idx.dim(1) == s.H_KV || idx.dim(1) == s.H_Q),
+               "block-sparse attention: idx {} {} for {} queries of {} heads and {} key heads", idx.shape().str(),
+               name_of(idx.dtype()), s.T, s.H_Q, s.H_KV);
+    s.H_sel = idx.dim(1);
+    s.n = idx.dim(2);
+  }
+  WEFT_CHECK(block > 0, "block-sparse attention: blocks of {} keys", block);
+}
+
+BlockSparseShape checked_shape(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& idx,
+                               std::int64_t block) {
+  WEFT_CHECK(q.rank() == 3 && k.rank() == 3 && v.rank() == 3,
+             "block-sparse attention: q {}, k {}, v {}; expected three dimensions", q.shape().str(), k.shape().str(),
+             v.shape().str());
+  BlockSparseShape s{.T = q.dim(0),
+                     .S = k.dim(0),
+                     .H_Q = q.dim(1),
+                     .H_KV = k.dim(1),
+                     .D = q.dim(2),
+                     .D_V = v.dim(2),
+                     .H_sel = 0,
+                     .n = 0};
+  WEFT_CHECK(s.H_KV > 0 && v.dim(0) == s.S && v.dim(1) == s.H_KV && s.H_Q > 0 && s.H_Q % s.H_KV == 0 && s.D > 0 &&
+                 k.dim(2) == s.D && s.D_V > 0 && k.dtype() == q.dtype() && v.dtype() == q.dtype(),
+             "block-sparse attention: q {} {}, k {} {}, v {} {}", q.shape().str(), name_of(q.dtype()), k.shape().str(),
+             name_of(k.dtype()), v.shape().str(), name_of(v.dtype()));
+  check_selection(s, idx, block);
+  return s;
+}
+
+CachedAttention forward(Tape& tape, const Call& call, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const Tensor& idx) {
+  const BlockSparseShape& s = call.shape;
+  const CachedAttention result{tape.empty({s.T, s.H_Q, s.D_V}, q.dtype()), tape.empty({s.T, s.H_Q}, q.dtype())};
+  const BlockSparseForward args{call.inputs(q, k, v, idx), result.o.raw(), result.lse.raw()};
+  kForward(args, tape.launch(block_sparse_forward_workspace(args)));
+  return result;
+}
+
+struct BlockSparseSaved {
+  Tensor q, k, v, idx, o, lse;
+  Call call;
+
+  void backward(Backward& pass) const {
+    const Tensor d_o = pass.grad(0);
+    const GradTarget dq = pass.target(0), dk = pass.target(1), dv = pass.target(2);
+    const BlockSparseBackward args{.in = call.inputs(q, k, v, idx),
+                                   .o = o.raw(),
+                                   .lse = lse.raw(),
+                                   .d_o = d_o.raw(),
+                                   .dq = dq.raw(),
+                                   .write_dq = dq.write,
+                                   .dk = dk.raw(),
+                                   .write_dk = dk.write,
+                                   .dv = dv.raw(),
+                                   .write_dv = dv.write};
+    kBackward(args, pass.launch(block_sparse_backward_workspace(args)));
+  }
+};
+
+AttentionWithStatistics differentiable(Tape& tape, const Var& q, const Var& k, const Var& v, const Tensor& idx,
+                                       std::int64_t block, KeySpan span, const DocumentsPtr& documents) {
+  const Call call{checked_shape(q.value, k.value, v.value, idx, block), block, span,
+                  std::make_shared<std::vector<BlockSparseDocument>>(packed_documents(*documents, span))};
+  WEFT_CHECK(documents->tokens() == call.shape.T && key_rows(*documents, span).back() == call.shape.S,
+             "block-sparse attention: q {}, k {} for documents of {} tokens and {} keys", q.shape().str(),
+             k.shape().str(), documents->tokens(), key_rows(*documents, span).back());
+  const CachedAttention r = forward(tape, call, q.value, k.value, v.value, idx);
+  const Var o = tape.record("block_sparse_attention", {q, k, v}, r.o,
+                            [&] { return BlockSparseSaved{q.value, k.value, v.value, idx, r.o, r.lse, call}; });
+  return {o, r.lse};
+}
+
+CachedAttention cached(Tape& tape, const Tensor& q, const KeyValueCache& cache, std::int64_t H_KV, std::int64_t D_V,
+                       const Tensor& idx, std::int64_t block, KeySpan span, const Documents& documents) {
+  WEFT_CHECK(!tape.recording(), "block-sparse attention: a cache is for inference only");
+  WEFT_CHECK(q.rank() == 3 && q.dim(0) == documents.tokens(), "block-sparse attention: q {} for documents of {} tokens",
+             q.shape().str(), documents.tokens());
+  BlockSparseShape shape{
+      .T = q.dim(0), .S = 0, .H_Q = q.dim(1), .H_KV = H_KV, .D = q.dim(2), .D_V = D_V, .H_sel = 0, .n = 0};
+  cache.check_fits(q.dtype(), {shape.T, 0, shape.H_Q, H_KV, shape.D, D_V}, {});
+  check_selection(shape, idx, block);
+  const auto list = std::make_shared<std::vector<BlockSparseDocument>>(cached_documents(documents, span, cache));
+  return forward(tape, {shape, block, span, list}, q, {}, {}, idx);
+}
+
+}  // namespace
+
+std::vector<std::int32_t> key_rows(const Documents& documents, KeySpan span) {
+  std::vector<std::int32_t> rows{0};
+  for (std::int64_t n = 0; n < documents.count(); ++n) {
+    rows.push_back(rows.back() + static_cast<std::int32_t>(span.count(documents.length(n))));
+  }
+  return rows;
+}
+
+std::size_t block_sparse_forward_workspace(const BlockSparseForward& args) {
+  return dispatch_real(args.in.dtype, "block-sparse attention",
+                       [&]<class T>() -> std::size_t { return block_sparse::ForwardCpu<T>(args).workspace(); });
+}
+
+std::size_t block_sparse_backward_workspace(const BlockSparseBackward& args) {
+  return dispatch_real(args.in.dtype, "block-sparse attention",
+                       [&]<class T>() -> std::size_t { return block_sparse::BackwardCpu<T>(args).workspace(); });
+}
+
+AttentionWithStatistics block_sparse_attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Tensor& idx,
+                                               std::int64_t block, const DocumentsPtr& documents) {
+  WEFT_CHECK(idx.defined(), "block-sparse attention: no indices");
+  return differentiable(tape, q, k, v, idx, block, {}, documents);
+}
+
+AttentionWithStatistics span_attention(Tape& tape, const Var& q, const Var& k, const Var& v, KeySpan span,
+                                       const DocumentsPtr& documents) {
+  return differentiable(tape, q, k, v, {}, kDenseBlock, span, documents);
+}
+
+std::vector<BlockSparseDocument> packed_documents(const Documents& documents, KeySpan span) {
+  std::vector<BlockSparseDocument> list;
+  const std::vector<std::int32_t> rows = key_rows(documents, span);
+  for (std::int64_t n = 0; n < documents.count(); ++n) {
+    const auto i = static_cast<std::size_t>(n);
+    if (documents.length(n) == 0) continue;
+    list.push_back({.query_row = documents.begin(n),
+                    .query_count = documents.length(n),
+                    .query_position = 0,
+                    .key_row = rows[i],
+                    .key_count = rows[i + 1] - rows[i],
+                    .cached = {}});
+  }
+  return list;
+}
+
+std::vector<BlockSparseDocument> cached_documents(const Documents& documents, KeySpan span,
+                                                  const KeyValueCache& cache) {
+  WEFT_CHECK(documents.count() == cache.sequences(), "block-sparse attention: {} documents for a cache of {} sequences",
+             documents.count(), cache.sequences());
+  std::vector<BlockSparseDocument> list;
+  for (std::int64_t n = 0; n < documents.count(); ++n) {
+    if (documents.length(n) == 0) continue;
+    const std::int64_t keys = span.count(documents.pos0(n) + documents.length(n));
+    WEFT_CHECK(keys == cache.length(n), "block-sparse attention: sequence {} has {} keys in its cache, expected {}", n,
+               cache.length(n), keys);
+    list.push_back({.query_row = documents.begin(n),
+                    .query_count = documents.length(n),
+                    .query_position = documents.pos0(n),
+                    .key_row = 0,
+                    .key_count = cache.length(n),
+                    .cached = cache.keys(n)});
+  }
+  return list;
+}
+
+CachedAttention block_sparse_attention_cached(Tape& tape, const Tensor& q, const KeyValueCache& cache,
+                                              std::int64_t H_KV, std::int64_t D_V, const Tensor& idx,
+                                              std::int64_t block, const Documents& documents) {
+  WEFT_CHECK(idx.defined(), "block-sparse attention: no indices");
+  return cached(tape, q, cache, H_KV, D_V, idx, block, {}, documents);
+}
+
+CachedAttention span_attention_cached(Tape& tape, const Tensor& q, const KeyValueCache& cache, std::int64_t H_KV,
+                                      std::int64_t D_V, KeySpan span, const Documents& documents) {
+  return cached(tape, q, cache, H_KV, D_V, {}, kDenseBlock, span, documents);
+}
+
+}  // namespace weft

@@ -1,0 +1,190 @@
+// The oracle against finite differences, the kernels against the oracle, and what must not change a bit.
+#include <fmt/format.h>
+#include <omp.h>
+
+#include "modules/families/attention/attention.h"
+#include "modules/families/block_sparse/block_sparse_case.h"
+#include "tests/support/op_check.h"
+
+namespace weft::testing {
+namespace {
+
+DocumentsPtr documents_of(const std::vector<std::int32_t>& lengths) {
+  return Documents::from_lengths(lengths);
+}
+
+const std::vector<std::int32_t> kLengths = {0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129};
+
+TEST(BlockSparseReference, BackwardIsTheDerivative) {
+  const std::vector<BlockSparseCase> cases = {
+      {.documents = documents_of({13}), .block = 4, .n = 2, .D = 4, .D_V = 3},
+      {.documents = documents_of({5, 0, 1, 9}), .block = 2, .n = 3, .H_sel = 4, .H_KV = 2, .G = 2, .D = 3, .D_V = 4},
+      {.documents = documents_of({9, 4}), .block = 1, .n = 4, .H_sel = 2, .H_KV = 2, .G = 2, .D = 3, .D_V = 2},
+      {.documents = documents_of({11, 3}), .n = 0, .span = {4, 2}, .H_KV = 1, .G = 3, .D = 4, .D_V = 3}};
+  for (const BlockSparseCase& c : cases) {
+    const BlockSparseTensors in = random_tensors(c);
+    const BlockSparseOutputs r = run_reference(c, in);
+    const auto loss = [&] {
+      const BlockSparseResult result = block_sparse_reference(problem(c, in));
+      double total = 0.0;
+      for (std::size_t i = 0; i < result.o.size(); ++i) total += result.o[i] * in.d_o.data<double>()[i];
+      return total;
+    };
+    for (const auto& [x, gradient] : {std::pair{in.q, r.dq}, std::pair{in.k, r.dk}, std::pair{in.v, r.dv}}) {
+      double worst = 0.0, largest = 0.0;
+      for (std::int64_t i = 0; i < x.numel(); ++i) {
+        double& value = x.data<double>()[i];
+        const double original = value, h = 1e-6 * std::max(1.0, std::abs(value));
+        value = original + h;
+        const double up = loss();
+        value = original - h;
+        const double down = loss();
+        value = original;
+        worst = std::max(worst, std::abs((up - down) / (2.0 * h) - gradient.data<double>()[i]));
+        largest = std::max(largest, std::abs(gradient.data<double>()[i]));
+      }
+      EXPECT_LE(worst, 1e-6 * largest);
+    }
+  }
+}
+
+TEST(BlockSparseAttention, IsAWellBehavedOperation) {
+  for (const BlockSparseCase& c :
+       {BlockSparseCase{.documents = documents_of({40, 3}), .block = 8, .n = 3, .G = 2, .D = 5, .D_V = 3},
+        BlockSparseCase{.documents = documents_of({30}), .n = 0, .span = {4, 2}, .G = 2, .D = 4, .D_V = 6}}) {
+    const BlockSparseTensors in = random_tensors(c);
+    check_op({.name = c.n == 0 ? "span attention" : "block-sparse attention",
+              .inputs = {in.q, in.k, in.v},
+              .function = [&](Tape& tape, std::span<const Var> x) {
+                return std::vector{apply(c, in.idx, tape, x[0], x[1], x[2]).o};
+              }});
+  }
+}
+
+TEST(BlockSparseAttention, EveryLengthAlone) {
+  for (const std::int32_t length : kLengths) {
+    for (const std::int64_t block : {16, 64}) {
+      SCOPED_TRACE(fmt::format("length {} block {}", length, block));
+      expect_matches_reference({.documents = documents_of({length}),
+                                .block = block,
+                                .n = 3,
+                                .H_sel = 2,
+                                .H_KV = 2,
+                                .G = 2,
+                                .D = 16,
+                                .D_V = 24});
+    }
+  }
+}
+
+TEST(BlockSparseAttention, GroupsAndSelectionHeads) {
+  for (const std::int64_t G : {1, 4, 16}) {
+    for (const std::int64_t H_sel : {std::int64_t{1}, std::int64_t{2}, 2 * G}) {
+      SCOPED_TRACE(fmt::format("G {} H_sel {}", G, H_sel));
+      expect_matches_reference({.documents = documents_of({70, 0, 129, 1}),
+                                .block = 16,
+                                .n = 4,
+                                .H_sel = H_sel,
+                                .H_KV = 2,
+                                .G = G,
+                                .D = 8,
+                                .D_V = 12});
+    }
+  }
+  // More heads to one entry than a tile has rows.
+  expect_matches_reference({.documents = documents_of({20}), .block = 4, .n = 2, .G = 100, .D = 4, .D_V = 4});
+}
+
+TEST(BlockSparseAttention, BlocksOfAnySize) {
+  for (const std::int64_t block : {1, 7, 33, 100, 300}) {
+    SCOPED_TRACE(fmt::format("block {}", block));
+    expect_matches_reference({.documents = documents_of({350, 17}), .block = block, .n = 3, .G = 2, .D = 7, .D_V = 5});
+  }
+}
+
+TEST(BlockSparseAttention, KeysThatStandForSpans) {
+  for (const KeySpan span : {KeySpan{1, 1}, KeySpan{4, 2}, KeySpan{8, 8}, KeySpan{3, 1}}) {
+    SCOPED_TRACE(fmt::format("span {} every {}", span.length, span.stride));
+    expect_matches_reference(
+        {.documents = documents_of({1, 2, 3, 4, 5, 0, 7, 8, 9, 600}), .n = 0, .span = span, .G = 2, .D = 8, .D_V = 12});
+  }
+}
+
+TEST(BlockSparseAttention, LongDocument) {
+  expect_matches_reference({.documents = documents_of({1000}), .block = 64, .n = 5, .G = 4, .D = 16, .D_V = 16});
+}
+
+// All blocks selected: causal attention.
+TEST(BlockSparseAttention, OfEverythingIsFullAttention) {
+  const BlockSparseCase c{.documents = documents_of({150, 31}), .block = 16, .n = 10, .G = 2, .D = 16, .D_V = 16};
+  BlockSparseTensors in = random_tensors(c);
+  for (std::int64_t t = 0; t < c.documents->tokens(); ++t) {
+    const std::int32_t own = c.documents->positions()[static_cast<std::size_t>(t)] / 16;
+    for (std::int32_t j = 0; j < 10; ++j) in.idx.data<std::int32_t>()[t * 10 + j] = j <= own ? j : -1;
+  }
+  Tape tape(heap_allocator());
+  const auto full =
+      attention_with_lse(tape, Tape::constant(in.q), Tape::constant(in.k), Tape::constant(in.v), {}, c.documents);
+  const BlockSparseOutputs sparse = run_tiled(c, in, DType::f64);
+  EXPECT_TRUE(close(sparse.o, full[0].value, 1e-13, 1e-12));
+  EXPECT_TRUE(close(sparse.lse, full[1].value, 1e-13, 1e-12));
+}
+
+TEST(BlockSparseAttention, SameBitsForAnyThreadsAndNeighbours) {
+  const BlockSparseCase c{.documents = documents_of({200, 90, 140}), .block = 16, .n = 4, .G = 2, .D = 16, .D_V = 8};
+  const BlockSparseTensors in = random_tensors(c);
+  const BlockSparseOutputs packed = run_tiled(c, in, DType::f32);
+  const int threads = omp_get_max_threads();
+  for (const int count : {1, 3}) {
+    omp_set_num_threads(count);
+    expect_equal_bits(run_tiled(c, in, DType::f32), packed);
+  }
+  omp_set_num_threads(threads);
+  for (std::int64_t n = 0; n < 3; ++n) {
+    const std::int64_t begin = c.documents->begin(n), end = c.documents->end(n);
+    BlockSparseCase alone = c;
+    alone.documents = Documents::single(end - begin);
+    const auto rows = [&](const Tensor& t) { return t.rows(begin, end); };
+    expect_equal_bits(run_tiled(alone, {rows(in.q), rows(in.k), rows(in.v), rows(in.idx), rows(in.d_o)}, DType::f32),
+                      {rows(packed.o), rows(packed.lse), rows(packed.dq), rows(packed.dk), rows(packed.dv)});
+  }
+}
+
+TEST(BlockSparseAttention, FromACacheInAnyPieces) {
+  const BlockSparseCase c{
+      .documents = documents_of({150}), .block = 24, .n = 3, .H_sel = 2, .H_KV = 2, .G = 2, .D = 6, .D_V = 10};
+  const BlockSparseTensors in = random_tensors(c);
+  const BlockSparseOutputs whole = run_tiled(c, in, DType::f64);
+  KeyValueCache cache(1, 2, 6, 10, {}, DType::f64);
+  Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
+  std::int32_t begin = 0;
+  for (const std::int32_t end : {1, 2, 70, 71, 150}) {
+    cache.append(0, in.k.rows(begin, end), in.v.rows(begin, end));
+    const CachedAttention r =
+        block_sparse_attention_cached(tape, in.q.rows(begin, end), cache, 2, 10, in.idx.rows(begin, end), c.block,
+                                      *Documents::single(end - begin, begin));
+    EXPECT_TRUE(bitwise_equal(r.o, whole.o.rows(begin, end)));
+    EXPECT_TRUE(bitwise_equal(r.lse, whole.lse.rows(begin, end)));
+    begin = end;
+  }
+}
+
+TEST(BlockSparseAttention, RefusesWhatDoesNotFit) {
+  Tape tape(heap_allocator());
+  const auto var = [&](const Shape& s) { return tape.leaf(normal(s, 1)); };
+  const DocumentsPtr documents = documents_of({4});
+  const auto idx = [](const Shape& shape, std::int32_t value) {
+    return Tensor::from(shape, std::vector<std::int32_t>(static_cast<std::size_t>(shape.numel()), value));
+  };
+  const Var q = var({4, 4, 8}), k = var({4, 2, 8});
+  EXPECT_NO_THROW(block_sparse_attention(tape, q, k, k, idx({4, 2, 1}, 0), 4, documents));
+  EXPECT_THROW(block_sparse_attention(tape, q, k, k, idx({4, 3, 1}, 0), 4, documents), Error);
+  EXPECT_THROW(block_sparse_attention(tape, q, k, k, idx({3, 2, 1}, 0), 4, documents), Error);
+  EXPECT_THROW(block_sparse_attention(tape, q, k, k, {}, 4, documents), Error);
+  EXPECT_THROW(block_sparse_attention(tape, q, k, k, idx({4, 2, 1}, 1), 4, documents), Error) << "a future block";
+  EXPECT_THROW(block_sparse_attention(tape, q, var({5, 2, 8}), var({5, 2, 8}), idx({4, 2, 1}, 0), 4, documents), Error);
+  EXPECT_THROW(span_attention(tape, q, k, k, {2, 1}, documents), Error) << "3 keys, not 4";
+}
+
+}  // namespace
+}  // namespace weft::testing
