@@ -1,0 +1,70 @@
+#include "modules/families/block_sparse/block_choice.h"
+
+#include <cmath>
+
+#include "modules/families/block_sparse/block_choice_cpu.h"
+
+namespace weft {
+namespace {
+
+constexpr Dispatch<BlockChoice> kChoose{"block choice", [](const BlockChoice& args, const Launch& launch) {
+                                          dispatch_real(args.dtype, "block choice", [&]<class T>() {
+                                            BlockChoiceCpu<T>(args).run(static_cast<T*>(launch.workspace));
+                                          });
+                                        }};
+
+Tensor choose(Tape& tape, const Tensor& q, const Tensor& k, std::int64_t H_KV, const Tensor& lse, const BlockRule& rule,
+              KeySpan span, BlockScore score, const std::vector<BlockSparseDocument>& documents) {
+  const std::int64_t T = q.dim(0), H_Q = q.dim(1);
+  WEFT_CHECK(H_KV > 0 && H_Q % H_KV == 0 && (!lse.defined() || lse.shape() == Shape({T, H_Q})),
+             "block choice: q {}, {} summary heads, lse {}", q.shape().str(), H_KV, lse.shape().str());
+  WEFT_CHECK(rule.block > 0 && rule.first >= 0 && rule.local >= 1 && rule.selected >= rule.first + rule.local,
+             "block choice: {} blocks of {} tokens, {} first and {} local", rule.selected, rule.block, rule.first,
+             rule.local);
+  WEFT_CHECK(span.length % span.stride == 0 && rule.block % span.stride == 0 &&
+                 (score != BlockScore::logit || (span.length == rule.block && span.stride == rule.block)),
+             "block choice: summaries of {} tokens every {} for blocks of {}", span.length, span.stride, rule.block);
+  const std::int64_t heads = score == BlockScore::logit ? H_Q : H_KV;
+  const Tensor idx = tape.empty({T, heads, rule.slots()}, DType::i32);
+  const BlockChoice args{.dtype = q.dtype(),
+                         .T = T,
+                         .S = k.defined() ? k.dim(0) : 0,
+                         .H_Q = H_Q,
+                         .H_KV = H_KV,
+                         .D = q.dim(2),
+                         .rule = rule,
+                         .span = span,
+                         .score = score,
+                         .documents = documents.data(),
+                         .document_count = static_cast<std::int64_t>(documents.size()),
+                         .q = q.raw(),
+                         .k = k.defined() ? k.raw() : nullptr,
+                         .lse = lse.defined() ? lse.raw() : nullptr,
+                         .idx = idx.data<std::int32_t>()};
+  kChoose(args, tape.launch(block_choice_workspace(args)));
+  return idx;
+}
+
+}  // namespace
+
+std::size_t block_choice_workspace(const BlockChoice& args) {
+  return dispatch_real(args.dtype, "block choice",
+                       [&]<class T>() -> std::size_t { return BlockChoiceCpu<T>(args).workspace(); });
+}
+
+Tensor choose_blocks(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& lse, const BlockRule& rule,
+                     KeySpan span, BlockScore score, const Documents& documents) {
+  WEFT_CHECK(q.rank() == 3 && k.rank() == 3 && q.dim(0) == documents.tokens() && q.dim(2) == k.dim(2) &&
+                 k.dim(0) == key_rows(documents, span).back() && k.dtype() == q.dtype(),
+             "block choice: q {}, summaries {} for documents of {} tokens", q.shape().str(), k.shape().str(),
+             documents.tokens());
+  return choose(tape, q, k, k.dim(1), lse, rule, span, score, packed_documents(documents, span));
+}
+
+Tensor choose_blocks_cached(Tape& tape, const Tensor& q, const KeyValueCache& summaries, std::int64_t H_KV,
+                            const Tensor& lse, const BlockRule& rule, KeySpan span, BlockScore score,
+                            const Documents& documents) {
+  return choose(tape, q, {}, H_KV, lse, rule, span, score, cached_documents(documents, span, summaries));
+}
+
+}  // namespace weft

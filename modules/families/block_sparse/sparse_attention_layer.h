@@ -1,0 +1,64 @@
+// What the mixers that share one set of keys and values between choosing and attending have in common: projections,
+// state, decoding, costs. The parameters are those of the mixer `attention`.
+//
+//   q, k, v = x wq^T, x wk^T, x wv^T;   q, k = RMSNorm, RoPE;   y = block_sparse_attention(q, k, v, selector(q, k))
+//   wo^T
+#pragma once
+
+#include <optional>
+
+#include "autograd/ops/rope/rope.h"
+#include "modules/families/attention/key_value_cache.h"
+#include "modules/families/block_sparse/selector.h"
+#include "modules/mixer.h"
+
+namespace weft {
+
+struct SparseAttentionConfig {
+  std::int64_t width, layers;
+  std::int64_t heads, kv_heads, head_dim;
+  bool qk_norm;
+  std::optional<RopeConfig> rope;
+};
+
+// The keys that every mixer of the family has: heads, kv_heads, head_dim, qk_norm, rope, rope_base; and their meaning.
+// Throws config_error naming `where`.
+std::vector<OptionSpec> sparse_head_options();
+SparseAttentionConfig sparse_config_from(const MixerSite& site, const Options& options, const std::string& where);
+// The keys of mixers that choose by compressed keys: compress_length, compress_stride, block, selected, first_blocks;
+// and their meaning, where `local` blocks are forced at the end.
+std::vector<OptionSpec> block_options(std::int64_t selected);
+KeySpan compression_span_from(const Options& options, const std::string& where);
+BlockRule block_rule_from(const Options& options, KeySpan span, std::int64_t local, std::int64_t dense,
+                          const std::string& where);
+// Specs of an integer and a flag.
+OptionSpec integer_option(const char* key, std::int64_t value, const char* help, double minimum, double maximum);
+OptionSpec flag_option(const char* key, bool value, const char* help);
+// Documents of one token each at the given positions: a decode step.
+DocumentsPtr decode_documents(std::span<const std::int32_t> positions);
+
+class SparseAttentionLayer final : public Mixer {
+ public:
+  // No selector: full attention.
+  SparseAttentionLayer(const ParameterScope& scope, const SparseAttentionConfig& config,
+                       std::unique_ptr<Selector> selector);
+
+  Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
+  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override;
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override;
+  MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
+  double state_bytes(std::int64_t length) const override;
+
+ private:
+  Var heads_of(Tape& tape, const Var& x, Parameter& weight, std::int64_t heads) const;
+  Var rotated(Tape& tape, const DocumentsPtr& documents, Var x, Parameter* norm_w) const;
+  Tensor continued(Tape& tape, const SelectorInputs& in, MixerState& state) const;
+
+  SparseAttentionConfig c_;
+  std::unique_ptr<Selector> selector_;
+  Parameter *wq_, *wk_, *wv_, *wo_;
+  Parameter *q_norm_w_ = nullptr, *k_norm_w_ = nullptr;
+  std::optional<RopeTable> rope_;
+};
+
+}  // namespace weft

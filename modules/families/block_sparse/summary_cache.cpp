@@ -1,0 +1,103 @@
+#include "modules/families/block_sparse/summary_cache.h"
+
+#include <cstring>
+
+namespace weft {
+namespace {
+
+Tensor copy_of(const Tensor& t) {
+  const Tensor copy = Tensor::empty(t.shape(), t.dtype());
+  copy.copy_from(t);
+  return copy;
+}
+
+void copy_rows(const Tensor& from, std::int64_t from_row, std::int64_t rows, const Tensor& to, std::int64_t to_row) {
+  if (rows == 0 || to.numel() == 0) return;
+  const std::size_t row = to.nbytes() / static_cast<std::size_t>(to.dim(0));
+  std::memcpy(static_cast<std::byte*>(to.raw()) + static_cast<std::size_t>(to_row) * row,
+              static_cast<const std::byte*>(from.raw()) + static_cast<std::size_t>(from_row) * row,
+              static_cast<std::size_t>(rows) * row);
+}
+
+}  // namespace
+
+SummaryCache::SummaryCache(std::int64_t sequences, std::int64_t H, std::int64_t D, std::int64_t D_V, KeySpan span,
+                           DType dtype)
+    : H_(H),
+      D_(D),
+      D_V_(D_V),
+      span_(span),
+      summaries_(sequences, H, D, D_V, {}, dtype),
+      k_tail_(Tensor::zeros({sequences * (span.length - 1), H, D}, dtype)),
+      v_tail_(Tensor::zeros({sequences * (span.length - 1), H, D_V}, dtype)),
+      lengths_(static_cast<std::size_t>(sequences), 0) {}
+
+SummaryCache::SummaryCache(const SummaryCache& other)
+    : H_(other.H_),
+      D_(other.D_),
+      D_V_(other.D_V_),
+      span_(other.span_),
+      summaries_(other.summaries_),
+      k_tail_(copy_of(other.k_tail_)),
+      v_tail_(copy_of(other.v_tail_)),
+      lengths_(other.lengths_) {}
+
+std::size_t SummaryCache::bytes() const {
+  return summaries_.bytes() + k_tail_.nbytes() + v_tail_.nbytes();
+}
+
+double SummaryCache::bytes_for(std::int64_t length, std::int64_t H, std::int64_t D, std::int64_t D_V, KeySpan span,
+                               DType dtype) {
+  return KeyValueCache::bytes_for(span.count(length), H, D, D_V, {}, dtype) +
+         static_cast<double>((span.length - 1) * H * (D + D_V)) * static_cast<double>(size_of(dtype));
+}
+
+SummaryCache::Pending SummaryCache::extend(Tape& tape, const Tensor& k, const Tensor& v, const Documents& documents) {
+  const std::int64_t N = documents.count();
+  WEFT_CHECK(N == summaries_.sequences() && k.dim(0) == documents.tokens() && v.dim(0) == documents.tokens(),
+             "summary cache: {} documents, k {}, v {} for {} sequences", N, k.shape().str(), v.shape().str(),
+             summaries_.sequences());
+  std::vector<std::int32_t> cu{0}, starts;
+  for (std::int64_t n = 0; n < N; ++n) {
+    const std::int32_t length = lengths_[static_cast<std::size_t>(n)];
+    WEFT_CHECK(documents.length(n) == 0 || documents.pos0(n) == length,
+               "summary cache: document {} starts at position {}, its cache holds {}", n, documents.pos0(n), length);
+    starts.push_back(static_cast<std::int32_t>(span_.count(length)) * span_.stride);
+    cu.push_back(cu.back() + length - starts.back() + documents.length(n));
+  }
+  Pending pending{.k = tape.empty({cu.back(), H_, D_}, k.dtype()),
+                  .v = tape.empty({cu.back(), H_, D_V_}, k.dtype()),
+                  .documents = std::make_shared<const Documents>(cu, starts),
+                  .positions = {}};
+  const std::int64_t room = span_.length - 1;
+  for (std::int64_t n = 0; n < N; ++n) {
+    const auto i = static_cast<std::size_t>(n);
+    const std::int64_t kept = lengths_[i] - starts[i];
+    const std::int64_t tokens = cu[i + 1] - cu[i];
+    const std::int64_t blocks = span_.count(tokens);
+    const std::int64_t left = tokens - blocks * span_.stride;
+    const auto move = [&](const Tensor& tail, const Tensor& fresh, const Tensor& all) {
+      copy_rows(tail, n * room, kept, all, cu[i]);
+      copy_rows(fresh, documents.begin(n), documents.length(n), all, cu[i] + kept);
+      copy_rows(all, cu[i + 1] - left, left, tail, n * room);
+    };
+    move(k_tail_, k, pending.k);
+    move(v_tail_, v, pending.v);
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      pending.positions.push_back(starts[i] + static_cast<std::int32_t>(b) * span_.stride);
+    }
+    lengths_[i] += documents.length(n);
+  }
+  return pending;
+}
+
+void SummaryCache::append(const Pending& pending, const Tensor& k, const Tensor& v) {
+  const std::vector<std::int32_t> rows = key_rows(*pending.documents, span_);
+  for (std::int64_t n = 0; n < summaries_.sequences(); ++n) {
+    const auto i = static_cast<std::size_t>(n);
+    if (rows[i] == rows[i + 1]) continue;
+    summaries_.append(n, k.rows(rows[i], rows[i + 1]), v.rows(rows[i], rows[i + 1]));
+  }
+}
+
+}  // namespace weft
