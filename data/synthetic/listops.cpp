@@ -77,10 +77,6 @@ class ListOps final : public Task {
       config_error("{}: max_length = {} must be at least 10 more than min_length = {}", where, max_length_,
                    min_length_);
     }
-    if (max_length_ < 2 * min_length_ && min_length_ > 1000) {
-      config_error("{}: max_length = {} must be at least twice min_length = {}, as so long expressions are rare", where,
-                   max_length_, min_length_);
-    }
   }
 
   std::int64_t vocabulary() const override { return kVocabulary; }
