@@ -74,4 +74,8 @@ Var gelu_gate(Tape& tape, const Var& x, const Var& g) {
   return gate(tape, "gelu_gate", GateFunction::gelu, x, g);
 }
 
+Var linear_gate(Tape& tape, const Var& x, const Var& g) {
+  return gate(tape, "linear_gate", GateFunction::linear, x, g);
+}
+
 }  // namespace weft

@@ -1,4 +1,5 @@
-// Gates: y = x a(g) with a = sigma, silu or gelu (tanh form), element by element or one gate a row.
+// Gates: y = x a(g) with a = sigma, silu, gelu (tanh form) or nothing (the gate itself), element by element or one gate
+// a row.
 //
 // R rows of x, D width of a row. Element-wise gates have one gate an element (R D of them), row gates one a row (R).
 #pragma once
@@ -7,7 +8,7 @@
 
 namespace weft {
 
-enum class GateFunction : std::uint8_t { sigmoid, silu, gelu };
+enum class GateFunction : std::uint8_t { sigmoid, silu, gelu, linear };
 
 struct GateForward {
   DType dtype;
@@ -38,5 +39,6 @@ struct GateBackward {
 Var sigmoid_gate(Tape& tape, const Var& x, const Var& g);
 Var silu_gate(Tape& tape, const Var& x, const Var& g);
 Var gelu_gate(Tape& tape, const Var& x, const Var& g);
+Var linear_gate(Tape& tape, const Var& x, const Var& g);
 
 }  // namespace weft

@@ -8,6 +8,17 @@
 
 namespace weft {
 
+struct LinearFunction {
+  template <class T>
+  T value(T x) const {
+    return x;
+  }
+  template <class T>
+  T slope(T) const {
+    return T(1);
+  }
+};
+
 template <class F>
 void dispatch_gate(GateFunction function, F&& f) {
   switch (function) {
@@ -17,6 +28,8 @@ void dispatch_gate(GateFunction function, F&& f) {
       return f(SiluFunction{});
     case GateFunction::gelu:
       return f(GeluFunction{});
+    case GateFunction::linear:
+      return f(LinearFunction{});
   }
 }
 

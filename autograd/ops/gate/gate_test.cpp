@@ -11,7 +11,7 @@ using testing::OpCase;
 using Function = Var (*)(Tape&, const Var&, const Var&);
 
 void check_gates(const Shape& x, const Shape& g) {
-  for (const Function f : {&sigmoid_gate, &silu_gate, &gelu_gate}) {
+  for (const Function f : {&sigmoid_gate, &silu_gate, &gelu_gate, &linear_gate}) {
     check_op(
         OpCase{.name = fmt::format("x {} g {}", x.str(), g.str()),
                .inputs = {normal(x, 1), normal(g, 2, 2.0)},
