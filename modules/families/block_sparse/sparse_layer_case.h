@@ -1,7 +1,9 @@
 // For the tests of the family's mixers: a layer with generic weights, and its pieces in plain loops in fp64.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "modules/families/block_sparse/block_sparse_attention.h"
 #include "modules/mixer.h"
@@ -138,6 +140,66 @@ inline std::vector<std::int64_t> tokens_of(const std::vector<std::int64_t>& bloc
     for (std::int64_t u = j * block; u < std::min((j + 1) * block, t + 1); ++u) rows.push_back(begin + u);
   }
   return rows;
+}
+
+// A layer with one set of keys and values (SparseAttentionLayer) in plain loops. H_Q, H_KV heads of width D.
+struct SharedLayerFormula {
+  std::int64_t H_Q, H_KV, D, block;
+
+  // Blocks that head h of the query at position t chooses; q [tokens, H_Q D], k [tokens, H_KV D] of the document.
+  using Choice =
+      std::function<std::vector<std::int64_t>(std::int64_t t, std::int64_t h, const Tensor& q, const Tensor& k)>;
+
+  static void normalise(const Tensor& rows, const Tensor& w) {
+    const std::int64_t width = w.numel();
+    for (std::int64_t i = 0; i < rows.numel() / width; ++i) {
+      double* x = rows.data<double>() + i * width;
+      double squares = 0.0;
+      for (std::int64_t c = 0; c < width; ++c) squares += x[c] * x[c];
+      const double r = 1.0 / std::sqrt(squares / static_cast<double>(width) + 1e-6);
+      for (std::int64_t c = 0; c < width; ++c) x[c] *= r * w.data<double>()[c];
+    }
+  }
+
+  Tensor operator()(SparseLayerCase& layer, const Tensor& x, const Documents& documents, const Choice& choose) const {
+    const Tensor q = product(x, layer.weight("wq")), k = product(x, layer.weight("wk")),
+                 v = product(x, layer.weight("wv"));
+    normalise(q, layer.weight("q_norm_w"));
+    normalise(k, layer.weight("k_norm_w"));
+    rotate(q, D, documents.positions());
+    rotate(k, D, documents.positions());
+    const Tensor o = Tensor::zeros({x.dim(0), H_Q * D}, DType::f64);
+    for (std::int64_t n = 0; n < documents.count(); ++n) {
+      const std::int64_t begin = documents.begin(n), end = documents.end(n);
+      for (std::int64_t t = 0; t < end - begin; ++t) {
+        for (std::int64_t h = 0; h < H_Q; ++h) {
+          const std::int64_t row = begin + t, head = h / (H_Q / H_KV);
+          const std::vector<std::int64_t> tokens =
+              tokens_of(choose(t, h, q.rows(begin, end), k.rows(begin, end)), block, t, begin);
+          const std::vector<double> p =
+              probabilities(q.data<double>() + row * H_Q * D + h * D, k.data<double>() + head * D, H_KV * D, D, tokens);
+          for (std::size_t i = 0; i < tokens.size(); ++i) {
+            for (std::int64_t c = 0; c < D; ++c) {
+              o.data<double>()[row * H_Q * D + h * D + c] +=
+                  p[i] * v.data<double>()[tokens[i] * H_KV * D + head * D + c];
+            }
+          }
+        }
+      }
+    }
+    return product(o, layer.weight("wo"));
+  }
+};
+
+// Means of a head's keys over spans of a document: [spans, D].
+inline Tensor span_means(const Tensor& k, std::int64_t head, std::int64_t D, KeySpan span) {
+  const std::int64_t spans = span.count(k.dim(0));
+  const Tensor means = Tensor::zeros({spans, D}, DType::f64);
+  for (std::int64_t i = 0; i < spans * span.length; ++i) {
+    const double* row = k.data<double>() + (i / span.length * span.stride + i % span.length) * k.dim(1) + head * D;
+    for (std::int64_t c = 0; c < D; ++c) means.data<double>()[i / span.length * D + c] += row[c] / span.length;
+  }
+  return means;
 }
 
 }  // namespace weft::testing
