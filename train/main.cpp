@@ -51,6 +51,7 @@ class CommandLine {
     if (*inspect_) run_inspect(path_, form_of(json_));
     if (*report_) run_report(runs_, out_);
     if (*mixers_) run_mixers(names_, form_of(json_));
+    if (*panel_ && !run_panel(panel_arguments_)) return ExitCode::internal;
     if (*fsck_ && !run_fsck(path_)) return ExitCode::storage;
     return ExitCode::ok;
   }
@@ -161,15 +162,28 @@ class CommandLine {
     mixers_ = app_.add_subcommand("mixers", "The sequence mixers: what each supports, and its options");
     mixers_->add_option("names", names_, "Mixers to show with their options; none: a table of all");
     mixers_->add_flag("--json", json_, "Print as JSON");
+    panel_ = app_.add_subcommand("panel", "Train recipes on synthetic tasks and write the table of their scores");
+    PanelArguments& a = panel_arguments_;
+    panel_->add_option("mixers", a.mixers, "Recipes by name; all of the folder otherwise");
+    panel_->add_option("--recipes", a.recipes, "Folder of recipes")->capture_default_str();
+    panel_->add_option("--out", a.out, "Folder of the runs")->capture_default_str();
+    panel_->add_option("--table", a.table, "File with the table")->capture_default_str();
+    panel_->add_option("--jobs", a.jobs, "Runs at a time, of one thread each")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 1024));
+    panel_->add_option("--set", a.overrides, "Change a value in every recipe")
+        ->expected(1)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   }
 
   CLI::App app_{"weft trains language models whose layers mix linear and sparse attention.", "weft"};
   CLI::App *prepare_ = nullptr, *train_ = nullptr, *eval_ = nullptr, *generate_ = nullptr, *inspect_ = nullptr,
-           *fsck_ = nullptr, *report_ = nullptr, *mixers_ = nullptr;
+           *fsck_ = nullptr, *report_ = nullptr, *mixers_ = nullptr, *panel_ = nullptr;
   PrepareOptions prepare_options_;
   TrainArguments train_arguments_;
   EvalArguments eval_arguments_;
   GenerateArguments generate_arguments_;
+  PanelArguments panel_arguments_;
   std::string invalid_, dedup_, bos_, shuffle_, path_, out_;
   std::vector<std::string> runs_, names_;
   bool json_ = false;

@@ -22,8 +22,8 @@ constexpr std::uint64_t kLongestRecipe = 1 << 20;
 constexpr std::size_t kMostPhases = 16;
 constexpr std::size_t kMostReferences = 8;
 constexpr double kMostSteps = 1e15;  // neighbours are distinct doubles
-constexpr std::array kCurves = {"loss",   "val_loss", "val_bits_per_byte", "val_accuracy", "lr",  "grad_norm",
-                                "tokens", "seconds",  "tokens_per_second", "mfu", "skipped"};
+constexpr std::array kCurves = {"loss",   "val_loss", "val_bits_per_byte", "val_accuracy", "lr",     "grad_norm",
+                                "tokens", "seconds",  "tokens_per_second", "mfu",          "skipped"};
 
 // Finite numbers only, so that no chart has to think of others; true and false count as 1 and 0.
 bool to_finite(const Json& value, double& number) {

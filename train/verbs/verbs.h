@@ -45,6 +45,17 @@ struct GenerateArguments {
 };
 void run_generate(const GenerateArguments& arguments);
 
+struct PanelArguments {
+  std::vector<std::string> mixers;        // names of recipes; empty: all
+  std::string recipes = "recipes/panel";  // folder
+  std::string out = "runs/panel";         // folder of the runs, NAME-TASK; older ones of the same names are removed
+  std::string table = "docs/mixers.md";   // file with the table
+  std::int64_t jobs = 2;                  // runs at a time, of one thread each
+  std::vector<std::string> overrides;     // key=value, for every run
+};
+// False if a run failed.
+bool run_panel(const PanelArguments& arguments);
+
 // All mixers as a table, or those of `names` with their options.
 void run_mixers(const std::vector<std::string>& names, OutputForm form);
 // A checkpoint, a dataset, a run, or a single shard file.
