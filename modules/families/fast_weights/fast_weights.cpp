@@ -1,6 +1,6 @@
 #include "modules/families/fast_weights/fast_weights.h"
 
-#include "modules/families/fast_weights/fast_weights_cpu.h"
+#include "modules/families/fast_weights/fast_weights_backward_cpu.h"
 
 namespace weft {
 namespace {

@@ -48,7 +48,9 @@ class FastWeightWalk {
     chains_ = carver.take((across_ ? threads_ : 1) * chain_stride_);
     if (pass == FastWeightPass::backward) {
       const std::int64_t in_memory = kGroupBytes / (p.H * P_ * static_cast<std::int64_t>(sizeof(T)));
-      group_ = across_ ? std::clamp<std::int64_t>(std::max(in_memory, block_count(4 * threads_, p.H)), 1, p.N) : 1;
+      group_ = across_ ? std::clamp<std::int64_t>(std::max(in_memory, block_count(4 * threads_, p.H)), 1,
+                                                  std::max<std::int64_t>(1, p.N))
+                       : 1;
       dstart_ = carver.take(group_ * p.H * P_);
       total_ = carver.take(p.H * P_);
     }
@@ -96,12 +98,12 @@ class FastWeightWalk {
     T* g;                          // what a chunk adds to Z; then D, or the gradient of what it read
     T* norms;                      // of the rows of the initial weights
     T* partials;                   // [slots][P]
-    T* start;                      // initial weights
+    T* start;                      // initial weights W0, W2, W1
     std::array<T*, 3> orthogonal;  // scratch of each matrix
     // Backward.
     T* checkpoints;  // [checkpoints][W, Z]
     T* entries;      // [segment + 1][W, Z]
-    T *dW, *dZ, *dinner, *dnorms, *unnormalised;
+    T *dW, *dZ, *d_inner, *dnorms, *unnormalised;
   };
 
   // Tokens and chunks of a document; the first `writes` chunks are written.
@@ -138,7 +140,7 @@ class FastWeightWalk {
       c.entries = carver.take((segment_ + 1) * 2 * P_);
       c.dW = carver.take(P_);
       c.dZ = carver.take(P_);
-      c.dinner = carver.take(P_);
+      c.d_inner = carver.take(P_);
       c.dnorms = carver.take(weight_rows(p_));
       c.unnormalised = carver.take(P_);
     }
@@ -227,6 +229,18 @@ class FastWeightWalk {
       to = std::copy(from, from + matrix, to);
     }
   }
+  // Null stands for zero.
+  void load(const T* from, T* to) const {
+    if (from == nullptr) {
+      std::fill(to, to + P_, T(0));
+    } else {
+      std::copy(from, from + P_, to);
+    }
+  }
+  void put_state(const T* d, T* to, Write write) const {
+    if (to == nullptr) return;
+    for (std::int64_t e = 0; e < P_; ++e) store(to[e], d[e], write);
+  }
   void put_matrix(const T* d, std::int64_t h, void* target, Write write) const {
     if (target == nullptr) return;
     T* to = static_cast<T*>(target) + h * P_ / 3;
@@ -275,11 +289,7 @@ class FastWeightWalk {
     row_norms(p_, c.start, c.norms);
     const T* from = weights == nullptr ? c.start : state(weights, n, h);
     std::copy(from, from + P_, W);
-    if (momentum == nullptr) {
-      std::fill(Z, Z + P_, T(0));
-    } else {
-      std::copy(state(momentum, n, h), state(momentum, n, h) + P_, Z);
-    }
+    load(state(momentum, n, h), Z);
   }
 
   // (W, Z) after the chunk x, to_W and to_Z, which may be W and Z; c.g holds g, and prepare(c, W) has been called.
@@ -329,7 +339,7 @@ class FastWeightWalk {
     }
   }
 
-  // Rows of the state's buffers of pending tokens.
+  // Reads piece by piece; a piece ends where a chunk does. What is written comes from the buffers of the state.
   void proceed_chain(const FastWeightContinue& a, std::int64_t n, std::int64_t h) const {
     const Chain c = chain(FastWeightPass::proceed);
     T* W = state(a.weights, n, h);
@@ -366,7 +376,14 @@ class FastWeightWalk {
     }
   }
 
-  // --- backward ------------------------------------------------------------------------------------------------------
+  // --- backward: fast_weights_backward_cpu.h -------------------------------------------------------------------------
+
+  void backward_chain(const FastWeightBackward& a, std::int64_t n, std::int64_t h, T* dstart) const;
+  void walk_segment(const Chain& c, const Span& s, std::int64_t segment, std::int64_t h) const;
+  void chunk_gradients(const FastWeightBackward& a, const Chain& c, std::int64_t t, std::int64_t count, std::int64_t h,
+                       const T* W, const T* Z, const T* Z_next) const;
+  void update_gradients(const FastWeightBackward& a, const Chain& c, const WrittenRows<T>& x, std::int64_t t,
+                        std::int64_t h, const T* W, const T* Z, const T* Z_next) const;
 
   // Entry i of the segment: weights and momentum before its i-th chunk.
   T* entry_W(const Chain& c, std::int64_t i) const {
@@ -374,141 +391,6 @@ class FastWeightWalk {
   }
   T* entry_Z(const Chain& c, std::int64_t i) const {
     return entry_W(c, i) + P_;
-  }
-
-  void walk_segment(const Chain& c, const Span& s, std::int64_t segment, std::int64_t h) const {
-    std::copy(c.checkpoints + segment * 2 * P_, c.checkpoints + (segment + 1) * 2 * P_, c.entries);
-    const std::int64_t first = segment * segment_, last = std::min(s.writes, first + segment_);
-    for (std::int64_t i = 0; i < last - first; ++i) {
-      write(c, written_rows(s.begin + (first + i) * L_, L_, h), entry_W(c, i), entry_Z(c, i), entry_W(c, i + 1),
-            entry_Z(c, i + 1));
-    }
-  }
-
-  // Gradients of one head of a document; `dstart` [P] is what w0, w1, w2 receive.
-  void backward_chain(const FastWeightBackward& a, std::int64_t n, std::int64_t h, T* dstart) const {
-    const Chain c = chain(FastWeightPass::backward);
-    const Span s = span(n, a.dfinal_weights != nullptr || a.dfinal_momentum != nullptr);
-    start(c, a.initial_weights, a.initial_momentum, n, h, c.checkpoints, c.checkpoints + P_);
-    const std::int64_t last_segment = s.writes > 0 ? (s.writes - 1) / segment_ : 0;
-    for (std::int64_t j = 0; j <= last_segment; ++j) {
-      walk_segment(c, s, j, h);
-      if (j == last_segment) break;
-      std::copy(entry_W(c, segment_), entry_W(c, segment_ + 1), c.checkpoints + (j + 1) * 2 * P_);
-    }
-
-    load(state(a.dfinal_weights, n, h), c.dW);
-    load(state(a.dfinal_momentum, n, h), c.dZ);
-    std::fill(c.dnorms, c.dnorms + weight_rows(p_), T(0));
-    std::int64_t segment = last_segment;
-    for (std::int64_t i = s.chunks - 1; i >= 0; --i) {
-      const bool written = i < s.writes;
-      if (written && i / segment_ != segment) walk_segment(c, s, --segment, h);
-      const std::int64_t at = i - segment * segment_;
-      chunk_gradients(a, c, s.begin + i * L_, std::min(L_, s.length - i * L_), h, entry_W(c, at), entry_Z(c, at),
-                      written ? entry_Z(c, at + 1) : nullptr);
-    }
-
-    // What is left is the gradient of the weights at the start.
-    std::fill(dstart, dstart + P_, T(0));
-    if (!p_.config.detach_norm) add_norm_gradients(p_, c.norms, c.dnorms, c.start, dstart);
-    if (a.initial_weights == nullptr) return add(c.dW, 0, P_, dstart);
-    put_state(c.dW, state(a.dinitial_weights, n, h), a.write_dinitial_weights);
-    put_state(c.dZ, state(a.dinitial_momentum, n, h), a.write_dinitial_momentum);
-  }
-
-  void load(const T* from, T* to) const {
-    if (from == nullptr) {
-      std::fill(to, to + P_, T(0));
-    } else {
-      std::copy(from, from + P_, to);
-    }
-  }
-  void put_state(const T* d, T* to, Write write) const {
-    if (to == nullptr) return;
-    for (std::int64_t e = 0; e < P_; ++e) store(to[e], d[e], write);
-  }
-
-  // From the gradients c.dW, c.dZ of what the chunk of `count` tokens at t leaves behind to those of the weights W and
-  // momentum Z before it, and to those of its rows. Z_next: momentum after the chunk, null if it was only read.
-  void chunk_gradients(const FastWeightBackward& a, const Chain& c, std::int64_t t, std::int64_t count, std::int64_t h,
-                       const T* W, const T* Z, const T* Z_next) const {
-    prepare(c, W);
-    const RowGradients<T> dk = gradient(a.dk, a.write_dk, t, h, p_.d_m), dv = gradient(a.dv, a.write_dv, t, h, p_.d_m),
-                          deta = gradient(a.deta, a.write_deta, t, h, 3);
-    if (Z_next != nullptr) {
-      const WrittenRows<T> x = written_rows(t, count, h);
-      update_gradients(a, c, x, t, h, W, Z, Z_next);
-      for_each_block(c, count, c.dinner, [&](Network& network, std::int64_t begin, std::int64_t end, T* partial) {
-        network.descent_gradients(x.block(begin, end), inner_weights(c, W), c.dZ, dk.from(begin), dv.from(begin),
-                                  deta.from(begin), partial);
-      });
-      const T mu = mean(count, x.mu);
-      for (std::int64_t e = 0; e < P_; ++e) c.dZ[e] *= mu;
-    } else {
-      dk.put_zero(count, p_.d_m);
-      dv.put_zero(count, p_.d_m);
-      deta.put_zero(count, 3);
-      gradient(a.dmu, a.write_dmu, t, h, 1).put_zero(count, 1);
-      gradient(a.dlambda, a.write_dlambda, t, h, 1).put_zero(count, 1);
-    }
-
-    T* dread = c.g;
-    for_each_block(c, count, dread, [&](Network& network, std::int64_t begin, std::int64_t end, T* partial) {
-      network.read_gradients(end - begin, input(p_.q, t + begin, h, p_.d_m), read_weights(c, W),
-                             input(a.dout, t + begin, h, p_.d_m), gradient(a.dq, a.write_dq, t + begin, h, p_.d_m),
-                             partial);
-    });
-    switch (norm()) {
-      case NormMode::none:
-      case NormMode::post:
-        if (Z_next != nullptr) add(c.dinner, 0, P_, c.dW);
-        break;
-      case NormMode::pre:
-        if (Z_next != nullptr) add(c.dinner, 0, P_, dread);
-        normalise_rows_gradients(p_, c.norms, W, dread, c.dnorms);
-        break;
-      case NormMode::read_raw:
-        if (Z_next == nullptr) break;
-        add(c.dinner, 0, P_, c.dW);
-        normalise_rows_gradients(p_, c.norms, W, c.dW, c.dnorms);
-        break;
-    }
-    add(dread, 0, P_, c.dW);
-  }
-
-  // c.dW becomes the gradient of what the update started from, c.dZ that of g; dmu and dlambda are stored.
-  void update_gradients(const FastWeightBackward& a, const Chain& c, const WrittenRows<T>& x, std::int64_t t,
-                        std::int64_t h, const T* W, const T* Z, const T* Z_next) const {
-    const T keep = T(1) - mean(x.n, x.lambda);
-    const bool post = norm() == NormMode::post;
-    const T* D = Z_next;
-    auto matrices = orthogonalisers(c);
-    if (p_.config.orthogonalise) {
-      for_each_matrix(matrices, [&](Orthogonaliser<T>& ns, std::int64_t at) {
-        ns.run(Z_next + at, post ? c.unnormalised + at : nullptr);
-      });
-      D = c.unnormalised;
-    }
-    if (post) {
-      for (std::int64_t e = 0; e < P_; ++e) c.unnormalised[e] = keep * W[e] + D[e];
-      normalise_rows_gradients(p_, c.norms, c.unnormalised, c.dW, c.dnorms);
-    }
-    const double dlambda = -inner(c.dW, update_base(c, W));
-    if (p_.config.orthogonalise) {
-      for_each_matrix(matrices,
-                      [&](Orthogonaliser<T>& ns, std::int64_t at) { ns.gradient(Z_next + at, c.dW + at, c.dZ + at); });
-    } else {
-      add(c.dW, 0, P_, c.dZ);
-    }
-    const double dmu = inner(c.dZ, Z);
-    for (std::int64_t e = 0; e < P_; ++e) c.dW[e] *= keep;
-    const auto put = [&](const RowGradients<T>& to, double d) {
-      const auto each = static_cast<T>(d / static_cast<double>(x.n));
-      for (std::int64_t i = 0; i < x.n; ++i) to.from(i).put(&each, 1, 1);
-    };
-    put(gradient(a.dmu, a.write_dmu, t, h, 1), dmu);
-    put(gradient(a.dlambda, a.write_dlambda, t, h, 1), dlambda);
   }
 
   const FastWeightProblem& p_;

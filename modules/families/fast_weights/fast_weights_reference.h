@@ -9,7 +9,7 @@
 
 #include "modules/families/fast_weights/fast_weights.h"
 
-namespace weft::reference {
+namespace weft::fast_weight_reference {
 
 // Every number that was computed, with the partial derivatives by what it was computed from.
 class Graph {
@@ -321,10 +321,10 @@ class FastWeightChain {
 };
 
 // Results and, with `g`, gradients, which are added to what their tensors hold.
-inline void fast_weight_memory(const FastWeightForward& a, const FastWeightBackward* g) {
+inline void memory(const FastWeightForward& a, const FastWeightBackward* g) {
   for (std::int64_t n = 0; n < a.N; ++n) {
     for (std::int64_t h = 0; h < a.H; ++h) FastWeightChain(a, g, n, h).run();
   }
 }
 
-}  // namespace weft::reference
+}  // namespace weft::fast_weight_reference

@@ -249,7 +249,7 @@ inline MemoryResult evaluate_reference(const MemoryCase& c, const MemoryTensors&
   backward.dw2 = raw(r.dw2);
   backward.dinitial_weights = raw(r.dinitial_weights);
   backward.dinitial_momentum = raw(r.dinitial_momentum);
-  reference::fast_weight_memory(forward, &backward);
+  fast_weight_reference::memory(forward, &backward);
   return r;
 }
 
