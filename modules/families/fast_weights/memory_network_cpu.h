@@ -192,8 +192,8 @@ class MemoryNetwork {
     }
   }
 
-  // Row i: from c0, c2, c1 (in derror), c1' (in dhidden) to deta, dy, and what a and b receive so far. dab leaves with
-  // the gradients of silu(a) (through p) and a (through silu') apart: c02's first half takes the former.
+  // Row i: from c0, c2, c1 (in derror), c1' (in dhidden) to deta, dy, db, and de, dh without what y passes back. What a
+  // receives comes in two parts: through silu'(a) in da, and the gradient of silu(a), which replaces c0.
   void through_inner_gradients(std::int64_t i, const T* eta, T* deta, Write write) {
     const T *a = ab_ + i * 2 * d_h_, *b = a + d_h_, *y = y_ + i * d_h_;
     T *c0 = c02_ + i * 2 * d_h_, *c2 = c0 + d_h_;
