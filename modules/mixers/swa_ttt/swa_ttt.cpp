@@ -176,6 +176,9 @@ double output_deviation(std::int64_t layers) {
 double inverse_sigmoid(double p) {
   return std::log(p / (1.0 - p));
 }
+double inverse_softplus(double y) {
+  return y + std::log(-std::expm1(-y));
+}
 
 void SwaTtt::declare_attention(const ParameterScope& scope) {
   wq_ = declare_matrix(scope, "wq", c_.query_width(), c_.width);
@@ -208,7 +211,7 @@ void SwaTtt::declare_memory(const ParameterScope& scope) {
   w1_ = fast("w1", d_m, d_h);
   w2_ = fast("w2", d_h, d_m);
   const double first_rate =
-      c_.eta_max > 0.0 ? inverse_sigmoid(c_.eta_init / c_.eta_max) : std::log(std::expm1(c_.eta_init));
+      c_.eta_max > 0.0 ? inverse_sigmoid(c_.eta_init / c_.eta_max) : inverse_softplus(c_.eta_init);
   w_eta_ = declare_matrix(scope, "w_eta", 3 * H, c_.width);
   b_eta_ = declare_vector(scope, "b_eta", 3 * H, first_rate);
   if (c_.momentum) {
