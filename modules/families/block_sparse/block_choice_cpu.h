@@ -37,16 +37,14 @@ class BlockChoiceCpu {
         G_(a.H_Q / a.H_KV),
         tokens_(block_sparse::tile_entries(G_)),
         lists_(a.score == BlockScore::logit ? G_ : 1),
-        unit_(static_cast<T>(block_sparse::kLog2e / std::sqrt(static_cast<double>(a.D)))) {
+        unit_(static_cast<T>(kLog2e / std::sqrt(static_cast<double>(a.D)))) {
     for (std::int64_t n = 0; n < a.document_count; ++n) {
       const BlockSparseDocument& d = a.documents[n];
       blocks_ = std::max(blocks_, (d.query_position + d.query_count - 1) / a.rule.block + 1);
     }
   }
 
-  std::size_t workspace() const {
-    return static_cast<std::size_t>(block_sparse::worker_count() * scratch_size()) * sizeof(T);
-  }
+  std::size_t workspace() const { return static_cast<std::size_t>(worker_count() * scratch_size()) * sizeof(T); }
 
   void run(T* workspace) const {
     struct Item {
@@ -159,8 +157,7 @@ class BlockChoiceCpu {
     if (a_.lse != nullptr) {
       const auto* lse = static_cast<const T*>(a_.lse);
       for (std::int64_t r = 0; r < count; ++r) {
-        s.lse[r] =
-            lse[(d.query_row + begin + r / G_) * a_.H_Q + head * G_ + r % G_] * static_cast<T>(block_sparse::kLog2e);
+        s.lse[r] = lse[(d.query_row + begin + r / G_) * a_.H_Q + head * G_ + r % G_] * static_cast<T>(kLog2e);
       }
       return;
     }

@@ -9,7 +9,7 @@
 #include "tests/support/compare.h"
 #include "tests/support/random.h"
 
-namespace weft::testing {
+namespace weft::testing::block_sparse {
 namespace {
 
 // Three ways to write the weight of summary i in block j: the double sum of the paper, the strides that both cover, and
@@ -195,4 +195,4 @@ TEST(BlockChoice, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace weft::testing
+}  // namespace weft::testing::block_sparse

@@ -6,7 +6,7 @@
 #include "modules/families/block_sparse/block_sparse_case.h"
 #include "tests/support/op_check.h"
 
-namespace weft::testing {
+namespace weft::testing::block_sparse {
 namespace {
 
 DocumentsPtr documents_of(const std::vector<std::int32_t>& lengths) {
@@ -110,8 +110,23 @@ TEST(BlockSparseAttention, KeysThatStandForSpans) {
   }
 }
 
-TEST(BlockSparseAttention, LongDocument) {
+TEST(BlockSparseAttention, PackedAndLong) {
+  expect_matches_reference({.documents = documents_of(kLengths), .block = 16, .n = 3, .G = 2});
   expect_matches_reference({.documents = documents_of({1000}), .block = 64, .n = 5, .G = 4, .D = 16, .D_V = 16});
+}
+
+// Wide heads and many slots: the partial results of a hundred queries fill a slab.
+TEST(BlockSparseAttention, SlabsOfQueries) {
+  const BlockSparseCase c{.documents = documents_of({200, 1, 100}),
+                          .block = 16,
+                          .n = 64,
+                          .H_sel = 2,
+                          .H_KV = 2,
+                          .G = 4,
+                          .D = 128,
+                          .D_V = 128};
+  const BlockSparseTensors in = random_tensors(c);
+  expect_near(run_tiled(c, in, DType::f64), run_reference(c, in), kFp64Chunked);
 }
 
 // All blocks selected: causal attention.
@@ -187,4 +202,4 @@ TEST(BlockSparseAttention, RefusesWhatDoesNotFit) {
 }
 
 }  // namespace
-}  // namespace weft::testing
+}  // namespace weft::testing::block_sparse

@@ -7,7 +7,7 @@
 #include "tests/support/compare.h"
 #include "tests/support/random.h"
 
-namespace weft::testing {
+namespace weft::testing::block_sparse {
 
 struct BlockSparseCase {
   DocumentsPtr documents;
@@ -155,4 +155,4 @@ inline void expect_matches_reference(const BlockSparseCase& c) {
   }
 }
 
-}  // namespace weft::testing
+}  // namespace weft::testing::block_sparse

@@ -43,8 +43,9 @@ void for_queries(const BlockSparseProblem& p, F&& f) {
         for (std::int64_t i = 0; i < count; ++i) {
           const bool passed = i * p.span.stride + p.span.length - 1 <= t - p.documents->begin(n);
           bool chosen = p.idx == nullptr;
-          for (std::int64_t slot = 0; slot < s.n && !chosen; ++slot) {
-            chosen = p.idx[(t * s.H_sel + h / (s.H_Q / s.H_sel)) * s.n + slot] == i / p.block;
+          const std::int32_t* slots = chosen ? nullptr : p.idx + (t * s.H_sel + h / (s.H_Q / s.H_sel)) * s.n;
+          for (std::int64_t slot = 0; slot < s.n && !chosen && slots[slot] >= 0; ++slot) {
+            chosen = slots[slot] == i / p.block;
           }
           if (passed && chosen) keys.push_back(first + i);
         }

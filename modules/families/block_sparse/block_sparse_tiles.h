@@ -4,23 +4,14 @@
 // kTileKeys keys of one block. Scores lie as [row][key], kTileKeys apart.
 #pragma once
 
-#include <omp.h>
-
 #include "autograd/carver.h"
-#include "autograd/parallel_for.h"
-#include "modules/families/attention/tile_math.h"
+#include "modules/families/attention/attention_tiles.h"
 #include "modules/families/block_sparse/block_sparse_attention.h"
 
 namespace weft::block_sparse {
 
 inline constexpr std::int64_t kTileKeys = 64;
 inline constexpr std::int64_t kTileRows = 96;  // a multiple of tile::kBlockRows
-inline constexpr double kLog2e = 1.44269504088896340736;
-
-// Threads that a kernel called from here may run on: shares of scratch in its workspace.
-inline std::int64_t worker_count() {
-  return omp_in_parallel() ? 1 : omp_get_max_threads();
-}
 
 // parallel_for over items of uneven work; f(i, worker) with worker in [0, worker_count()).
 template <class F>
@@ -102,13 +93,6 @@ void pack_columns(const RowOf& row_of, std::int64_t count, std::int64_t width, T
       for (std::int64_t i = 0; i < kBlock; ++i) to[c * kTileKeys + i0 + i] = row[i] == nullptr ? T(0) : row[i][rest];
     }
   }
-}
-
-// x [width] -> [pad], the padding zero.
-template <class T>
-inline void pack_row(const T* from, std::int64_t width, T* to, std::int64_t pad) {
-  std::copy(from, from + width, to);
-  std::fill(to + width, to + pad, T(0));
 }
 
 // Running statistics of rows, relative to powers of 2: top the largest logit, mass the sum of 2^(logit - top).

@@ -49,10 +49,10 @@ class CompressionLayers {
     const auto* w2 = static_cast<const T*>(in_.w2);
     const std::int64_t rows = l * in_.D;
     parallel_blocks(in_.H * rows, rows_per_block(in_.r), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) block_sparse::pack_row(w1 + i * in_.r, in_.r, p.w1 + i * r_pad, r_pad);
+      for (std::int64_t i = begin; i < end; ++i) pack_row(w1 + i * in_.r, in_.r, p.w1 + i * r_pad, r_pad);
     });
     for (std::int64_t i = 0; mlp && i < in_.H * in_.r; ++i) {
-      block_sparse::pack_row(w2 + i * in_.D, in_.D, p.w2 + i * D_pad, D_pad);
+      pack_row(w2 + i * in_.D, in_.D, p.w2 + i * D_pad, D_pad);
     }
     for (std::int64_t h = 0; h < in_.H; ++h) {
       T* bias = p.bias + h * r_pad;
@@ -117,7 +117,7 @@ class CompressionForwardCpu {
   std::size_t workspace() const {
     Carver<T> carver(nullptr);
     layers_.carve(carver);
-    return static_cast<std::size_t>(carver.used() + block_sparse::worker_count() * scratch()) * sizeof(T);
+    return static_cast<std::size_t>(carver.used() + worker_count() * scratch()) * sizeof(T);
   }
 
   void run(T* workspace) const {
@@ -180,7 +180,7 @@ class CompressionBackwardCpu {
   std::size_t workspace() const {
     Carver<T> carver(nullptr);
     carve(carver);
-    return static_cast<std::size_t>(carver.used() + block_sparse::worker_count() * scratch()) * sizeof(T);
+    return static_cast<std::size_t>(carver.used() + worker_count() * scratch()) * sizeof(T);
   }
 
   void run(T* workspace) const {
@@ -251,7 +251,7 @@ class CompressionBackwardCpu {
     T* dy = w.dy + row * D_pad;
     T* da = w.da + row * r_pad;
     for (std::int64_t i = 0; i < count; ++i) {
-      block_sparse::pack_row(static_cast<const T*>(a_.dy) + (row + i * H) * in_.D, in_.D, dy + i * H * D_pad, D_pad);
+      pack_row(static_cast<const T*>(a_.dy) + (row + i * H) * in_.D, in_.D, dy + i * H * D_pad, D_pad);
       if (!layers_.mlp) std::copy_n(dy + i * H * D_pad, r_pad, da + i * H * r_pad);
     }
     if (!layers_.mlp) return;

@@ -1,7 +1,6 @@
 #include "modules/families/block_sparse/sparse_attention_layer.h"
 
 #include <cmath>
-#include <numeric>
 
 #include "autograd/ops/linear/linear.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
@@ -25,105 +24,24 @@ class SparseAttentionState final : public MixerState {
 
 }  // namespace
 
-OptionSpec integer_option(const char* key, std::int64_t value, const char* help, double minimum, double maximum) {
-  return {.key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
+std::vector<OptionSpec> sparse_attention_options() {
+  std::vector<OptionSpec> specs = block_sparse::head_options();
+  specs.push_back(block_sparse::flag_option("qk_norm", true, "RMS norm of queries and keys, for each head"));
+  return specs;
 }
 
-OptionSpec flag_option(const char* key, bool value, const char* help) {
-  return {.key = key, .default_value = value, .help = help, .choices = {}};
-}
-
-std::vector<OptionSpec> sparse_head_options() {
-  return {integer_option("heads", 4, "query heads", 1, 65536),
-          integer_option("kv_heads", 0, "key/value heads, each shared by heads / kv_heads query heads; 0 = heads", 0,
-                         65536),
-          integer_option("head_dim", 0, "width of a head; 0 = width / heads", 0, 65536),
-          flag_option("qk_norm", true, "RMS norm of queries and keys, for each head"),
-          flag_option("rope", true, "rotary positions; false = no position encoding"),
-          OptionSpec{.key = "rope_base",
-                     .default_value = 10000.0,
-                     .help = "base of the rotary frequencies",
-                     .minimum = 1.0,
-                     .maximum = 1e30,
-                     .choices = {}}};
-}
-
-SparseAttentionConfig sparse_config_from(const MixerSite& site, const Options& options, const std::string& where) {
-  const std::int64_t heads = options.integer("heads");
-  const std::int64_t kv_heads = options.integer("kv_heads") == 0 ? heads : options.integer("kv_heads");
-  if (heads % kv_heads != 0) {
-    config_error("{}: heads = {} is not a multiple of kv_heads = {}", where, heads, kv_heads);
-  }
-  std::int64_t head_dim = options.integer("head_dim");
-  if (head_dim == 0) {
-    if (site.width % heads != 0) {
-      config_error("{}: heads = {} does not divide the model's width = {}; set head_dim", where, heads, site.width);
-    }
-    head_dim = site.width / heads;
-  }
-  std::optional<RopeConfig> rope;
-  if (options.flag("rope")) {
-    if (head_dim % 2 != 0) {
-      config_error("{}: head_dim = {} is odd; rope = true turns channels in pairs and needs an even number", where,
-                   head_dim);
-    }
-    rope = RopeConfig{.rotary_dim = head_dim, .base = options.real("rope_base")};
-  }
+SparseAttentionConfig sparse_attention_config(const MixerSite& site, const Options& options, const std::string& where) {
   return {.width = site.width,
           .layers = site.layers,
-          .heads = heads,
-          .kv_heads = kv_heads,
-          .head_dim = head_dim,
-          .qk_norm = options.values().contains("qk_norm") && options.flag("qk_norm"),
-          .rope = rope};
-}
-
-std::vector<OptionSpec> block_options(std::int64_t selected) {
-  return {integer_option("compress_length", 32, "tokens of a compressed key", 1, 65536),
-          integer_option("compress_stride", 16, "tokens from one compressed key to the next", 1, 65536),
-          integer_option("block", 64, "tokens of a block that is selected", 1, 1 << 20),
-          integer_option("selected", selected, "blocks a query attends to, the forced ones included", 1, 1 << 20),
-          integer_option("first_blocks", 1, "first blocks of the document, which are always selected", 0, 1 << 20)};
-}
-
-KeySpan compression_span_from(const Options& options, const std::string& where) {
-  const std::int64_t length = options.integer("compress_length");
-  const std::int64_t stride = options.integer("compress_stride");
-  if (length % stride != 0) {
-    config_error("{}: compress_length = {} is not a multiple of compress_stride = {}", where, length, stride);
-  }
-  return {static_cast<std::int32_t>(length), static_cast<std::int32_t>(stride)};
-}
-
-BlockRule block_rule_from(const Options& options, KeySpan span, std::int64_t local, std::int64_t dense,
-                          const std::string& where) {
-  const std::int64_t block = options.integer("block");
-  const std::int64_t selected = options.integer("selected");
-  const std::int64_t first = options.integer("first_blocks");
-  if (block % span.stride != 0) {
-    config_error("{}: block = {} is not a multiple of compress_stride = {}", where, block, span.stride);
-  }
-  if (selected < first + local) {
-    config_error(
-        "{}: selected = {} leaves no room for the {} first and {} last blocks, which are always selected; "
-        "raise it to at least {}",
-        where, selected, first, local, first + local);
-  }
-  return {.block = block, .selected = selected, .first = first, .local = local, .dense = dense};
-}
-
-DocumentsPtr decode_documents(std::span<const std::int32_t> positions) {
-  std::vector<std::int32_t> cu(positions.size() + 1);
-  std::iota(cu.begin(), cu.end(), 0);
-  return std::make_shared<const Documents>(std::move(cu),
-                                           std::vector<std::int32_t>(positions.begin(), positions.end()));
+          .heads = block_sparse::heads_from(site, options, where),
+          .qk_norm = options.flag("qk_norm")};
 }
 
 SparseAttentionLayer::SparseAttentionLayer(const ParameterScope& scope, const SparseAttentionConfig& config,
                                            std::unique_ptr<Selector> selector)
     : c_(config), selector_(std::move(selector)) {
-  const std::int64_t queries = c_.heads * c_.head_dim;
-  const std::int64_t keys = c_.kv_heads * c_.head_dim;
+  const std::int64_t queries = c_.heads.heads * c_.heads.head_dim;
+  const std::int64_t keys = c_.heads.kv_heads * c_.heads.head_dim;
   const auto matrix = [&](const char* name, std::int64_t out, std::int64_t in, double deviation) {
     return &scope.declare(name, {out, in}, ParameterKind::matrix, Init::normal(deviation));
   };
@@ -131,15 +49,15 @@ SparseAttentionLayer::SparseAttentionLayer(const ParameterScope& scope, const Sp
   wk_ = matrix("wk", keys, c_.width, 0.02);
   wv_ = matrix("wv", keys, c_.width, 0.02);
   if (c_.qk_norm) {
-    q_norm_w_ = &scope.declare("q_norm_w", {c_.head_dim}, ParameterKind::vector, Init::constant(1.0));
-    k_norm_w_ = &scope.declare("k_norm_w", {c_.head_dim}, ParameterKind::vector, Init::constant(1.0));
+    q_norm_w_ = &scope.declare("q_norm_w", {c_.heads.head_dim}, ParameterKind::vector, Init::constant(1.0));
+    k_norm_w_ = &scope.declare("k_norm_w", {c_.heads.head_dim}, ParameterKind::vector, Init::constant(1.0));
   }
   wo_ = matrix("wo", c_.width, queries, 0.02 / std::sqrt(2.0 * static_cast<double>(c_.layers)));
-  if (c_.rope) rope_.emplace(*c_.rope);
+  if (c_.heads.rope) rope_.emplace(*c_.heads.rope);
 }
 
 Var SparseAttentionLayer::heads_of(Tape& tape, const Var& x, Parameter& weight, std::int64_t heads) const {
-  return linear(tape, x, tape.parameter(weight)).reshape({x.dim(0), heads, c_.head_dim});
+  return linear(tape, x, tape.parameter(weight)).reshape({x.dim(0), heads, c_.heads.head_dim});
 }
 
 // Queries or keys, normalised for each head and turned to their positions, where the layer does so.
@@ -149,9 +67,9 @@ Var SparseAttentionLayer::rotated(Tape& tape, const DocumentsPtr& documents, Var
 }
 
 Var SparseAttentionLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) {
-  const Var q = rotated(tape, documents, heads_of(tape, x, *wq_, c_.heads), q_norm_w_);
-  const Var k = rotated(tape, documents, heads_of(tape, x, *wk_, c_.kv_heads), k_norm_w_);
-  const Var v = heads_of(tape, x, *wv_, c_.kv_heads);
+  const Var q = rotated(tape, documents, heads_of(tape, x, *wq_, c_.heads.heads), q_norm_w_);
+  const Var k = rotated(tape, documents, heads_of(tape, x, *wk_, c_.heads.kv_heads), k_norm_w_);
+  const Var v = heads_of(tape, x, *wv_, c_.heads.kv_heads);
   const SelectorInputs in{x.value, q.value, k.value, v.value, documents};
   Var o;
   if (state != nullptr) {
@@ -162,7 +80,7 @@ Var SparseAttentionLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& 
     const Tensor idx = selector_->select(tape, in, nullptr);
     o = block_sparse_attention(tape, q, k, v, idx, selector_->block(), documents).o;
   }
-  return linear(tape, o.reshape({x.dim(0), c_.heads * c_.head_dim}), tape.parameter(*wo_));
+  return linear(tape, o.reshape({x.dim(0), c_.heads.heads * c_.heads.head_dim}), tape.parameter(*wo_));
 }
 
 Tensor SparseAttentionLayer::continued(Tape& tape, const SelectorInputs& in, MixerState& state) const {
@@ -178,8 +96,8 @@ Tensor SparseAttentionLayer::continued(Tape& tape, const SelectorInputs& in, Mix
                      in.v.rows(documents.begin(n), documents.end(n)));
   }
   const Tensor idx = selector_->select(tape, in, own->selector.get());
-  return block_sparse_attention_cached(tape, in.q, own->keys, c_.kv_heads, c_.head_dim, idx, selector_->block(),
-                                       documents)
+  return block_sparse_attention_cached(tape, in.q, own->keys, c_.heads.kv_heads, c_.heads.head_dim, idx,
+                                       selector_->block(), documents)
       .o;
 }
 
@@ -187,12 +105,12 @@ Tensor SparseAttentionLayer::decode(Tape& tape, const Tensor& x, std::span<const
                                     MixerState& state) {
   WEFT_CHECK(x.dim(0) == static_cast<std::int64_t>(positions.size()), "sparse attention: {} tokens, {} positions",
              x.dim(0), positions.size());
-  return forward(tape, Tape::constant(x), decode_documents(positions), &state).value;
+  return forward(tape, Tape::constant(x), block_sparse::decode_documents(positions), &state).value;
 }
 
 std::unique_ptr<MixerState> SparseAttentionLayer::initial_state(std::int64_t sequences, DType dtype) const {
   return std::make_unique<SparseAttentionState>(
-      KeyValueCache(sequences, c_.kv_heads, c_.head_dim, c_.head_dim, {}, dtype),
+      KeyValueCache(sequences, c_.heads.kv_heads, c_.heads.head_dim, c_.heads.head_dim, {}, dtype),
       selector_ == nullptr ? nullptr : selector_->initial_state(sequences, dtype));
 }
 
@@ -200,8 +118,8 @@ MixerCost SparseAttentionLayer::cost(std::int64_t tokens, std::int64_t document_
   const auto T = static_cast<double>(tokens);
   const auto L = static_cast<double>(document_length);
   const auto d = static_cast<double>(c_.width);
-  const auto q = static_cast<double>(c_.heads * c_.head_dim);
-  const auto k = static_cast<double>(c_.kv_heads * c_.head_dim);
+  const auto q = static_cast<double>(c_.heads.heads * c_.heads.head_dim);
+  const auto k = static_cast<double>(c_.heads.kv_heads * c_.heads.head_dim);
   const double documents = document_length > 0 ? T / L : 0.0;
   const double pairs = selector_ == nullptr ? L * (L + 1.0) / 2.0 : selector_->pairs(document_length);
   const double choice = selector_ == nullptr ? 0.0 : documents * selector_->flops(document_length);
@@ -210,15 +128,15 @@ MixerCost SparseAttentionLayer::cost(std::int64_t tokens, std::int64_t document_
   // Backward computes the scores again: five products a pair against two. Choosing has no backward.
   const double projections = 2.0 * T * weights;
   const double scores = 4.0 * q * documents * pairs;
-  const double norms = c_.qk_norm ? q + k + static_cast<double>(c_.heads + c_.kv_heads) : 0.0;
+  const double norms = c_.qk_norm ? q + k + static_cast<double>(c_.heads.heads + c_.heads.kv_heads) : 0.0;
   return {.forward_flops = projections + scores + choice,
           .backward_flops = 2.0 * projections + 2.5 * scores,
           .forward_bytes = 4.0 * (weights + T * (2.0 * d + 4.0 * q + 4.0 * k + indices)),
-          .saved_bytes = 4.0 * T * (d + 2.0 * q + 2.0 * k + static_cast<double>(c_.heads) + norms + indices)};
+          .saved_bytes = 4.0 * T * (d + 2.0 * q + 2.0 * k + static_cast<double>(c_.heads.heads) + norms + indices)};
 }
 
 double SparseAttentionLayer::state_bytes(std::int64_t length) const {
-  return KeyValueCache::bytes_for(length, c_.kv_heads, c_.head_dim, c_.head_dim, {}, DType::f32) +
+  return KeyValueCache::bytes_for(length, c_.heads.kv_heads, c_.heads.head_dim, c_.heads.head_dim, {}, DType::f32) +
          (selector_ == nullptr ? 0.0 : selector_->state_bytes(length));
 }
 

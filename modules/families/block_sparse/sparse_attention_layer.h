@@ -7,35 +7,21 @@
 
 #include <optional>
 
-#include "autograd/ops/rope/rope.h"
-#include "modules/families/attention/key_value_cache.h"
 #include "modules/families/block_sparse/selector.h"
+#include "modules/families/block_sparse/sparse_options.h"
 #include "modules/mixer.h"
 
 namespace weft {
 
 struct SparseAttentionConfig {
   std::int64_t width, layers;
-  std::int64_t heads, kv_heads, head_dim;
+  block_sparse::SparseHeads heads;
   bool qk_norm;
-  std::optional<RopeConfig> rope;
 };
 
-// The keys that every mixer of the family has: heads, kv_heads, head_dim, qk_norm, rope, rope_base; and their meaning.
-// Throws config_error naming `where`.
-std::vector<OptionSpec> sparse_head_options();
-SparseAttentionConfig sparse_config_from(const MixerSite& site, const Options& options, const std::string& where);
-// The keys of mixers that choose by compressed keys: compress_length, compress_stride, block, selected, first_blocks;
-// and their meaning, where `local` blocks are forced at the end.
-std::vector<OptionSpec> block_options(std::int64_t selected);
-KeySpan compression_span_from(const Options& options, const std::string& where);
-BlockRule block_rule_from(const Options& options, KeySpan span, std::int64_t local, std::int64_t dense,
-                          const std::string& where);
-// Specs of an integer and a flag.
-OptionSpec integer_option(const char* key, std::int64_t value, const char* help, double minimum, double maximum);
-OptionSpec flag_option(const char* key, bool value, const char* help);
-// Documents of one token each at the given positions: a decode step.
-DocumentsPtr decode_documents(std::span<const std::int32_t> positions);
+// The keys that every mixer of this layer has, and their meaning. Throws config_error naming `where`.
+std::vector<OptionSpec> sparse_attention_options();
+SparseAttentionConfig sparse_attention_config(const MixerSite& site, const Options& options, const std::string& where);
 
 class SparseAttentionLayer final : public Mixer {
  public:

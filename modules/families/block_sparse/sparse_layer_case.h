@@ -10,7 +10,7 @@
 #include "tests/support/compare.h"
 #include "tests/support/random.h"
 
-namespace weft::testing {
+namespace weft::testing::block_sparse {
 
 using OptionList = std::vector<std::pair<std::string, OptionValue>>;
 
@@ -202,4 +202,4 @@ inline Tensor span_means(const Tensor& k, std::int64_t head, std::int64_t D, Key
   return means;
 }
 
-}  // namespace weft::testing
+}  // namespace weft::testing::block_sparse

@@ -8,7 +8,7 @@
 #include "tests/support/compare.h"
 #include "tests/support/random.h"
 
-namespace weft::testing {
+namespace weft::testing::block_sparse {
 namespace {
 
 constexpr std::int64_t H = 2, D = 3, D_V = 4;
@@ -86,4 +86,4 @@ TEST(SummaryCache, RefusesTokensOutOfTurn) {
 }
 
 }  // namespace
-}  // namespace weft::testing
+}  // namespace weft::testing::block_sparse

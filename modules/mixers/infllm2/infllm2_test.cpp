@@ -3,7 +3,7 @@
 #include "modules/families/block_sparse/sparse_layer_case.h"
 #include "modules/mixers/attention/attention.h"
 
-namespace weft::testing {
+namespace weft::testing::block_sparse {
 namespace {
 
 OptionList small(const OptionList& more) {
@@ -80,4 +80,4 @@ TEST(Infllm2, ObjectsToImpossibleValues) {
 }
 
 }  // namespace
-}  // namespace weft::testing
+}  // namespace weft::testing::block_sparse

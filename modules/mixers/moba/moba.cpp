@@ -7,25 +7,27 @@ namespace {
 
 std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,
                               const std::string& where) {
-  const SparseAttentionConfig config = sparse_config_from(site, options, where);
+  const SparseAttentionConfig config = sparse_attention_config(site, options, where);
   if (options.flag("full")) return std::make_unique<SparseAttentionLayer>(scope, config, nullptr);
   const std::int64_t block = options.integer("block");
   const auto length = static_cast<std::int32_t>(block);
   return std::make_unique<SparseAttentionLayer>(
       scope, config,
-      mean_selector({.heads = config.heads,
-                     .kv_heads = config.kv_heads,
-                     .head_dim = config.head_dim,
+      mean_selector({.heads = config.heads.heads,
+                     .kv_heads = config.heads.kv_heads,
+                     .head_dim = config.heads.head_dim,
                      .rule = {.block = block, .selected = options.integer("selected"), .first = 0, .local = 1},
                      .span = {length, length},
                      .score = BlockScore::logit}));
 }
 
 std::vector<OptionSpec> option_specs() {
-  std::vector<OptionSpec> specs = sparse_head_options();
-  specs.push_back(integer_option("block", 512, "tokens of a block", 1, 1 << 20));
-  specs.push_back(integer_option("selected", 3, "blocks a query head attends to, its own included", 1, 1 << 20));
-  specs.push_back(flag_option("full", false, "full attention with the same parameters: to switch layers or stages"));
+  std::vector<OptionSpec> specs = sparse_attention_options();
+  specs.push_back(block_sparse::integer_option("block", 512, "tokens of a block", 1, 1 << 20));
+  specs.push_back(
+      block_sparse::integer_option("selected", 3, "blocks a query head attends to, its own included", 1, 1 << 20));
+  specs.push_back(
+      block_sparse::flag_option("full", false, "full attention with the same parameters: to switch layers or stages"));
   return specs;
 }
 

@@ -3,7 +3,7 @@
 #include "modules/families/block_sparse/sparse_layer_case.h"
 #include "modules/mixers/attention/attention.h"
 
-namespace weft::testing {
+namespace weft::testing::block_sparse {
 namespace {
 
 OptionList heads(const OptionList& more) {
@@ -62,4 +62,4 @@ TEST(Moba, ObjectsToImpossibleValues) {
 }
 
 }  // namespace
-}  // namespace weft::testing
+}  // namespace weft::testing::block_sparse

@@ -5,10 +5,10 @@
 #include <optional>
 
 #include "autograd/ops/linear/linear.h"
-#include "autograd/ops/rope/rope.h"
 #include "modules/families/attention/attention.h"
 #include "modules/families/block_sparse/compression.h"
-#include "modules/families/block_sparse/sparse_attention_layer.h"
+#include "modules/families/block_sparse/selector.h"
+#include "modules/families/block_sparse/sparse_options.h"
 #include "modules/families/block_sparse/summary_cache.h"
 #include "modules/mixers/nsa/branch_gate.h"
 
@@ -29,8 +29,8 @@ struct Config {
 };
 
 Config config_from(const MixerSite& site, const Options& options, const std::string& where) {
-  const SparseAttentionConfig heads = sparse_config_from(site, options, where);
-  const KeySpan span = compression_span_from(options, where);
+  const block_sparse::SparseHeads heads = block_sparse::heads_from(site, options, where);
+  const KeySpan span = block_sparse::compression_span_from(options, where);
   const std::string& phi = options.text("phi");
   const std::int64_t phi_width = options.integer("phi_width");
   if (phi_width > 0 && phi != "mlp") {
@@ -45,7 +45,7 @@ Config config_from(const MixerSite& site, const Options& options, const std::str
           .head_dim = heads.head_dim,
           .value_dim = value_dim == 0 ? heads.head_dim : value_dim,
           .span = span,
-          .rule = block_rule_from(options, span, options.integer("local_blocks"), 0, where),
+          .rule = block_sparse::block_rule_from(options, span, options.integer("local_blocks"), 0, where),
           .window = {.window = static_cast<std::int32_t>(options.integer("window"))},
           .phi = phi == "mean" ? Phi::mean : (phi == "linear" ? Phi::linear : Phi::mlp),
           .phi_width = phi_width,
@@ -133,7 +133,7 @@ class NsaMixer final : public Mixer {
   Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override {
     WEFT_CHECK(x.dim(0) == static_cast<std::int64_t>(positions.size()), "nsa: {} tokens, {} positions", x.dim(0),
                positions.size());
-    return forward(tape, Tape::constant(x), decode_documents(positions), &state).value;
+    return forward(tape, Tape::constant(x), block_sparse::decode_documents(positions), &state).value;
   }
 
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
@@ -254,19 +254,20 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
 
 std::vector<OptionSpec> option_specs() {
   constexpr double kMany = std::numeric_limits<std::int32_t>::max();
-  std::vector<OptionSpec> specs = sparse_head_options();
-  std::erase_if(specs, [](const OptionSpec& spec) { return spec.key == "qk_norm"; });
-  specs.push_back(integer_option("value_dim", 0, "width of a head's values; 0 = head_dim", 0, 65536));
-  for (OptionSpec& spec : block_options(16)) specs.push_back(std::move(spec));
+  std::vector<OptionSpec> specs = block_sparse::head_options();
+  specs.push_back(block_sparse::integer_option("value_dim", 0, "width of a head's values; 0 = head_dim", 0, 65536));
+  for (OptionSpec& spec : block_sparse::block_options(16)) specs.push_back(std::move(spec));
+  specs.push_back(block_sparse::integer_option(
+      "local_blocks", 2, "last blocks that are always selected, the query's own included", 1, 1 << 20));
   specs.push_back(
-      integer_option("local_blocks", 2, "last blocks that are always selected, the query's own included", 1, 1 << 20));
-  specs.push_back(integer_option("window", 512, "tokens of the window branch, the query included", 1, kMany));
+      block_sparse::integer_option("window", 512, "tokens of the window branch, the query included", 1, kMany));
   specs.push_back(
       OptionSpec{.key = "phi",
                  .default_value = std::string("mlp"),
                  .help = "how a block is compressed: its mean, plus a linear map, or plus an MLP of its tokens",
                  .choices = {"mean", "linear", "mlp"}});
-  specs.push_back(integer_option("phi_width", 0, "hidden width of the MLP; 0 = twice the width of a head", 0, 65536));
+  specs.push_back(
+      block_sparse::integer_option("phi_width", 0, "hidden width of the MLP; 0 = twice the width of a head", 0, 65536));
   return specs;
 }
 
