@@ -100,15 +100,15 @@ class BackwardCpu {
   void compute_delta(T* delta) const {
     const auto* o = static_cast<const T*>(a_.o);
     const auto* d_o = static_cast<const T*>(a_.d_o);
-    parallel_blocks(in_.shape.T * e_.H_Q, rows_per_block(e_.D_V),
-                    [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-                      for (std::int64_t i = begin; i < end; ++i) {
-                        T dot = 0;
+    const std::int64_t rows = in_.shape.T * e_.H_Q;
+    parallel_blocks(rows, rows_per_block(e_.D_V), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        T dot = 0;
 #pragma omp simd reduction(+ : dot)
-                        for (std::int64_t c = 0; c < e_.D_V; ++c) dot += o[i * e_.D_V + c] * d_o[i * e_.D_V + c];
-                        delta[i] = dot;
-                      }
-                    });
+        for (std::int64_t c = 0; c < e_.D_V; ++c) dot += o[i * e_.D_V + c] * d_o[i * e_.D_V + c];
+        delta[i] = dot;
+      }
+    });
   }
 
   static void clear(T* x, std::int64_t count) {
@@ -133,8 +133,8 @@ class BackwardCpu {
     for (std::int64_t i = 0; i < last - first; ++i) {
       const std::int64_t at = row + i * e_.H_KV;
       pack_row(keys.k(first + i), e_.D, s.k + i * e_.D_pad, e_.D_pad);
-      pack_row(shared.dk + at * e_.D, shared.dk == nullptr ? 0 : e_.D, s.dk + i * e_.D_pad, e_.D_pad);
-      pack_row(shared.dv + at * e_.D_V, shared.dv == nullptr ? 0 : e_.D_V, s.dv + i * e_.D_V_pad, e_.D_V_pad);
+      if (shared.dk != nullptr) pack_row(shared.dk + at * e_.D, e_.D, s.dk + i * e_.D_pad, e_.D_pad);
+      if (shared.dv != nullptr) pack_row(shared.dv + at * e_.D_V, e_.D_V, s.dv + i * e_.D_V_pad, e_.D_V_pad);
     }
     const std::int64_t heads = plan_.heads_of_list();
     const auto step = static_cast<std::size_t>(tile_entries(heads));
@@ -226,25 +226,29 @@ class BackwardCpu {
   }
 
   void add_shares(std::int64_t begin, std::int64_t end, const T* shares) const {
-    auto* dq_all = static_cast<T*>(a_.dq);
-    const std::int64_t n = plan_.slots();
-    constexpr std::int64_t kStrip = 64;
-    parallel_blocks(end - begin, rows_per_block(e_.H_Q * n * e_.D), [&](std::int64_t, std::int64_t b, std::int64_t f) {
-      for (std::int64_t i = b * e_.H_Q; i < f * e_.H_Q; ++i) {
-        const std::int64_t row = begin * e_.H_Q + i;
-        const std::int64_t used = plan_.used(row / e_.H_Q, row % e_.H_Q);
-        for (std::int64_t c = 0; c < e_.D; c += kStrip) {
-          const std::int64_t width = std::min(kStrip, e_.D - c);
-          T sum[kStrip] = {};
-          for (std::int64_t s = 0; s < used; ++s) {
-            const T* from = shares + (i * n + s) * e_.D + c;
-#pragma omp simd
-            for (std::int64_t x = 0; x < width; ++x) sum[x] += from[x];
-          }
-          for (std::int64_t x = 0; x < width; ++x) store(dq_all[row * e_.D + c + x], sum[x], a_.write_dq);
-        }
+    const std::int64_t block = rows_per_block(e_.H_Q * plan_.slots() * e_.D);
+    parallel_blocks(end - begin, block, [&](std::int64_t, std::int64_t from, std::int64_t to) {
+      for (std::int64_t i = from * e_.H_Q; i < to * e_.H_Q; ++i) {
+        add_share(begin * e_.H_Q + i, shares + i * plan_.slots() * e_.D);
       }
     });
+  }
+
+  // One row of dq from the shares [n, D] of its slots.
+  void add_share(std::int64_t row, const T* shares) const {
+    constexpr std::int64_t kStrip = 64;
+    const std::int64_t used = plan_.used(row / e_.H_Q, row % e_.H_Q);
+    T* dq = static_cast<T*>(a_.dq) + row * e_.D;
+    for (std::int64_t c = 0; c < e_.D; c += kStrip) {
+      const std::int64_t width = std::min(kStrip, e_.D - c);
+      T sum[kStrip] = {};
+      for (std::int64_t s = 0; s < used; ++s) {
+        const T* from = shares + s * e_.D + c;
+#pragma omp simd
+        for (std::int64_t x = 0; x < width; ++x) sum[x] += from[x];
+      }
+      for (std::int64_t x = 0; x < width; ++x) store(dq[c + x], sum[x], a_.write_dq);
+    }
   }
 
   static void add_sums(const T* sums, void* target, Write write, std::int64_t count) {

@@ -151,32 +151,31 @@ class ForwardCpu {
   }
 
   void merge(std::int64_t begin, std::int64_t end, const Partials& partials) const {
-    auto* o_all = static_cast<T*>(a_.o);
-    auto* lse_all = static_cast<T*>(a_.lse);
-    const std::int64_t n = plan_.slots();
-    parallel_blocks(end - begin, rows_per_block(e_.H_Q * n * e_.D_V),
-                    [&](std::int64_t, std::int64_t b, std::int64_t f) {
-                      for (std::int64_t i = b * e_.H_Q; i < f * e_.H_Q; ++i) {
-                        const std::int64_t row = begin * e_.H_Q + i;
-                        const std::int64_t used = plan_.used(row / e_.H_Q, row % e_.H_Q);
-                        const Statistics<T>* stats = partials.stats + i * n;
-                        Statistics<T> all;
-                        for (std::int64_t s = 0; s < used; ++s) all.top = std::max(all.top, stats[s].top);
-                        T* o = o_all + row * e_.D_V;
-                        std::fill(o, o + e_.D_V, T(0));
-                        for (std::int64_t s = 0; s < used; ++s) {
-                          const T factor = tile::exp2(tile::broadcast(T(stats[s].top - all.top)))[0];
-                          all.mass += factor * stats[s].mass;
-                          const T* from = partials.o + (i * n + s) * e_.D_V;
+    const std::int64_t block = rows_per_block(e_.H_Q * plan_.slots() * e_.D_V);
+    parallel_blocks(end - begin, block, [&](std::int64_t, std::int64_t from, std::int64_t to) {
+      for (std::int64_t i = from * e_.H_Q; i < to * e_.H_Q; ++i) merge_row(begin * e_.H_Q + i, i, partials);
+    });
+  }
+
+  // Row `row` of o, which is row i of the slab.
+  void merge_row(std::int64_t row, std::int64_t i, const Partials& partials) const {
+    const std::int64_t used = plan_.used(row / e_.H_Q, row % e_.H_Q);
+    const Statistics<T>* stats = partials.stats + i * plan_.slots();
+    Statistics<T> all;
+    for (std::int64_t s = 0; s < used; ++s) all.top = std::max(all.top, stats[s].top);
+    T* o = static_cast<T*>(a_.o) + row * e_.D_V;
+    std::fill(o, o + e_.D_V, T(0));
+    for (std::int64_t s = 0; s < used; ++s) {
+      const T factor = tile::exp2(tile::broadcast(T(stats[s].top - all.top)))[0];
+      all.mass += factor * stats[s].mass;
+      const T* from = partials.o + (i * plan_.slots() + s) * e_.D_V;
 #pragma omp simd
-                          for (std::int64_t c = 0; c < e_.D_V; ++c) o[c] += factor * from[c];
-                        }
-                        lse_all[row] = log_sum(all);
-                        if (all.mass == T(0)) continue;
-                        const T inverse = T(1) / all.mass;
-                        for (std::int64_t c = 0; c < e_.D_V; ++c) o[c] *= inverse;
-                      }
-                    });
+      for (std::int64_t c = 0; c < e_.D_V; ++c) o[c] += factor * from[c];
+    }
+    static_cast<T*>(a_.lse)[row] = log_sum(all);
+    if (all.mass == T(0)) return;
+    const T inverse = T(1) / all.mass;
+    for (std::int64_t c = 0; c < e_.D_V; ++c) o[c] *= inverse;
   }
 
   const BlockSparseForward& a_;

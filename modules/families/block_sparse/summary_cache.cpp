@@ -57,13 +57,15 @@ SummaryCache::Pending SummaryCache::extend(Tape& tape, const Tensor& k, const Te
   WEFT_CHECK(N == summaries_.sequences() && k.dim(0) == documents.tokens() && v.dim(0) == documents.tokens(),
              "summary cache: {} documents, k {}, v {} for {} sequences", N, k.shape().str(), v.shape().str(),
              summaries_.sequences());
+  // Sequences in which no block becomes whole have nothing pending: their tokens only join the tail.
   std::vector<std::int32_t> cu{0}, starts;
   for (std::int64_t n = 0; n < N; ++n) {
-    const std::int32_t length = lengths_[static_cast<std::size_t>(n)];
-    WEFT_CHECK(documents.length(n) == 0 || documents.pos0(n) == length,
+    const std::int32_t length = lengths_[static_cast<std::size_t>(n)], more = documents.length(n);
+    WEFT_CHECK(more == 0 || documents.pos0(n) == length,
                "summary cache: document {} starts at position {}, its cache holds {}", n, documents.pos0(n), length);
     starts.push_back(static_cast<std::int32_t>(span_.count(length)) * span_.stride);
-    cu.push_back(cu.back() + length - starts.back() + documents.length(n));
+    const bool completes = span_.count(length + more) > span_.count(length);
+    cu.push_back(cu.back() + (completes ? length - starts.back() + more : 0));
   }
   Pending pending{.k = tape.empty({cu.back(), H_, D_}, k.dtype()),
                   .v = tape.empty({cu.back(), H_, D_V_}, k.dtype()),
@@ -72,13 +74,14 @@ SummaryCache::Pending SummaryCache::extend(Tape& tape, const Tensor& k, const Te
   const std::int64_t room = span_.length - 1;
   for (std::int64_t n = 0; n < N; ++n) {
     const auto i = static_cast<std::size_t>(n);
-    const std::int64_t kept = lengths_[i] - starts[i];
+    const std::int64_t kept = lengths_[i] - starts[i], more = documents.length(n);
     const std::int64_t tokens = cu[i + 1] - cu[i];
     const std::int64_t blocks = span_.count(tokens);
     const std::int64_t left = tokens - blocks * span_.stride;
     const auto move = [&](const Tensor& tail, const Tensor& fresh, const Tensor& all) {
+      if (tokens == 0) return copy_rows(fresh, documents.begin(n), more, tail, n * room + kept);
       copy_rows(tail, n * room, kept, all, cu[i]);
-      copy_rows(fresh, documents.begin(n), documents.length(n), all, cu[i] + kept);
+      copy_rows(fresh, documents.begin(n), more, all, cu[i] + kept);
       copy_rows(all, cu[i + 1] - left, left, tail, n * room);
     };
     move(k_tail_, k, pending.k);
@@ -86,7 +89,7 @@ SummaryCache::Pending SummaryCache::extend(Tape& tape, const Tensor& k, const Te
     for (std::int64_t b = 0; b < blocks; ++b) {
       pending.positions.push_back(starts[i] + static_cast<std::int32_t>(b) * span_.stride);
     }
-    lengths_[i] += documents.length(n);
+    lengths_[i] += static_cast<std::int32_t>(more);
   }
   return pending;
 }

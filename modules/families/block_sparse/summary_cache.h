@@ -16,7 +16,7 @@ class SummaryCache {
   SummaryCache(const SummaryCache& other);  // deep
   SummaryCache& operator=(const SummaryCache&) = delete;
 
-  // The tokens from the first block on that is not whole: those kept from earlier calls, then the new ones.
+  // For sequences in which blocks become whole, the tokens from the first of those on: kept ones, then new ones.
   struct Pending {
     Tensor k, v;
     DocumentsPtr documents;
