@@ -1,6 +1,7 @@
 #include "modules/families/block_sparse/compression.h"
 
-#include "modules/families/block_sparse/compression_cpu.h"
+#include "modules/families/block_sparse/compression_backward_cpu.h"
+#include "modules/families/block_sparse/compression_forward_cpu.h"
 
 namespace weft {
 namespace {
