@@ -90,6 +90,14 @@ struct TitansSaved {
   }
 };
 
+// Where the matrices of a memory to read from lie: [H, d_k, d_v], [N, H, d_k, d_v] or [N, H, 3, d_k, d_v].
+std::int64_t head_stride(const Tensor& memory) {
+  return memory.dim(-2) * memory.dim(-1) * (memory.rank() == 5 ? memory.dim(2) : 1);
+}
+std::int64_t document_stride(const Tensor& memory) {
+  return memory.rank() == 3 ? 0 : memory.dim(1) * head_stride(memory);
+}
+
 struct TitansReadSaved {
   Tensor q, memory;
   DocumentsPtr documents;
@@ -101,7 +109,8 @@ struct TitansReadSaved {
                                   .H = q.dim(1),
                                   .d_k = q.dim(2),
                                   .d_v = memory.shape().back(),
-                                  .states = memory.rank() == 5,
+                                  .document_stride = document_stride(memory),
+                                  .head_stride = head_stride(memory),
                                   .q = q.raw(),
                                   .memory = memory.raw(),
                                   .cu_seqlens = documents->cu_seqlens().data(),
@@ -109,6 +118,7 @@ struct TitansReadSaved {
                                   .dq = dq.raw(),
                                   .write_dq = dq.write,
                                   .dmemory = dmemory.raw(),
+                                  .memory_elements = memory.numel(),
                                   .write_dmemory = dmemory.write};
     kReadBackward(args, pass.launch(titans_read_backward_workspace(args)));
   }
@@ -193,16 +203,17 @@ Var titans_read(Tape& tape, const Var& q, const Var& memory, const DocumentsPtr&
   WEFT_CHECK(q.shape().rank() == 3 && q.dim(0) == documents->tokens(), "titans_read: q {} for documents of {} tokens",
              q.shape().str(), documents->tokens());
   const std::int64_t H = q.dim(1), d_k = q.dim(2), d_v = memory.shape().back();
-  const bool states = memory.shape().rank() == 5;
-  check_shape("titans_read", "memory", memory, states ? Shape{documents->count(), H, 3, d_k, d_v} : Shape{H, d_k, d_v},
-              q.dtype());
+  const Shape shared{H, d_k, d_v}, own{documents->count(), H, d_k, d_v}, states{documents->count(), H, 3, d_k, d_v};
+  const int rank = memory.shape().rank();
+  check_shape("titans_read", "memory", memory, rank == 5 ? states : rank == 4 ? own : shared, q.dtype());
   const Tensor o = tape.empty({q.dim(0), H, d_v}, q.dtype());
   kReadForward({.dtype = q.dtype(),
                 .N = documents->count(),
                 .H = H,
                 .d_k = d_k,
                 .d_v = d_v,
-                .states = states,
+                .document_stride = document_stride(memory.value),
+                .head_stride = head_stride(memory.value),
                 .q = q.value.raw(),
                 .memory = memory.value.raw(),
                 .cu_seqlens = documents->cu_seqlens().data(),

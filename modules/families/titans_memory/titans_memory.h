@@ -83,11 +83,11 @@ TitansOutput titans_memory(Tape& tape, const TitansInputs& inputs, const Var& we
                            const DocumentsPtr& documents, FinalState final_state, const TitansStart* start = nullptr);
 
 // Reads without writing: o_t = q_t W of the token's document. q [T, H, d_k]; `memory` is [H, d_k, d_v], the same for
-// all documents, or states [N, H, 3, d_k, d_v], of which W is read.
+// all documents, one for each [N, H, d_k, d_v], or states [N, H, 3, d_k, d_v], of which W is read.
 struct TitansReadForward {
   DType dtype;
   std::int64_t N, H, d_k, d_v;
-  bool states;
+  std::int64_t document_stride, head_stride;  // of the matrices in memory
   const void* q;
   const void* memory;
   const std::int32_t* cu_seqlens;
@@ -97,7 +97,7 @@ struct TitansReadForward {
 struct TitansReadBackward {
   DType dtype;
   std::int64_t N, H, d_k, d_v;
-  bool states;
+  std::int64_t document_stride, head_stride;  // of the matrices in memory
   const void* q;
   const void* memory;
   const std::int32_t* cu_seqlens;
@@ -105,6 +105,7 @@ struct TitansReadBackward {
   void* dq;
   Write write_dq;
   void* dmemory;
+  std::int64_t memory_elements;
   Write write_dmemory;
 };
 std::size_t titans_read_backward_workspace(const TitansReadBackward& args);

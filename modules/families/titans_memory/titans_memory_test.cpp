@@ -63,7 +63,7 @@ TEST(TitansMemory, PassesTheOperationCheck) {
 
 TEST(TitansRead, PassesTheOperationCheck) {
   const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{4, 0, 3});
-  for (const Shape& memory : {Shape{2, 5, 3}, Shape{3, 2, 3, 5, 3}}) {
+  for (const Shape& memory : {Shape{2, 5, 3}, Shape{3, 2, 5, 3}, Shape{3, 2, 3, 5, 3}}) {
     check_op({.name = memory.str(),
               .inputs = {normal({7, 2, 5}, 1), normal(memory, 2)},
               .function = [&](Tape& tape, std::span<const Var> x) {

@@ -19,17 +19,12 @@ void for_each_read(const Args& a, F&& f) {
   });
 }
 
-template <class Args>
-std::int64_t read_matrix(const Args& a, std::int64_t h, std::int64_t n) {
-  return (a.states ? (n * a.H + h) * 3 : h) * a.d_k * a.d_v;
-}
-
 template <class T>
 void titans_read_forward_cpu(const TitansReadForward& a) {
   for_each_read(a, [&](std::int64_t h, std::int64_t n, std::int64_t row, std::int64_t tokens) {
     gemm(Op::none, Op::none, tokens, a.d_v, a.d_k, T(1), static_cast<const T*>(a.q) + row * a.d_k, a.H * a.d_k,
-         static_cast<const T*>(a.memory) + read_matrix(a, h, n), a.d_v, T(0), static_cast<T*>(a.o) + row * a.d_v,
-         a.H * a.d_v);
+         static_cast<const T*>(a.memory) + n * a.document_stride + h * a.head_stride, a.d_v, T(0),
+         static_cast<T*>(a.o) + row * a.d_v, a.H * a.d_v);
   });
 }
 
@@ -39,26 +34,26 @@ void titans_read_backward_cpu(const TitansReadBackward& a, T* sums) {
   auto* dq = static_cast<T*>(a.dq);
   auto* dmemory = static_cast<T*>(a.dmemory);
   const std::int64_t size = a.d_k * a.d_v;
-  if (dmemory != nullptr && a.states && a.write_dmemory == Write::overwrite) {
-    std::fill_n(dmemory, a.N * 3 * a.H * size, T(0));
-  }
+  const bool shared = a.document_stride == 0;
+  if (dmemory != nullptr && a.write_dmemory == Write::overwrite) std::fill_n(dmemory, a.memory_elements, T(0));
   std::fill_n(sums, a.H * size, T(0));
+  const auto add = [&](const T* sum, std::int64_t at) {
+    for (std::int64_t i = 0; i < size; ++i) dmemory[at + i] += sum[i];
+  };
   for_each_read(a, [&](std::int64_t h, std::int64_t n, std::int64_t row, std::int64_t tokens) {
     const T* d_o = static_cast<const T*>(a.d_o) + row * a.d_v;
-    const T* q = static_cast<const T*>(a.q) + row * a.d_k;
-    const std::int64_t at = read_matrix(a, h, n);
+    const std::int64_t at = n * a.document_stride + h * a.head_stride;
     if (dq != nullptr) {
       gemm(Op::none, Op::transpose, tokens, a.d_k, a.d_v, T(1), d_o, a.H * a.d_v, static_cast<const T*>(a.memory) + at,
            a.d_v, a.write_dq == Write::overwrite ? T(0) : T(1), dq + row * a.d_k, a.H * a.d_k);
     }
     if (dmemory == nullptr) return;
     T* sum = sums + h * size;
-    gemm(Op::transpose, Op::none, a.d_k, a.d_v, tokens, T(1), q, a.H * a.d_k, d_o, a.H * a.d_v, a.states ? T(0) : T(1),
-         sum, a.d_v);
-    for (std::int64_t i = 0; a.states && i < size; ++i) store(dmemory[at + i], sum[i], a.write_dmemory);
+    gemm(Op::transpose, Op::none, a.d_k, a.d_v, tokens, T(1), static_cast<const T*>(a.q) + row * a.d_k, a.H * a.d_k,
+         d_o, a.H * a.d_v, shared ? T(1) : T(0), sum, a.d_v);
+    if (!shared) add(sum, at);
   });
-  if (dmemory == nullptr || a.states) return;
-  for (std::int64_t i = 0; i < a.H * size; ++i) store(dmemory[i], sums[i], a.write_dmemory);
+  for (std::int64_t h = 0; dmemory != nullptr && shared && h < a.H; ++h) add(sums + h * size, h * a.head_stride);
 }
 
 }  // namespace weft

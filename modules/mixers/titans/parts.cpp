@@ -1,0 +1,189 @@
+#include "modules/mixers/titans/parts.h"
+
+#include <cmath>
+#include <numeric>
+
+#include "autograd/ops/activation/activation.h"
+#include "autograd/ops/elementwise/elementwise.h"
+#include "autograd/ops/l2_norm/l2_norm.h"
+#include "autograd/ops/linear/linear.h"
+#include "autograd/ops/rms_norm/rms_norm.h"
+
+namespace weft::titans {
+
+MemoryState MemoryState::clone() const {
+  MemoryState copy{Tensor::empty(states.shape(), states.dtype()), phase};
+  copy.states.copy_from(states);
+  return copy;
+}
+
+// --- memory ----------------------------------------------------------------------------------------------------------
+
+Memory::Memory(const ParameterScope& scope, const Config& config, std::int64_t width) : c_(config), width_(width) {
+  const std::int64_t H = c_.heads, D = c_.head_dim;
+  const auto matrix = [&](const char* name, std::int64_t out) {
+    return &scope.declare(name, {out, width}, ParameterKind::matrix, Init::normal(0.02));
+  };
+  const auto bias = [&](const char* name, double value) {
+    return &scope.declare(name, {H}, ParameterKind::vector, Init::constant(value));
+  };
+  wq_ = matrix("wq_m", c_.inner());
+  wk_ = matrix("wk_m", c_.inner());
+  wv_ = matrix("wv_m", c_.inner());
+  w_keep_ = matrix("w_keep", H);
+  b_keep_ = bias("b_keep", 4.0);  // forgets 1.8 % a token at first
+  w_mu_ = matrix("w_mu", H);
+  b_mu_ = bias("b_mu", 0.0);
+  w_rate_ = matrix("w_rate", H);
+  b_rate_ = bias("b_rate", 0.0);
+  memory_w_ = &scope.declare("memory_w", {H, D, D}, ParameterKind::fast_weight, Init::normal(0.02));
+}
+
+Var Memory::keys(Tape& tape, const Var& x, Parameter& w) const {
+  const Var y = linear(tape, x, tape.parameter(w)).reshape({x.dim(0), c_.heads, c_.head_dim});
+  return l2_norm(tape, silu(tape, y));
+}
+
+TitansInputs Memory::features(Tape& tape, const Var& x) const {
+  const auto gate = [&](Parameter& w, Parameter& b) {
+    return sigmoid(tape, linear(tape, x, tape.parameter(w), tape.parameter(b)));
+  };
+  TitansInputs in;
+  in.q = keys(tape, x, *wq_);
+  in.k = keys(tape, x, *wk_);
+  in.v = linear(tape, x, tape.parameter(*wv_)).reshape(in.q.shape());
+  in.keep = gate(*w_keep_, *b_keep_);
+  in.momentum = gate(*w_mu_, *b_mu_);
+  in.rate = scale(tape, gate(*w_rate_, *b_rate_), c_.rate_max);
+  return in;
+}
+
+Var Memory::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MemoryState* state) const {
+  const TitansInputs in = features(tape, x);
+  if (state == nullptr) {
+    return titans_memory(tape, in, weights(tape), c_.chunk, documents, FinalState::skip).o;
+  }
+  const TitansStart start{Tape::constant(state->states), state->phase};
+  const TitansOutput out = titans_memory(tape, in, {}, c_.chunk, documents, FinalState::keep, &start);
+  state->states.copy_from(out.final_state.value);
+  for (std::int64_t n = 0; n < documents->count(); ++n) {
+    std::int32_t& place = state->phase[static_cast<std::size_t>(n)];
+    place = static_cast<std::int32_t>((place + documents->length(n)) % c_.chunk);
+  }
+  return out.o;
+}
+
+MemoryState Memory::initial_state(std::int64_t sequences, DType dtype) const {
+  const std::int64_t H = c_.heads, D = c_.head_dim;
+  MemoryState state{Tensor::zeros({sequences, H, 3, D, D}, dtype),
+                    std::vector<std::int32_t>(static_cast<std::size_t>(sequences), 0)};
+  const Tensor matrices = state.states.reshape({sequences * H * 3, D, D});
+  for (std::int64_t i = 0; i < sequences * H; ++i) {
+    matrices.rows(3 * i, 3 * i + 1).copy_from(memory_w_->value.rows(i % H, i % H + 1));
+  }
+  return state;
+}
+
+double Memory::products() const {
+  return static_cast<double>(width_ * 3 * (c_.inner() + c_.heads));
+}
+
+// A token and head: the error, two reads, two updates, and the scores of its chunk with the errors behind them.
+double Memory::forward_flops() const {
+  const auto D = static_cast<double>(c_.head_dim), C = static_cast<double>(c_.chunk);
+  return static_cast<double>(c_.heads) * (10.0 * D * D + 4.0 * C * D);
+}
+
+// The chain of updates twice more, the chunk once, two products for each of its own.
+double Memory::backward_flops() const {
+  const auto D = static_cast<double>(c_.head_dim);
+  return static_cast<double>(c_.heads) * 12.0 * D * D + 3.0 * forward_flops();
+}
+
+// q and k before silu, between silu and norm, and after it, with inverse norms; v; three gates
+// before and after their sigmoid.
+double Memory::saved() const {
+  return static_cast<double>(7 * c_.inner() + 8 * c_.heads);
+}
+
+double Memory::state_bytes() const {
+  return 4.0 * static_cast<double>(c_.heads * 3 * c_.head_dim * c_.head_dim + 1);
+}
+
+// --- attention -------------------------------------------------------------------------------------------------------
+
+ShortAttention::ShortAttention(const ParameterScope& scope, const Config& config, std::int64_t width)
+    : c_(config), width_(width), rope_(config.rope) {
+  if (c_.variant != Variant::context) {
+    options_.window = static_cast<std::int32_t>(c_.window);
+    options_.sink_tokens = static_cast<std::int32_t>(c_.persistent);
+  }
+  const auto matrix = [&](const char* name, std::int64_t out) {
+    return &scope.declare(name, {out, width}, ParameterKind::matrix, Init::normal(0.02));
+  };
+  wq_ = matrix("wq", c_.inner());
+  wk_ = matrix("wk", c_.inner());
+  wv_ = matrix("wv", c_.inner());
+  q_norm_w_ = &scope.declare("q_norm_w", {c_.head_dim}, ParameterKind::vector, Init::constant(1.0));
+  k_norm_w_ = &scope.declare("k_norm_w", {c_.head_dim}, ParameterKind::vector, Init::constant(1.0));
+  if (c_.persistent > 0) {
+    persistent_ = &scope.declare("persistent", {c_.persistent, width}, ParameterKind::embedding, Init::normal(0.02));
+  }
+}
+
+Var ShortAttention::forward(Tape& tape, const Var& rows, const DocumentsPtr& documents, KeyValueCache* cache) const {
+  const auto heads = [&](Parameter& w) {
+    return linear(tape, rows, tape.parameter(w)).reshape({rows.dim(0), c_.heads, c_.head_dim});
+  };
+  const auto turned = [&](Parameter& w, Parameter& norm_w) {
+    return rope(tape, rms_norm(tape, heads(w), tape.parameter(norm_w)), documents, rope_);
+  };
+  const Var q = turned(*wq_, *q_norm_w_), k = turned(*wk_, *k_norm_w_), v = heads(*wv_);
+  if (cache == nullptr) return attention(tape, q, k, v, {}, documents, options_);
+  return Tape::constant(attention_cached(tape, q.value, k.value, v.value, {}, *documents, options_, *cache));
+}
+
+Var ShortAttention::with_persistent(Tape& tape, const Var& x, const DocumentsPtr& documents,
+                                    KeyValueCache* cache) const {
+  const auto n_p = static_cast<std::int32_t>(c_.persistent);
+  std::vector<std::int32_t> cu{0}, pos0, in, out;
+  for (std::int64_t n = 0; n < documents->count(); ++n) {
+    const std::int32_t seen = cache == nullptr ? 0 : cache->length(n);
+    pos0.push_back(seen);
+    for (std::int32_t i = 0; seen == 0 && i < n_p; ++i) in.push_back(i);
+    for (std::int32_t t = documents->begin(n); t < documents->end(n); ++t) {
+      out.push_back(static_cast<std::int32_t>(in.size()));
+      in.push_back(n_p + t);
+    }
+    cu.push_back(static_cast<std::int32_t>(in.size()));
+  }
+  const auto rows = static_cast<std::int64_t>(in.size());
+  const auto extended = std::make_shared<const Documents>(std::move(cu), std::move(pos0));
+  if (n_p == 0) return forward(tape, x, extended, cache);
+  const auto insert = std::make_shared<const RowMap>(std::move(in), n_p + x.dim(0));
+  const auto remove = std::make_shared<const RowMap>(std::move(out), rows);
+  const Var o = forward(tape, take_rows(tape, {persistent(tape), x}, insert), extended, cache);
+  return take_rows(tape, {o}, remove);
+}
+
+KeyValueCache ShortAttention::cache(std::int64_t sequences, DType dtype) const {
+  return KeyValueCache(sequences, c_.heads, c_.head_dim, c_.head_dim, options_, dtype);
+}
+
+double ShortAttention::products() const {
+  return static_cast<double>(width_ * 3 * c_.inner());
+}
+
+// q and k before and after norm and rotation, with inverse norms; v, o and its log-sum-exp.
+double ShortAttention::saved() const {
+  return static_cast<double>(6 * c_.inner() + 3 * c_.heads);
+}
+
+DocumentsPtr decode_documents(std::span<const std::int32_t> positions) {
+  std::vector<std::int32_t> cu(positions.size() + 1);
+  std::iota(cu.begin(), cu.end(), 0);
+  return std::make_shared<const Documents>(std::move(cu),
+                                           std::vector<std::int32_t>(positions.begin(), positions.end()));
+}
+
+}  // namespace weft::titans

@@ -1,0 +1,95 @@
+#include "modules/mixers/titans/titans.h"
+
+#include "modules/mixers/titans/segmented.h"
+#include "modules/mixers/titans/windowed.h"
+
+namespace weft {
+namespace {
+
+using titans::Config;
+using titans::Variant;
+
+Config config_from(const MixerSite& site, const Options& options, const std::string& where) {
+  const std::int64_t heads = options.integer("heads");
+  std::int64_t head_dim = options.integer("head_dim");
+  if (head_dim == 0) {
+    if (site.width % heads != 0) {
+      config_error("{}: heads = {} does not divide the model's width = {}; set head_dim", where, heads, site.width);
+    }
+    head_dim = site.width / heads;
+  }
+  if (head_dim % 2 != 0) {
+    config_error(
+        "{}: head_dim = {} is odd; the attention's rotary positions turn channels in pairs and need an even "
+        "number",
+        where, head_dim);
+  }
+  const double rate = options.real("inner_learning_rate");
+  if (!(rate > 0.0)) {
+    config_error("{}: inner_learning_rate = {} must be positive: a memory that does not learn is a fixed map", where,
+                 rate);
+  }
+  const std::string& name = options.text("variant");
+  return {.site = site,
+          .variant = name == "mag"   ? Variant::gate
+                     : name == "mac" ? Variant::context
+                                     : Variant::layer,
+          .heads = heads,
+          .head_dim = head_dim,
+          .window = options.integer("window"),
+          .persistent = options.integer("persistent"),
+          .chunk = options.integer("chunk"),
+          .rate_max = rate,
+          .rope = {.rotary_dim = head_dim, .base = options.real("rope_base")}};
+}
+
+std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,
+                              const std::string& where) {
+  const Config config = config_from(site, options, where);
+  if (config.variant == Variant::context) return std::make_unique<titans::SegmentedTitans>(scope, config);
+  return std::make_unique<titans::WindowedTitans>(scope, config);
+}
+
+std::vector<OptionSpec> option_specs() {
+  const auto integer = [](const char* key, std::int64_t value, const char* help, double minimum, double maximum) {
+    return OptionSpec{
+        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
+  };
+  return {OptionSpec{.key = "variant",
+                     .default_value = std::string("mag"),
+                     .help = "memory as a gate of the attention, as context of its segments, or as a layer before it",
+                     .choices = {"mag", "mac", "mal"}},
+          integer("heads", 4, "heads H, of the memory and of the attention", 1, 4096),
+          integer("head_dim", 0, "width D of a head; 0 = width / heads", 0, 4096),
+          integer("window", 64, "tokens that a query's attention sees, itself included; mac: tokens of a segment", 1,
+                  1 << 24),
+          integer("persistent", 4, "learned tokens n_p that every query sees", 0, 65536),
+          integer("chunk", 16, "tokens C of a chunk: the memory's gradients are taken at the weights it starts with", 1,
+                  4096),
+          OptionSpec{.key = "inner_learning_rate",
+                     .default_value = 0.1,
+                     .help = "largest step theta of the memory; above about 2 (1 - mu) / C it can diverge",
+                     .minimum = 0.0,
+                     .maximum = 1e3,
+                     .choices = {}},
+          OptionSpec{.key = "rope_base",
+                     .default_value = 10000.0,
+                     .help = "base of the attention's rotary frequencies",
+                     .minimum = 1.0,
+                     .maximum = 1e30,
+                     .choices = {}}};
+}
+
+}  // namespace
+
+const MixerType& titans_mixer() {
+  static const MixerType type{.name = "titans",
+                              .summary = "Titans: short attention with a memory that learns with momentum and forgets",
+                              .options = option_specs(),
+                              .context_parallel = ContextParallel::state,
+                              .limits = {},
+                              .create = create};
+  return type;
+}
+
+}  // namespace weft
