@@ -1,14 +1,10 @@
 // One inner batch of one head of ttt_memory.h on the CPU, forward and backward.
 //
-// n <= b tokens; a layer maps rows x [n, in + 1], whose last entry is 1, by W [in + 1, out]. Suffixes: k where the
-// memory is trained (keys), q where it is read (queries). E is the gradient of the inner loss at a layer's output, G
-// the sum of rate x_k^T E over the tokens of the batch that came before this call (zero at the start of a batch).
+// n <= b tokens; layers, their x, E and G as in ttt_inner_layer_cpu.h.
 #pragma once
 
-#include "autograd/blas.h"
 #include "autograd/gelu.h"
-#include "modules/families/memory_walk_cpu.h"
-#include "modules/families/triangular_products.h"
+#include "modules/families/ttt/ttt_inner_layer_cpu.h"
 #include "modules/families/ttt/ttt_memory.h"
 
 namespace weft {
@@ -55,8 +51,8 @@ class TttBatchCpu {
         }
       }
     }
-    if (p_.m > 0) advance(hidden_, s, state);
-    advance(last_, s, state);
+    if (p_.m > 0) hidden_.advance(scales(s), state);
+    last_.advance(scales(s), state);
   }
 
   void backward(const TttBackward& a, const MemorySpan& s, const T* state, T* dstate, T* line) {
@@ -64,53 +60,27 @@ class TttBatchCpu {
     train(s, state);
     read(s, state);
     std::fill(dtok_, dtok_ + n_, T(0));
-    if (p_.m > 0) advance_gradient(hidden_, s, state, dstate);
-    advance_gradient(last_, s, state, dstate);
+    if (p_.m > 0) hidden_.advance_gradient(scales(s), state, dstate);
+    last_.advance_gradient(scales(s), state, dstate);
     read_gradient(a, s, state, dstate, line);
     train_gradient(s, state, dstate, line);
     store_gradients(a, s, line);
   }
 
  private:
-  struct Layer {
-    std::int64_t in, out;
-    std::int64_t at;     // of its matrix in a memory
-    T *xk, *xq;          // [n, in + 1]
-    T *E, *rE;           // [n, out] E and rate E
-    T* R;                // [n, out] what reads subtract, before tok
-    T* S;                // [n, n] lower triangle of xq xk^T
-    T *dxk, *dxq, *drE;  // gradients
-  };
-
   void carve(Carver<T>& carver) {
     const std::int64_t n = p_.C, d = p_.d, m = p_.m;
-    const auto layer = [&](std::int64_t in, std::int64_t out, std::int64_t at) {
-      return Layer{.in = in,
-                   .out = out,
-                   .at = at,
-                   .xk = carver.take(n * (in + 1)),
-                   .xq = carver.take(n * (in + 1)),
-                   .E = carver.take(n * out),
-                   .rE = carver.take(n * out),
-                   .R = carver.take(n * out),
-                   .S = carver.take(n * n),
-                   .dxk = carver.take(n * (in + 1)),
-                   .dxq = carver.take(n * (in + 1)),
-                   .drE = carver.take(n * out)};
-    };
     if (m > 0) {
-      hidden_ = layer(d, m, 0);
-      last_ = layer(m, d, (d + 1) * m);
+      hidden_ = TttInnerLayer<T>(n, d, m, 0, P_, carver);
+      last_ = TttInnerLayer<T>(n, m, d, (d + 1) * m, P_, carver);
       for (T** x : {&a_, &slope_, &back_, &aq_, &wide_}) *x = carver.take(n * m);
     } else {
-      last_ = layer(d, d, 0);
+      last_ = TttInnerLayer<T>(n, d, d, 0, P_, carver);
     }
     k1_ = m > 0 ? hidden_.xk : last_.xk;
     q1_ = m > 0 ? hidden_.xq : last_.xq;
     for (T** x : {&z_, &zq_, &residual_, &gz_, &dz_}) *x = carver.take(n * d);
     for (T** x : {&rstd_, &rstd_q_, &mixed_, &rate_, &tok_, &dtok_, &drate_}) *x = carver.take(n);
-    dS_ = carver.take(n * n);
-    D_ = carver.take(n * std::max(d, m));
     row_ = carver.take(d);
   }
 
@@ -121,10 +91,11 @@ class TttBatchCpu {
       f(p_.w1, p_.d * p_.m, 0);
       f(p_.b1, p_.m, p_.d * p_.m);
     }
-    f(p_.w2, last_.in * p_.d, last_.at);
-    f(p_.b2, p_.d, last_.at + last_.in * p_.d);
+    f(p_.w2, (last_.in - 1) * p_.d, last_.at);
+    f(p_.b2, p_.d, last_.at + (last_.in - 1) * p_.d);
   }
 
+  TttBatchScales<T> scales(const MemorySpan& s) const { return {n_, s.phase == 0, s.complete, tok_, dtok_}; }
   std::int64_t token(const MemorySpan& s, std::int64_t i) const { return (s.begin + i) * p_.H + s.head; }
   static const T* head(const void* x, std::int64_t h, std::int64_t width) {
     return static_cast<const T*>(x) + h * width;
@@ -192,7 +163,7 @@ class TttBatchCpu {
       for (std::int64_t i = 0; i < n_ * m; ++i) slope_[i] = gelu.slope(a_[i]);
     }
     const T* W = state + last_.at;
-    gemm(Op::none, Op::none, n_, d, last_.in + 1, T(1), last_.xk, last_.in + 1, W, d, T(0), z_, d);
+    gemm(Op::none, Op::none, n_, d, last_.in, T(1), last_.xk, last_.in, W, d, T(0), z_, d);
     normalise(z_, rstd_);
     const T *gamma = head(p_.gamma, s.head, d), *beta = head(p_.beta, s.head, d);
     for (std::int64_t i = 0; i < n_; ++i) {
@@ -202,15 +173,15 @@ class TttBatchCpu {
       mixed_[i] = remove_moments(gz, zhat, E);
       for (std::int64_t c = 0; c < d; ++c) E[c] *= rstd_[i];
     }
-    scale_rows(last_);
+    apply_rates(last_);
     if (m > 0) {
       gemm(Op::none, Op::transpose, n_, m, d, T(1), last_.E, d, W, d, T(0), back_, m);
 #pragma omp simd
       for (std::int64_t i = 0; i < n_ * m; ++i) hidden_.E[i] = back_[i] * slope_[i];
-      scale_rows(hidden_);
+      apply_rates(hidden_);
     }
   }
-  void scale_rows(const Layer& l) const {
+  void apply_rates(const TttInnerLayer<T>& l) const {
     for (std::int64_t i = 0; i < n_; ++i) {
       for (std::int64_t c = i * l.out; c < (i + 1) * l.out; ++c) l.rE[c] = rate_[i] * l.E[c];
     }
@@ -230,61 +201,11 @@ class TttBatchCpu {
   // Every query through the weights of its own token.
   void read(const MemorySpan& s, const T* state) {
     if (p_.m > 0) {
-      read_layer(hidden_, s, state, aq_);
+      hidden_.read(scales(s), state, aq_);
       activate(aq_, last_.xq);
     }
-    read_layer(last_, s, state, zq_);
+    last_.read(scales(s), state, zq_);
     normalise(zq_, rstd_q_);
-  }
-  // y = xq W - tok (S rE + xq G)
-  void read_layer(const Layer& l, const MemorySpan& s, const T* state, T* y) const {
-    const std::int64_t in = l.in + 1, out = l.out;
-    gemm(Op::none, Op::transpose, n_, n_, in, T(1), l.xq, in, l.xk, in, T(0), l.S, n_);
-    clear_upper(l.S);
-    gemm(Op::none, Op::none, n_, out, n_, T(1), l.S, n_, l.rE, out, T(0), l.R, out);
-    if (s.phase > 0) {
-      gemm(Op::none, Op::none, n_, out, in, T(1), l.xq, in, state + P_ + l.at, out, T(1), l.R, out);
-    }
-    gemm(Op::none, Op::none, n_, out, in, T(1), l.xq, in, state + l.at, out, T(0), y, out);
-    for (std::int64_t i = 0; i < n_; ++i) {
-      for (std::int64_t c = i * out; c < (i + 1) * out; ++c) y[c] -= tok_[i] * l.R[c];
-    }
-  }
-  void clear_upper(T* S) const {
-    for (std::int64_t i = 0; i < n_; ++i) std::fill(S + i * n_ + i + 1, S + (i + 1) * n_, T(0));
-  }
-
-  // G += xk^T rE; at the end of a batch W -= tok G and G = 0.
-  void advance(const Layer& l, const MemorySpan& s, T* state) const {
-    const std::int64_t in = l.in + 1, size = in * l.out;
-    T *W = state + l.at, *G = state + P_ + l.at;
-    const T tok = tok_[n_ - 1];
-    const bool at_once = s.complete && s.phase == 0;
-    gemm(Op::transpose, Op::none, in, l.out, n_, at_once ? -tok : T(1), l.xk, in, l.rE, l.out, T(1), at_once ? W : G,
-         l.out);
-    if (!s.complete || at_once) return;
-    for (std::int64_t i = 0; i < size; ++i) W[i] -= tok * G[i];
-    std::fill(G, G + size, T(0));
-  }
-
-  // From the gradients of W and G after the batch to those before it; sets dxk and drE.
-  void advance_gradient(const Layer& l, const MemorySpan& s, const T* state, T* dstate) const {
-    const std::int64_t in = l.in + 1, size = in * l.out;
-    T *dW = dstate + l.at, *dG = dstate + P_ + l.at;
-    const T* sum_gradient = s.complete ? dW : dG;
-    const T factor = s.complete ? -tok_[n_ - 1] : T(1);  // of the sum, in what has that gradient
-    gemm(Op::none, Op::none, n_, l.out, in, T(1), l.xk, in, sum_gradient, l.out, T(0), l.drE, l.out);
-    gemm(Op::none, Op::transpose, n_, in, l.out, factor, l.rE, l.out, sum_gradient, l.out, T(0), l.dxk, in);
-    if (s.complete) {
-      dtok_[n_ - 1] -= dot(l.rE, l.drE, n_ * l.out);
-      if (s.phase > 0) dtok_[n_ - 1] -= dot(state + P_ + l.at, dW, size);
-      for (std::int64_t i = 0; i < n_ * l.out; ++i) l.drE[i] *= factor;
-    }
-    if (s.phase == 0) {
-      std::fill(dG, dG + size, T(0));
-    } else if (s.complete) {
-      for (std::int64_t i = 0; i < size; ++i) dG[i] = factor * dW[i];
-    }
   }
 
   void read_gradient(const TttBackward& a, const MemorySpan& s, const T* state, T* dstate, T* line) const {
@@ -302,7 +223,7 @@ class TttBatchCpu {
       remove_moments(row_, zhat, dz_ + i * d);
       for (std::int64_t c = 0; c < d; ++c) dz_[i * d + c] *= rstd_q_[i];
     }
-    read_layer_gradient(last_, s, state, dz_, dstate);
+    last_.read_gradient(scales(s), state, dz_, dstate);
     if (m == 0) return;
     const GeluFunction gelu;
     for (std::int64_t i = 0; i < n_; ++i) {
@@ -311,26 +232,7 @@ class TttBatchCpu {
         wide_[i * m + c] = last_.dxq[i * (m + 1) + c] * gelu.slope(aq_[i * m + c]);
       }
     }
-    read_layer_gradient(hidden_, s, state, wide_, dstate);
-  }
-  // From dy of read_layer: sets dxq, adds to dxk, drE, dtok, dW and dG.
-  void read_layer_gradient(const Layer& l, const MemorySpan& s, const T* state, const T* dy, T* dstate) const {
-    const std::int64_t in = l.in + 1, out = l.out;
-    T* dW = dstate + l.at;
-    for (std::int64_t i = 0; i < n_; ++i) {
-      dtok_[i] -= dot(dy + i * out, l.R + i * out, out);
-      for (std::int64_t c = i * out; c < (i + 1) * out; ++c) D_[c] = -tok_[i] * dy[c];
-    }
-    gemm(Op::transpose, Op::none, in, out, n_, T(1), l.xq, in, dy, out, T(1), dW, out);
-    gemm(Op::none, Op::transpose, n_, in, out, T(1), dy, out, state + l.at, out, T(0), l.dxq, in);
-    gemm(Op::none, Op::transpose, n_, n_, out, T(1), D_, out, l.rE, out, T(0), dS_, n_);
-    clear_upper(dS_);
-    gemm(Op::none, Op::none, n_, in, n_, T(1), dS_, n_, l.xk, in, T(1), l.dxq, in);
-    gemm(Op::transpose, Op::none, n_, in, n_, T(1), dS_, n_, l.xq, in, T(1), l.dxk, in);
-    gemm(Op::transpose, Op::none, n_, out, n_, T(1), l.S, n_, D_, out, T(1), l.drE, out);
-    if (s.phase == 0) return;
-    gemm(Op::none, Op::transpose, n_, in, out, T(1), D_, out, state + P_ + l.at, out, T(1), l.dxq, in);
-    gemm(Op::transpose, Op::none, in, out, n_, T(1), l.xq, in, D_, out, T(1), dstate + P_ + l.at, out);
+    hidden_.read_gradient(scales(s), state, wide_, dstate);
   }
 
   // The adjoint of train(): from drE and dxk to dxk of the keys, dW, and what reaches v - k (in gz_).
@@ -357,7 +259,7 @@ class TttBatchCpu {
       gemm(Op::transpose, Op::none, m, d, n_, T(1), hidden_.drE, m, last_.E, d, T(1), dW, d);
     }
     inner_gradient_gradient(s, line);
-    const std::int64_t in = last_.in + 1;
+    const std::int64_t in = last_.in;
     gemm(Op::transpose, Op::none, in, d, n_, T(1), last_.xk, in, dz_, d, T(1), dW, d);
     gemm(Op::none, Op::transpose, n_, in, d, T(1), dz_, d, W, d, T(1), last_.dxk, in);
     if (m == 0) return;
@@ -396,7 +298,7 @@ class TttBatchCpu {
 
   void store_gradients(const TttBackward& a, const MemorySpan& s, T* line) const {
     const std::int64_t d = p_.d;
-    const Layer& first = p_.m > 0 ? hidden_ : last_;
+    const TttInnerLayer<T>& first = p_.m > 0 ? hidden_ : last_;
     T *dq = static_cast<T*>(a.dq), *dk = static_cast<T*>(a.dk), *dv = static_cast<T*>(a.dv);
     T* doffset = line + P_ + 2 * d + s.phase;
     for (std::int64_t i = 0; i < n_; ++i) {
@@ -416,7 +318,7 @@ class TttBatchCpu {
   const TttProblem& p_;
   std::int64_t P_;
   std::int64_t n_ = 0;
-  Layer hidden_{}, last_{};
+  TttInnerLayer<T> hidden_, last_;
   T *k1_, *q1_;                                          // x of the first layer
   T *a_ = nullptr, *slope_ = nullptr, *back_ = nullptr;  // [n, m] hidden pre-activations of keys, gelu', E W2^T
   T *aq_ = nullptr, *wide_ = nullptr;                    // [n, m] of queries; gradients
@@ -424,7 +326,7 @@ class TttBatchCpu {
   T *residual_, *gz_, *dz_;                              // [n, d] v - k; gradient at LN's output; gradients of z
   T *rstd_, *rstd_q_, *mixed_;                           // [n] of LN; mean(gz zhat)
   T *rate_, *tok_, *dtok_, *drate_;                      // [n]
-  T *dS_, *D_, *row_;
+  T* row_;                                               // [d]
 };
 
 }  // namespace weft
