@@ -52,8 +52,9 @@ class Panel {
     for (const fs::path& recipe : recipes()) {
       for (const PanelTask& task : kTasks) jobs_.push_back({recipe.stem().string(), recipe, &task});
     }
-    // A recipe that cannot be read should be known before others are trained.
+    // What is wrong with recipes or the table should be known before anything is trained.
     for (const Job& job : jobs_) load_recipe(job.recipe.string(), overrides_of(job));
+    updated_table();
   }
 
   // False if a run failed.
@@ -62,7 +63,8 @@ class Panel {
     std::vector<std::thread> workers;
     for (std::int64_t i = 0; i < arguments_.jobs; ++i) workers.emplace_back([this] { work(); });
     for (std::thread& worker : workers) worker.join();
-    write_table();
+    write_file_atomically(arguments_.table, updated_table());
+    fmt::print("the rows are in {}\n", arguments_.table);
     return std::ranges::none_of(jobs_, [](const Job& job) { return job.score.is_null(); });
   }
 
@@ -171,15 +173,13 @@ class Panel {
              percent(jobs[2].score, 0), percent(jobs[2].score, -1), fmt::format("{:.0f}", seconds)}};
   }
 
-  void write_table() const {
+  std::string updated_table() const {
     std::vector<PanelRow> rows;
     for (std::size_t i = 0; i < jobs_.size(); i += kTasks.size()) {
       rows.push_back(row_of(std::span(jobs_).subspan(i, kTasks.size())));
     }
     constexpr std::uint64_t kMostBytes = 1 << 20;
-    const std::string text = read_small_file(arguments_.table, kMostBytes);
-    write_file_atomically(arguments_.table, update_panel_table(text, arguments_.table, kColumns, rows));
-    fmt::print("{}: {} row{} written\n", arguments_.table, rows.size(), rows.size() == 1 ? "" : "s");
+    return update_panel_table(read_small_file(arguments_.table, kMostBytes), arguments_.table, kColumns, rows);
   }
 
   PanelArguments arguments_;
