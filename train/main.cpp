@@ -106,6 +106,7 @@ class CommandLine {
     train_->add_option("recipe", train_arguments_.recipe, "TOML recipe")->required();
     train_->add_option("--set", train_arguments_.overrides, "Change a value: --set optimizer.learning_rate=1e-3")
         ->expected(1)
+        ->allow_extra_args(false)
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     train_->add_option("--resume", train_arguments_.resume, "auto, never, or a checkpoint");
   }
@@ -125,6 +126,7 @@ class CommandLine {
         ->default_str("");
     eval_->add_option("--set", eval_arguments_.overrides, "Change an option of the task: --set length=128")
         ->expected(1)
+        ->allow_extra_args(false)
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
         ->needs("--task");
     eval_->add_flag_callback(
@@ -173,6 +175,7 @@ class CommandLine {
         ->check(CLI::Range(1, 1024));
     panel_->add_option("--set", a.overrides, "Change a value in every recipe")
         ->expected(1)
+        ->allow_extra_args(false)
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   }
 

@@ -15,7 +15,8 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 
-constexpr const char* kMqar = "name = \"mqar\"\nvocabulary = 64\nlength = 32\npairs = 4\n";
+constexpr const char* kMqar =
+    "name = \"mqar\"\nvocabulary = 64\nlength = 32\npairs = 4\ntest_examples = 100\nvalidation_examples = 32\n";
 constexpr const char* kPasskey =
     "name = \"passkey\"\nlength = 192\ndigits = 1\ndepths = 2\ntest_examples = 6\nvalidation_examples = 4\n";
 
@@ -70,15 +71,15 @@ micro_batch_tokens = {}
 
 TEST_F(Synthetic, ARunIsTheSameHoweverItIsInterrupted) {
   const std::string settings = "[checkpoint]\nevery = 10\n[validation]\nevery = 10\n";
-  ASSERT_EQ(weft({"train", recipe("straight", kMqar, 60, settings)}).exit_code, 0);
+  ASSERT_EQ(weft({"train", recipe("straight", kMqar, 30, settings)}).exit_code, 0);
   const std::vector<std::string> straight = timeless_rows(run("straight"));
-  ASSERT_EQ(straight.size(), 1u + 60u + 6u);
+  ASSERT_EQ(straight.size(), 1u + 30u + 3u);
   EXPECT_THAT(straight.back(), HasSubstr("val_accuracy"));
 
-  const std::string stopped = recipe("stopped", kMqar, 60, settings);
+  const std::string stopped = recipe("stopped", kMqar, 30, settings);
   Program program({WEFT_PROGRAM, "train", stopped});
   while (program.running() &&
-         (!fs::exists(run("stopped") + "/metrics.jsonl") || timeless_rows(run("stopped")).size() < 25)) {
+         (!fs::exists(run("stopped") + "/metrics.jsonl") || timeless_rows(run("stopped")).size() < 14)) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   program.kill(SIGKILL);
@@ -89,20 +90,20 @@ TEST_F(Synthetic, ARunIsTheSameHoweverItIsInterrupted) {
   for (std::size_t i = 1; i < rows.size(); ++i) EXPECT_EQ(rows[i], straight[i]);  // the first one has the name
 
   // Two ranks draw the same examples.
-  const ProgramResult two = run_program(mpirun(2, {"train", recipe("two", kMqar, 10, settings)}));
+  const ProgramResult two = run_program(mpirun(2, {"train", recipe("two", kMqar, 4, settings)}));
   ASSERT_EQ(two.exit_code, 0) << two.err;
   const StepHistory one_rank = step_history(run("straight"));
   const StepHistory two_ranks = step_history(run("two"));
-  for (std::size_t i = 0; i < 10; ++i) EXPECT_EQ(two_ranks.digests[i], one_rank.digests[i]) << i;
+  for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(two_ranks.digests[i], one_rank.digests[i]) << i;
 }
 
 TEST_F(Synthetic, EvalScoresTheTestSplit) {
   ASSERT_EQ(weft({"train", recipe("mqar", kMqar, 5)}).exit_code, 0);
   const nlohmann::json own = scores({"eval", run("mqar"), "--task", "--json"});
   EXPECT_EQ(own["task"], "mqar");
-  EXPECT_EQ(own["examples"], 1000);
-  EXPECT_EQ(own["accuracy"]["count"], 4000);
-  EXPECT_EQ(own["exact"]["count"], 1000);
+  EXPECT_EQ(own["examples"], 100);
+  EXPECT_EQ(own["accuracy"]["count"], 400);
+  EXPECT_EQ(own["exact"]["count"], 100);
   EXPECT_EQ(own["buckets"][0]["name"], "L=32 n=4");
   EXPECT_LE(own["accuracy"]["low"], own["accuracy"]["value"]);
   EXPECT_GE(own["accuracy"]["high"], own["accuracy"]["value"]);
@@ -121,7 +122,7 @@ TEST_F(Synthetic, EvalScoresTheTestSplit) {
   EXPECT_TRUE(other.contains("longest_exact"));
 
   const ProgramResult text = weft({"eval", run("mqar"), "--task"});
-  EXPECT_THAT(text.out, HasSubstr("on the test split of mqar: 1000 examples"));
+  EXPECT_THAT(text.out, HasSubstr("on the test split of mqar: 100 examples"));
   EXPECT_THAT(text.out, HasSubstr("L=32 n=4"));
 }
 
@@ -140,13 +141,13 @@ TEST_F(Synthetic, SaysWhatIsWrongWithARecipe) {
     expect_error({"train", recipe("bad", task, 5)}, message);
   };
   error("name = \"mqra\"\n",
-        "bad.toml:15: name in [task] is \"mqra\", but must be one of \"copy\", \"induction\", \"listops\", \"mqar\", "
+        "bad.toml:16: name in [task] is \"mqra\", but must be one of \"copy\", \"induction\", \"listops\", \"mqar\", "
         "\"passkey\", \"selective_copy\", \"state_tracking\"; did you mean \"mqar\"?");
-  error("pairs = 4\n", "bad.toml:14: [task] needs the key \"name\"");
+  error("pairs = 4\n", "bad.toml:15: [task] needs the key \"name\"");
   error(std::string(kMqar) + "lenght = 32\n",
-        "bad.toml:19: unknown key \"lenght\" in [task]; did you mean \"length\"?");
+        "bad.toml:22: unknown key \"lenght\" in [task]; did you mean \"length\"?");
   error(std::string(kMqar) + "passes = 4\n",
-        "bad.toml:14: [task]: pairs = 4 need 2 pairs (passes + 1) + 2 updates = 40 positions, but length = 32; lower "
+        "bad.toml:15: [task]: pairs = 4 need 2 pairs (passes + 1) + 2 updates = 40 positions, but length = 32; lower "
         "pairs or raise length");
 
   const std::string good = recipe("good", kMqar, 5);
