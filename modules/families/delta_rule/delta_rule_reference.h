@@ -43,9 +43,10 @@ inline std::pair<Matrix, std::vector<double>> delta_step(const DeltaToken& at, M
   const std::int64_t d_k = at.p.d_k, d_v = at.p.d_v;
   std::vector<double> w(at.v, at.v + d_v);
   for (std::int64_t x = 0; x < d_k; ++x) {
+    const double e = at.decay(x);
     for (std::int64_t y = 0; y < d_v; ++y) {
       double& s = S[static_cast<std::size_t>(x * d_v + y)];
-      s *= at.decay(x);
+      s *= e;
       w[static_cast<std::size_t>(y)] -= at.k[x] * s;
     }
   }
@@ -146,6 +147,7 @@ inline void delta_rule_backward_reference(const DeltaRuleBackward& a) {
         static_cast<double*>(a.dbeta)[at.head] = dbeta;
         if (a.decay == DeltaDecay::scalar) dg[at.head] = 0.0;
         for (std::int64_t x = 0; x < a.d_k; ++x) {
+          const double decay = at.decay(x);
           double dg_x = 0.0;
           for (std::int64_t y = 0; y < a.d_v; ++y) {
             const auto e = static_cast<std::size_t>(x * a.d_v + y);
@@ -153,7 +155,7 @@ inline void delta_rule_backward_reference(const DeltaRuleBackward& a) {
             dk[at.key + x] += at.beta * errors[index][static_cast<std::size_t>(y)] * dS[e] - dr * decayed[index][e];
             const double d_decayed = dS[e] - at.k[x] * dr;
             dg_x += decayed[index][e] * d_decayed;
-            dS[e] = at.decay(x) * d_decayed;
+            dS[e] = decay * d_decayed;
           }
           if (a.decay == DeltaDecay::scalar) dg[at.head] += dg_x;
           if (a.decay == DeltaDecay::channel) dg[at.head * a.d_k + x] = dg_x;
