@@ -10,6 +10,13 @@ inline int chunk_threads() {
   return std::max(omp_get_max_threads(), omp_get_num_threads());
 }
 
+// Of N documents, cu_seqlens [N + 1].
+inline std::int64_t documents_with_tokens(const std::int32_t* cu_seqlens, std::int64_t N) {
+  std::int64_t documents = 0;
+  for (std::int64_t n = 0; n < N; ++n) documents += cu_seqlens[n + 1] > cu_seqlens[n] ? 1 : 0;
+  return documents;
+}
+
 // Chunks and sequences are always visited inside a threaded loop, be there only one, because a product rounds
 // differently when the BLAS splits it over threads.
 template <class F>

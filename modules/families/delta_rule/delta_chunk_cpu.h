@@ -164,6 +164,7 @@ class DeltaChunk {
         for (std::int64_t x = 0; x < D; ++x) store(to.dg[t * tile.ld_g + x], total[x], to.write_dg);
       } else {
         T sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (std::int64_t x = 0; x < D; ++x) sum += total[x];
         store(to.dg[t * p_.H], sum, to.write_dg);
       }
@@ -194,7 +195,7 @@ class DeltaChunk {
   std::int64_t size_ = 0;
   T *dP_, *dB_, *diagonal_;           // [C, C], [C, C], [C]
   T *queries_, *readers_, *writers_;  // [C, D] gradients of Q as rows, K as rows, K as columns
-  T* leavers_;                        // [C, D] gradients of K in the exit state
+  T* leavers_;                        // [C, D] gradients of K in the exit state; before that, what the entry state adds
   T *group_dq_, *group_dk_;           // [C, D] sums over the value heads of a key head
   T *suffixes_, *row_;                // [C, D], [D]
 };

@@ -11,7 +11,7 @@
 
 namespace weft {
 
-// Gradients of keys and queries through A and P, the pairs i = j left out: dA = dB, given below the diagonal. Tiles
+// Gradients of queries and keys through P and A, whose own are dP and dB, for the pairs below the diagonal. Tiles
 // [n, D].
 template <class T>
 struct DeltaPairGradients {

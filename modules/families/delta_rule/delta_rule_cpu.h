@@ -12,16 +12,10 @@
 
 namespace weft {
 
-inline std::int64_t documents_with_tokens(const DeltaRuleProblem& p) {
-  std::int64_t documents = 0;
-  for (std::int64_t n = 0; n < p.N; ++n) documents += p.cu_seqlens[n + 1] > p.cu_seqlens[n] ? 1 : 0;
-  return documents;
-}
-
 inline DeltaSchedule delta_schedule(const DeltaRuleProblem& p) {
   if (p.schedule != DeltaSchedule::automatic) return p.schedule;
   const std::int64_t threads = chunk_threads();
-  const std::int64_t documents = documents_with_tokens(p);
+  const std::int64_t documents = documents_with_tokens(p.cu_seqlens, p.N);
   const bool even = documents * p.H_K >= 4 * threads || (documents == 1 && p.H_K % threads == 0);
   return even ? DeltaSchedule::fused : DeltaSchedule::two_level;
 }

@@ -10,7 +10,7 @@ TEST(DeltaRuleSweep, HeadWidthsOfModels) {
   for (const DeltaDecay decay : kAllDecays) {
     for (const std::int64_t d_k : {32, 64, 128}) {
       for (const std::int64_t group : {1, 4}) {
-        const DeltaCase c{.lengths = {700, 0, 3},
+        const DeltaCase c{.lengths = {300, 0, 3},
                           .decay = decay,
                           .H = 2 * group,
                           .d_k = d_k,

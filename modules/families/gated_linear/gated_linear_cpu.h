@@ -27,23 +27,17 @@ struct ChunkKernelOf<T, DecayKind::vector> {
 
 // --- pieces shared by both directions --------------------------------------------------------------------------------
 
-inline std::int64_t documents_with_tokens(const GatedLinearProblem& p) {
-  std::int64_t documents = 0;
-  for (std::int64_t n = 0; n < p.N; ++n) documents += p.cu_seqlens[n + 1] > p.cu_seqlens[n] ? 1 : 0;
-  return documents;
-}
-
 inline ChunkSchedule gated_linear_schedule(const GatedLinearProblem& p) {
   if (p.schedule != ChunkSchedule::automatic) return p.schedule;
   const std::int64_t threads = chunk_threads();
-  const std::int64_t documents = documents_with_tokens(p);
+  const std::int64_t documents = documents_with_tokens(p.cu_seqlens, p.N);
   const bool even = documents * p.H >= 4 * threads || (documents == 1 && p.H % threads == 0);
   return even ? ChunkSchedule::fused : ChunkSchedule::two_level;
 }
 
 // Heads that a task of the fused schedule walks together.
 inline std::int64_t gated_linear_group(const GatedLinearProblem& p) {
-  const std::int64_t documents = documents_with_tokens(p);
+  const std::int64_t documents = documents_with_tokens(p.cu_seqlens, p.N);
   const std::int64_t tasks = chunk_threads() * (documents == 1 ? 1 : 4);  // documents differ in length
   const std::int64_t state_bytes = p.d_k * p.d_v * static_cast<std::int64_t>(size_of(p.dtype));
   const std::int64_t in_cache = GatedLinearCpuPolicy::kGroupStateBytes / state_bytes;

@@ -49,7 +49,7 @@ TEST(Kda, PlansTheMemoryItKeeps) {
       .expect_saved_bytes();
 }
 
-// What a token keeps at the start: between 0.6 % and 0.5 % less than everything, e^(-5 delta).
+// Log decays begin between -0.5 and -0.005 a token.
 TEST(Kda, StartsWithHorizonsOfTwoToTwoHundredTokens) {
   DeltaLayerUnderTest layer(kda_mixer(), {});
   layer.store.initialise(5, DType::f64);
