@@ -77,10 +77,15 @@ class ScalarDeltaDecay {
 
   void prepare(const DeltaTile<T>& tile) {
     const std::int64_t n = tile.n;
-    // Sums in fp64: after a fast gate, differences of large sums must still be exact for slow ones.
+    // Sums in fp64, and of nothing below where e^g is zero anyway: after a fast gate, differences of large sums must
+    // still be exact for slow ones.
+    constexpr double kNothingLeft = -1000.0;
     double sum = 0.0;
     for (std::int64_t i = 0; i < n; ++i) {
-      if (p_.g != nullptr) sum += static_cast<double>(static_cast<const T*>(p_.g)[tile.head_offset + i * p_.H]);
+      if (p_.g != nullptr) {
+        const T g = static_cast<const T*>(p_.g)[tile.head_offset + i * p_.H];
+        sum += g < T(kNothingLeft) ? kNothingLeft : static_cast<double>(g);  // keeps NaN
+      }
       sums_[i] = sum;
     }
     for (std::int64_t i = 0; i < n; ++i) from_entry_[i] = fast_exp(static_cast<T>(sums_[i]));
