@@ -49,10 +49,15 @@ class ScalarDecayChunk {
       to_exit_ = backward_powers_ + p_.C - n + 1;
       decay_ = powers_[n];
     } else {
-      // Sums in fp64: after a fast gate, differences of large sums must still be exact for slow ones.
+      // Sums in fp64, and of nothing below where e^g is zero anyway: after a fast gate, differences of large sums must
+      // still be exact for slow ones.
+      constexpr double kNothingLeft = -1000.0;
       const T* g = static_cast<const T*>(p_.g) + tile.gate_offset;
       double sum = 0.0;
-      for (std::int64_t i = 0; i < n; ++i) sums_[i] = sum += static_cast<double>(g[i * p_.H]);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const T g_i = g[i * p_.H];
+        sums_[i] = sum += g_i < T(kNothingLeft) ? kNothingLeft : static_cast<double>(g_i);  // keeps NaN
+      }
       for (std::int64_t i = 0; i < n; ++i) own_from_entry_[i] = fast_exp(static_cast<T>(sums_[i]));
       for (std::int64_t i = 0; i < n; ++i) own_to_exit_[i] = fast_exp(static_cast<T>(sum - sums_[i]));
       from_entry_ = own_from_entry_;

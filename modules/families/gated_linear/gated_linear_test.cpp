@@ -103,12 +103,14 @@ TEST(GatedLinear, HoldsItsToleranceForSlowFastAndMixedGates) {
     }
     if (kind == DecayKind::constant) continue;
     // Mostly slow, now and then a jump by which everything is forgotten: sums of g are large, differences small.
-    const RecurrenceCase c{.lengths = {500}, .kind = kind, .d_k = 16, .d_v = 8, .gate = 0.05};
-    SCOPED_TRACE(c.str() + " with jumps");
-    RecurrenceInputs in = make_inputs(c);
-    for (std::int64_t i = 0; i < in.g.numel(); i += 97) in.g.data<double>()[i] = -3000.0;
-    in = rounded(in, DType::f32);
-    expect_close(evaluate(c, in), evaluate_reference(c, rounded(in, DType::f64)), kFp32);
+    for (const double jump : {-3000.0, -1e30}) {
+      const RecurrenceCase c{.lengths = {500}, .kind = kind, .d_k = 16, .d_v = 8, .gate = 0.05};
+      SCOPED_TRACE(fmt::format("{} with jumps of {}", c.str(), jump));
+      RecurrenceInputs in = make_inputs(c);
+      for (std::int64_t i = 0; i < in.g.numel(); i += 97) in.g.data<double>()[i] = jump;
+      in = rounded(in, DType::f32);
+      expect_close(evaluate(c, in), evaluate_reference(c, rounded(in, DType::f64)), kFp32);
+    }
   }
 }
 
