@@ -1,9 +1,10 @@
 // What the mixers of the family share: projections, short convolutions, norms, write strengths, the state, the
 // normalised and gated output, decoding, costs.
 //
-//   q, k = L2(silu(conv(x wq^T))), L2(silu(conv(x wk^T))),   v = silu(conv(x wv^T)),   beta = sigma(x wb^T), or twice
-//   that o = DeltaRule(q, k, v; decay(x), beta) y = wo (RMSNorm_head(o; norm_w) * a(gate)),   gate = x wg^T, or (x
-//   wg_a^T) wg_b^T + bg at low rank, or no gate
+//   q, k = L2(silu(conv(x wq^T))), L2(silu(conv(x wk^T))),  v = silu(conv(x wv^T))
+//   beta = sigma(x wb^T), or twice that
+//   o = DeltaRule(q, k, v; decay(x), beta)
+//   y = wo (RMSNorm_head(o; norm_w) * a(gate)),  gate = x wg^T, (x wg_a^T) wg_b^T + bg at low rank, or none
 //
 // A mixer gives the decay. T tokens, N sequences, d model width, H value heads, H_K key heads, d_k and d_v head widths,
 // w taps of the convolutions.
