@@ -6,7 +6,7 @@
 //                 so that phi(q) . phi(k) = 1 + u + u^2 / 2 >= 1/2 with u = q . k / sqrt(D)   (BASED, arXiv:2402.18668)
 //   softmax_pair  [softmax(x), softmax(-x)], each at least 1e-12                        W = 2 D (Hedgehog, 2402.04347)
 //   elu_plus_one  elu(x) + 1: x + 1 above zero, e^x below                                     W = D (2006.16236)
-// All but the identity and single Taylor features are non-negative; so is phi(q) . phi(k) of all but the identity.
+// Pairs of softmaxes and elu + 1 are non-negative, and so are all products phi(q) . phi(k) but those of the identity.
 #pragma once
 
 #include "autograd/tape.h"

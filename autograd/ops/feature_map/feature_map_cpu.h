@@ -16,6 +16,16 @@ namespace weft {
 // --- one row ---------------------------------------------------------------------------------------------------------
 
 template <class T>
+struct IdentityFeatures {
+  void forward(const T* x, T* y) const { std::copy(x, x + D, y); }
+  void backward(const T*, const T*, const T* dy, T* dx, Write write) const {
+    for (std::int64_t i = 0; i < D; ++i) store(dx[i], dy[i], write);
+  }
+
+  std::int64_t D;
+};
+
+template <class T>
 struct TaylorFeatures {
   explicit TaylorFeatures(std::int64_t width)
       : D(width),
@@ -103,12 +113,12 @@ struct EluPlusOneFeatures {
 
 // --- some rows, on the calling thread --------------------------------------------------------------------------------
 
-// f(features) for any map but the identity, which has nothing to compute.
+// f(features) for the map.
 template <class T, class F>
 void dispatch_features(FeatureMap map, std::int64_t D, F&& f) {
   switch (map) {
     case FeatureMap::identity:
-      break;
+      return f(IdentityFeatures<T>{D});
     case FeatureMap::taylor:
       return f(TaylorFeatures<T>(D));
     case FeatureMap::softmax_pair:

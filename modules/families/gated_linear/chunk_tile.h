@@ -14,9 +14,9 @@ struct ChunkTile {
   ChunkTile(const GatedLinearProblem& p, const Chunk& chunk, std::int64_t head)
       : n(chunk.end - chunk.begin),
         h(head),
-        ld_k(p.H * p.stored_key_width()),
+        ld_k(p.key_heads() * p.stored_key_width()),
         ld_v(p.H * p.d_v),
-        key_offset((chunk.begin * p.H + head) * p.stored_key_width()),
+        key_offset((chunk.begin * p.key_heads() + head / p.heads_per_key()) * p.stored_key_width()),
         value_offset((chunk.begin * p.H + head) * p.d_v),
         gate_offset(chunk.begin * p.H + head),
         q(static_cast<const T*>(p.q) + key_offset),
@@ -24,7 +24,7 @@ struct ChunkTile {
         v(static_cast<const T*>(p.v) + value_offset) {}
 
   std::int64_t n, h, ld_k, ld_v;
-  std::int64_t key_offset, value_offset, gate_offset;  // first element in [T,H,d_k], [T,H,d_v], [T,H]
+  std::int64_t key_offset, value_offset, gate_offset;  // first element in [T,H_k,d_k], [T,H,d_v], [T,H]
   const T *q, *k, *v;
 };
 

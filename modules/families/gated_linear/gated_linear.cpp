@@ -50,17 +50,17 @@ struct GatedLinearSaved {
   void backward(Backward& pass) const;
 };
 
-DecayKind kind_of(const Shape& decay, const Shape& key) {
-  const std::int64_t H = key[1];
+DecayKind kind_of(const Shape& decay, const Shape& key, const Shape& value) {
+  const std::int64_t H = value[1];
   if (decay == Shape{H}) return DecayKind::constant;
   if (decay == Shape{key[0], H}) return DecayKind::scalar;
-  WEFT_CHECK(decay == key, "gated_linear: decay {} for keys {}; expected [H], [T,H] or [T,H,d_k]", decay.str(),
-             key.str());
+  WEFT_CHECK(decay == key && key[1] == H, "gated_linear: decay {} for keys {}; expected [H], [T,H] or [T,H,d_k]",
+             decay.str(), key.str());
   return DecayKind::vector;
 }
 
 GatedLinearProblem problem(const GatedLinearSaved& in) {
-  const DecayKind kind = kind_of(in.g.shape(), in.k.shape());
+  const DecayKind kind = kind_of(in.g.shape(), in.k.shape(), in.v.shape());
   const std::int64_t C = in.plan.chunk > 0 ? in.plan.chunk : gated_linear_chunk(kind);
   const ChunkTable& table = in.documents->chunks(static_cast<std::int32_t>(C));
   return {.dtype = in.q.dtype(),
@@ -68,7 +68,7 @@ GatedLinearProblem problem(const GatedLinearSaved& in) {
           .schedule = in.plan.schedule,
           .T = in.q.dim(0),
           .N = in.documents->count(),
-          .H = in.q.dim(1),
+          .H = in.v.dim(1),
           .d_k = in.d_k(),
           .d_v = in.v.dim(2),
           .C = C,
@@ -82,6 +82,7 @@ GatedLinearProblem problem(const GatedLinearSaved& in) {
           .chunks = table.chunks.data(),
           .document_offset = table.document_offset.data(),
           .chunk_count = static_cast<std::int64_t>(table.chunks.size()),
+          .H_k = in.q.dim(1),
           .map = in.map,
           .D_x = in.q.dim(2)};
 }
@@ -103,13 +104,15 @@ void GatedLinearSaved::backward(Backward& pass) const {
   kBackward(args, pass.launch(gated_linear_backward_workspace(args)));
 }
 
+void check_heads(const char* op, const Shape& q, const Shape& k, const Shape& v) {
+  WEFT_CHECK(q.rank() == 3 && k == q && v.rank() == 3 && v[0] == q[0], "{}: q {}, k {}, v {}", op, q.str(), k.str(),
+             v.str());
+  WEFT_CHECK(q[1] > 0 && q[2] > 0 && v[1] > 0 && v[2] > 0 && v[1] % q[1] == 0, "{}: q {}, v {}", op, q.str(), v.str());
+}
+
 void check_inputs(FeatureMap map, const Var& q, const Var& k, const Var& v, const Var& decay, const Var& initial_state,
                   const Documents& documents) {
-  WEFT_CHECK(q.shape().rank() == 3 && k.shape() == q.shape() && v.shape().rank() == 3 && v.dim(0) == q.dim(0) &&
-                 v.dim(1) == q.dim(1),
-             "gated_linear: q {}, k {}, v {}", q.shape().str(), k.shape().str(), v.shape().str());
-  WEFT_CHECK(q.dim(1) > 0 && q.dim(2) > 0 && v.dim(2) > 0, "gated_linear: q {}, v {}", q.shape().str(),
-             v.shape().str());
+  check_heads("gated_linear", q.shape(), k.shape(), v.shape());
   WEFT_CHECK(q.dim(0) == documents.tokens(), "gated_linear: {} tokens in q, {} in the documents", q.dim(0),
              documents.tokens());
   for (const Var* x : {&k, &v, &decay}) {
@@ -119,7 +122,7 @@ void check_inputs(FeatureMap map, const Var& q, const Var& k, const Var& v, cons
              "gated_linear: decay {} with a feature map; expected a constant one, [H]", decay.shape().str());
   WEFT_CHECK(!(decay.shape().rank() == 1 && decay.requires_grad()), "gated_linear: a constant decay is not trained");
   if (initial_state.value.defined()) {
-    const Shape expected{documents.count(), q.dim(1), feature_width(map, q.dim(2)), v.dim(2)};
+    const Shape expected{documents.count(), v.dim(1), feature_width(map, q.dim(2)), v.dim(2)};
     WEFT_CHECK(initial_state.shape() == expected && initial_state.dtype() == q.dtype(),
                "gated_linear: initial state {} {}, expected {} {}", initial_state.shape().str(),
                name_of(initial_state.dtype()), expected.str(), name_of(q.dtype()));
@@ -154,7 +157,7 @@ GatedLinearOutput gated_linear(Tape& tape, FeatureMap map, const Var& q, const V
   check_inputs(map, q, k, v, decay, initial_state, *documents);
   GatedLinearSaved saved{q.value, k.value, v.value, decay.value, initial_state.value, documents, scale, plan, map};
   const Tensor o = tape.empty(v.shape(), v.dtype());
-  const Tensor st = tape.empty({documents->count(), q.dim(1), saved.d_k(), v.dim(2)}, q.dtype());
+  const Tensor st = tape.empty({documents->count(), v.dim(1), saved.d_k(), v.dim(2)}, q.dtype());
   GatedLinearForward args{problem(saved)};
   args.o = o.raw();
   args.st = st.raw();
@@ -166,17 +169,17 @@ GatedLinearOutput gated_linear(Tape& tape, FeatureMap map, const Var& q, const V
 
 Tensor gated_linear_decode(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& decay,
                            const Tensor& state, double scale) {
-  WEFT_CHECK(q.rank() == 3 && k.shape() == q.shape() && v.rank() == 3 && v.dim(0) == q.dim(0) && v.dim(1) == q.dim(1),
-             "gated_linear_decode: q {}, k {}, v {}", q.shape().str(), k.shape().str(), v.shape().str());
-  const Shape expected{q.dim(0), q.dim(1), q.dim(2), v.dim(2)};
+  check_heads("gated_linear_decode", q.shape(), k.shape(), v.shape());
+  const Shape expected{q.dim(0), v.dim(1), q.dim(2), v.dim(2)};
   WEFT_CHECK(state.shape() == expected && state.dtype() == q.dtype(),
              "gated_linear_decode: state {} {}, expected {} {}", state.shape().str(), name_of(state.dtype()),
              expected.str(), name_of(q.dtype()));
   const Tensor o = tape.empty(v.shape(), v.dtype());
   kDecode({.dtype = q.dtype(),
-           .kind = kind_of(decay.shape(), k.shape()),
+           .kind = kind_of(decay.shape(), k.shape(), v.shape()),
            .N = q.dim(0),
-           .H = q.dim(1),
+           .H = v.dim(1),
+           .H_k = q.dim(1),
            .d_k = q.dim(2),
            .d_v = v.dim(2),
            .scale = scale,

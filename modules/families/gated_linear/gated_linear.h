@@ -6,10 +6,11 @@
 // (Lightning Attention-2, arXiv:2401.04658; GLA, arXiv:2312.06635). README.md derives the chunked forms.
 //
 // With a feature map phi, phi(q_t) and phi(k_t) stand for q_t and k_t; they are built chunk by chunk, in cache, and
-// never exist for a whole row.
+// never exist for a whole row. Adjacent heads may share queries and keys: head h reads those of h / (H/H_k).
 //
-// T tokens of the packed row, N documents, H heads, d_k and d_v head widths of keys and values, C chunk length.
-// q, k [T,H,d_k]; v, o [T,H,d_v]; states [N,H,d_k,d_v], rows are key channels. Log decays g <= 0, natural logarithm.
+// T tokens of the packed row, N documents, H heads, H_k heads of queries and keys, d_k and d_v head widths of keys and
+// values, C chunk length. q, k [T,H_k,d_k]; v, o [T,H,d_v]; states [N,H,d_k,d_v], rows are key channels. Log decays
+// g <= 0, natural logarithm.
 #pragma once
 
 #include "autograd/documents.h"
@@ -39,8 +40,8 @@ struct GatedLinearProblem {
   std::int64_t T, N, H, d_k, d_v;
   std::int64_t C;
   double scale;
-  const void* q;                        // [T, H, d_k]
-  const void* k;                        // [T, H, d_k]
+  const void* q;                        // [T, H_k, d_k]
+  const void* k;                        // [T, H_k, d_k]
   const void* v;                        // [T, H, d_v]
   const void* g;                        // [H] | [T, H] | [T, H, d_k]
   const void* s0;                       // [N, H, d_k, d_v] or null: zero
@@ -48,10 +49,13 @@ struct GatedLinearProblem {
   const Chunk* chunks;                  // [chunk_count], blocks of C tokens
   const std::int32_t* document_offset;  // [N + 1] first chunk of each document
   std::int64_t chunk_count;
-  // With a map, q and k are [T, H, D_x] and d_k is the width of their features.
+  std::int64_t H_k = 0;  // a divisor of H; 0: H
+  // With a map, q and k are [T, H_k, D_x] and d_k is the width of their features.
   FeatureMap map = FeatureMap::identity;
   std::int64_t D_x = 0;
 
+  std::int64_t key_heads() const { return H_k == 0 ? H : H_k; }
+  std::int64_t heads_per_key() const { return H / key_heads(); }
   std::int64_t stored_key_width() const { return map == FeatureMap::identity ? d_k : D_x; }
 };
 
@@ -80,10 +84,10 @@ struct GatedLinearBackward : GatedLinearProblem {
 struct GatedLinearDecode {
   DType dtype;
   DecayKind kind;
-  std::int64_t N, H, d_k, d_v;
+  std::int64_t N, H, H_k, d_k, d_v;
   double scale;
-  const void* q;  // [N, H, d_k]
-  const void* k;  // [N, H, d_k]
+  const void* q;  // [N, H_k, d_k]
+  const void* k;  // [N, H_k, d_k]
   const void* v;  // [N, H, d_v]
   const void* g;  // [H] | [N, H] | [N, H, d_k]
   void* state;    // [N, H, d_k, d_v]
@@ -107,17 +111,17 @@ struct GatedLinearPlan {
 // Chunk length C of the policy.
 std::int64_t gated_linear_chunk(DecayKind kind);
 
-// `decay` is [H], [T,H] or [T,H,d_k], <= 0; gradients reach q, k, v, the initial state and a decay that depends on the
-// token. An `initial_state` without a value ({}) is zero.
+// `decay` is [H], [T,H] or, unless heads share keys, [T,H,d_k], <= 0; gradients reach q, k, v, the initial state and a
+// decay that depends on the token. An `initial_state` without a value ({}) is zero.
 GatedLinearOutput gated_linear(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& decay,
                                const Var& initial_state, const DocumentsPtr& documents, double scale,
                                const GatedLinearPlan& plan = {});
-// The same on features: q, k [T,H,D_x]; `decay` is constant; states have d_k = feature_width(map, D_x).
+// The same on features: q, k [T,H_k,D_x]; `decay` is constant; states have d_k = feature_width(map, D_x).
 GatedLinearOutput gated_linear(Tape& tape, FeatureMap map, const Var& q, const Var& k, const Var& v, const Var& decay,
                                const Var& initial_state, const DocumentsPtr& documents, double scale,
                                const GatedLinearPlan& plan = {});
 
-// q, k [N,H,d_k], v [N,H,d_v], decay [H], [N,H] or [N,H,d_k]; advances `state` [N,H,d_k,d_v] by one token and returns
+// q, k [N,H_k,d_k], v [N,H,d_v], decay [H], [N,H] or [N,H,d_k]; advances `state` [N,H,d_k,d_v] by one token and returns
 // o [N,H,d_v]. Nothing is recorded.
 Tensor gated_linear_decode(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& decay,
                            const Tensor& state, double scale);

@@ -31,23 +31,25 @@ inline ChunkSchedule gated_linear_schedule(const GatedLinearProblem& p) {
   if (p.schedule != ChunkSchedule::automatic) return p.schedule;
   const std::int64_t threads = chunk_threads();
   const std::int64_t documents = documents_with_tokens(p.cu_seqlens, p.N);
-  const bool even = documents * p.H >= 4 * threads || (documents == 1 && p.H % threads == 0);
+  const std::int64_t sets = p.key_heads();  // of heads that one task walks, because they share keys
+  const bool even = documents * sets >= 4 * threads || (documents == 1 && sets % threads == 0);
   return even ? ChunkSchedule::fused : ChunkSchedule::two_level;
 }
 
-// Heads that a task of the fused schedule walks together.
+// Heads that a task of the fused schedule walks together: whole sets of those that share keys.
 inline std::int64_t gated_linear_group(const GatedLinearProblem& p) {
   const std::int64_t documents = documents_with_tokens(p.cu_seqlens, p.N);
   const std::int64_t tasks = chunk_threads() * (documents == 1 ? 1 : 4);  // documents differ in length
   const std::int64_t state_bytes = p.d_k * p.d_v * static_cast<std::int64_t>(size_of(p.dtype));
   const std::int64_t in_cache = GatedLinearCpuPolicy::kGroupStateBytes / state_bytes;
-  return std::clamp<std::int64_t>(std::min(in_cache, documents * p.H / tasks), 1, p.H);
+  const std::int64_t sets = std::min(in_cache, documents * p.H / tasks) / p.heads_per_key();
+  return std::clamp<std::int64_t>(sets, 1, p.key_heads()) * p.heads_per_key();
 }
 
 // Chunks of the table that the two-level schedule treats together.
 inline std::int64_t gated_linear_window(const GatedLinearProblem& p) {
   const std::int64_t items = GatedLinearCpuPolicy::kWindowItemsPerThread * chunk_threads();
-  return std::clamp<std::int64_t>(block_count(items, std::max<std::int64_t>(1, p.H)), 1,
+  return std::clamp<std::int64_t>(block_count(items, std::max<std::int64_t>(1, p.key_heads())), 1,
                                   std::max<std::int64_t>(1, p.chunk_count));
 }
 
@@ -77,8 +79,8 @@ class GatedLinearWalk {
     thread_states_ = one_thread.used();
     if (fused_) group_ = gated_linear_group(p);
     one_thread.take((group_ + 1) * size_);
-    thread_features_ = one_thread.used();
-    if (p.map != FeatureMap::identity) one_thread.take(kFeatureTiles * feature_tile());
+    thread_staged_ = one_thread.used();
+    if (staged()) one_thread.take(kStagedTiles * p.C * p.d_k);
     scratch_stride_ = one_thread.used();
     scratch_ = carver.take(chunk_threads() * scratch_stride_);
     if (backward) entries_ = carver.take(p.chunk_count * p.H * size_);
@@ -129,38 +131,43 @@ class GatedLinearWalk {
   bool starts_at_zero(std::int64_t c) const { return p_.s0 == nullptr && p_.chunks[c].index == 0; }
   T* thread_scratch() const { return scratch_ + omp_get_thread_num() * scratch_stride_; }
 
-  // With a map, a thread holds four tiles: the features of q and k, then their gradients.
-  static constexpr std::int64_t kFeatureTiles = 4;
-  std::int64_t feature_tile() const { return p_.C * p_.d_k; }
-  T* features() const { return thread_scratch() + thread_features_; }
+  // With a map, or where heads share keys, queries and keys are staged in four tiles of the thread: the features of q
+  // and k, then their gradients. Heads of a set follow each other on one thread, so the first fills the tiles for all,
+  // and what they give to the gradients is added up there.
+  static constexpr std::int64_t kStagedTiles = 4;
+  bool staged() const { return p_.map != FeatureMap::identity || p_.heads_per_key() > 1; }
+  T* staged_tile(std::int64_t i) const { return thread_scratch() + thread_staged_ + i * p_.C * p_.d_k; }
+  bool first_of_set(std::int64_t h) const { return h % p_.heads_per_key() == 0; }
+  bool last_of_set(std::int64_t h) const { return (h + 1) % p_.heads_per_key() == 0; }
 
-  // The chunk of one head as the kernels see it: with a map, features stand for q and k.
+  // The chunk of one head as the kernels see it.
   ChunkTile<T> tile_of(std::int64_t c, std::int64_t h) const {
     ChunkTile<T> tile(p_, p_.chunks[c], h);
-    if (p_.map == FeatureMap::identity) return tile;
-    T* to = features();
-    for (const T** x : {&tile.q, &tile.k}) {
-      feature_rows(p_.map, tile.n, p_.D_x, *x, tile.ld_k, to);
-      *x = to;
-      to += feature_tile();
-    }
+    if (!staged()) return tile;
+    const auto stage = [&](const T* x, T* features) {
+      if (first_of_set(h)) feature_rows(p_.map, tile.n, p_.stored_key_width(), x, tile.ld_k, features);
+      return features;
+    };
+    tile.q = stage(tile.q, staged_tile(0));
+    tile.k = stage(tile.k, staged_tile(1));
     tile.ld_k = p_.d_k;
     return tile;
   }
 
   // Gradients of what is stored: those of features go back through the map.
   void input_gradients(Kernel& kernel, const ChunkTile<T>& tile, const T* S, const T* dS, const ChunkGradients<T>& to) {
-    if (p_.map == FeatureMap::identity) return kernel.gradients(tile, S, dS, to);
-    T* dfeatures = features() + 2 * feature_tile();
+    if (!staged()) return kernel.gradients(tile, S, dS, to);
     ChunkGradients<T> inner = to;
-    inner.dq = to.dq != nullptr ? dfeatures : nullptr;
-    inner.dk = to.dk != nullptr ? dfeatures + feature_tile() : nullptr;
-    inner.write_dq = inner.write_dk = Write::overwrite;
+    inner.dq = to.dq != nullptr ? staged_tile(2) : nullptr;
+    inner.dk = to.dk != nullptr ? staged_tile(3) : nullptr;
+    inner.write_dq = inner.write_dk = first_of_set(tile.h) ? Write::overwrite : Write::accumulate;
     kernel.gradients(tile, S, dS, inner);
-    const auto pull_back = [&](const void* x, const T* y, const T* dy, T* dx, Write write) {
+    if (!last_of_set(tile.h)) return;
+    const auto pull_back = [&](const void* x, const T* features, const T* dfeatures, T* dx, Write write) {
       if (dx == nullptr) return;
-      feature_rows_backward(p_.map, tile.n, p_.D_x, static_cast<const T*>(x) + tile.key_offset, p_.H * p_.D_x, y, dy,
-                            dx, write);
+      const std::int64_t width = p_.stored_key_width();
+      feature_rows_backward(p_.map, tile.n, width, static_cast<const T*>(x) + tile.key_offset, p_.key_heads() * width,
+                            features, dfeatures, dx, write);
     };
     pull_back(p_.q, tile.q, inner.dq, to.dq, to.write_dq);
     pull_back(p_.k, tile.k, inner.dk, to.dk, to.write_dk);
@@ -192,13 +199,16 @@ class GatedLinearWalk {
     }
   }
 
-  // f(kernel, tile, chunk, item) for every chunk of the window and head, in parallel; item counts from 0.
+  // f(kernel, tile, chunk, item) for every chunk of the window and head, sets of heads in parallel; item counts from 0.
   template <class F>
   void for_each_chunk(std::int64_t begin, std::int64_t end, F&& f) {
-    for_each_task((end - begin) * p_.H, [&](std::int64_t item) {
-      const std::int64_t c = begin + item / p_.H;
+    const std::int64_t heads = p_.heads_per_key();
+    for_each_task((end - begin) * p_.key_heads(), [&](std::int64_t task) {
+      const std::int64_t c = begin + task / p_.key_heads();
       Kernel kernel(p_, thread_scratch(), tables_);
-      f(kernel, tile_of(c, item % p_.H), c, item);
+      for (std::int64_t item = task * heads; item < (task + 1) * heads; ++item) {
+        f(kernel, tile_of(c, item % p_.H), c, item);
+      }
     });
   }
 
@@ -338,7 +348,7 @@ class GatedLinearWalk {
   const GatedLinearProblem& p_;
   std::int64_t size_;  // elements of a state
   bool fused_;
-  std::int64_t window_ = 0, group_ = 0, scratch_stride_ = 0, thread_states_ = 0, thread_features_ = 0;
+  std::int64_t window_ = 0, group_ = 0, scratch_stride_ = 0, thread_states_ = 0, thread_staged_ = 0;
   std::size_t bytes_ = 0;
   T *tables_ = nullptr, *scratch_ = nullptr;
   T* entries_ = nullptr;                                          // [chunk_count, H] states
@@ -352,8 +362,9 @@ void gated_linear_decode_cpu(const GatedLinearDecode& a) {
   const auto* g = static_cast<const T*>(a.g);
   parallel_blocks(a.N * a.H, rows_per_block(a.d_k * a.d_v), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const T* q = static_cast<const T*>(a.q) + i * a.d_k;
-      const T* k = static_cast<const T*>(a.k) + i * a.d_k;
+      const std::int64_t key_head = i / (a.H / a.H_k);
+      const T* q = static_cast<const T*>(a.q) + key_head * a.d_k;
+      const T* k = static_cast<const T*>(a.k) + key_head * a.d_k;
       const T* v = static_cast<const T*>(a.v) + i * a.d_v;
       T* S = static_cast<T*>(a.state) + i * a.d_k * a.d_v;
       T* o = static_cast<T*>(a.o) + i * a.d_v;

@@ -31,9 +31,7 @@ GatedLinearSizes sizes(const GatedLinearLayerConfig& c) {
 }  // namespace
 
 GatedLinearLayer::GatedLinearLayer(const ParameterScope& scope, const GatedLinearLayerConfig& config)
-    : GatedLinearMixer(sizes(config)),
-      config_(config),
-      ones_(std::vector<double>(static_cast<std::size_t>(config.heads * config.d_v), 1.0)) {
+    : GatedLinearMixer(sizes(config)), config_(config) {
   const std::int64_t d = config.site.width;
   const std::int64_t keys = config.heads * config.key_width();
   const std::int64_t values = config.heads * config.d_v;
@@ -47,7 +45,9 @@ GatedLinearLayer::GatedLinearLayer(const ParameterScope& scope, const GatedLinea
   } else if (config.gate != Gate::none) {
     wg_ = &scope.declare("wg", {values, d}, ParameterKind::matrix, projection);
   }
-  if (config.norm != Norm::simple) {
+  if (config.norm == Norm::simple) {
+    ones_.emplace(std::vector<double>(static_cast<std::size_t>(values), 1.0));
+  } else {
     const std::int64_t norm_width = config.norm == Norm::joint ? values : config.d_v;
     norm_w_ = &scope.declare("norm_w", {norm_width}, ParameterKind::vector, Init::constant(1.0));
   }
@@ -58,7 +58,7 @@ GatedLinearLayer::GatedLinearLayer(const ParameterScope& scope, const GatedLinea
 // o [T, H, d_v] -> [T, H d_v]. The norm stands where a softmax has its denominator, so it comes before the gate.
 Var GatedLinearLayer::normed(Tape& tape, const Var& o) const {
   const Shape flat{o.dim(0), config_.heads * config_.d_v};
-  const Var weight = norm_w_ != nullptr ? tape.parameter(*norm_w_) : ones_.in(o.dtype());
+  const Var weight = norm_w_ != nullptr ? tape.parameter(*norm_w_) : ones_->in(o.dtype());
   return rms_norm(tape, config_.norm == Norm::per_head ? o : o.reshape(flat), weight).reshape(flat);
 }
 

@@ -6,6 +6,8 @@
 // A mixer gives inputs(). T tokens, d model width, H heads, d_k and d_v head widths.
 #pragma once
 
+#include <optional>
+
 #include "modules/families/gated_linear/gated_linear_mixer.h"
 
 namespace weft {
@@ -47,8 +49,8 @@ class GatedLinearLayer : public GatedLinearMixer {
 
   GatedLinearLayerConfig config_;
   Parameter *wq_, *wk_, *wv_, *wo_;
-  Parameter* norm_w_ = nullptr;  // null for the simple norm, which has ones_ in its place
-  ConstantVector ones_;
+  Parameter* norm_w_ = nullptr;                  // null for the simple norm,
+  std::optional<ConstantVector> ones_;           // which has ones in its place
   Parameter* wg_ = nullptr;                      // full gate
   Parameter *wg_a_ = nullptr, *wg_b_ = nullptr;  // low-rank gate
 };

@@ -1,7 +1,7 @@
 // Normalised linear attention, a softmax whose exponential is a product of features:
 //
-//   q, k, v = prepared(x wq^T, x wk^T, x wv^T),   y = wo [ sum_(j<=t) (phi(q_t) . phi(k_j)) v_j / sum_(j<=t) phi(q_t) .
-//   phi(k_j) ]
+//   q, k, v = prepared(x wq^T, x wk^T, x wv^T),   s_tj = phi(q_t) . phi(k_j)
+//   y = wo ( sum_(j<=t) s_tj v_j / sum_(j<=t) s_tj )
 //
 // Nothing decays; numerators and denominators go through the recurrence together (denominators.h), features are built
 // chunk by chunk inside it. There is no other norm and no gate.
@@ -17,10 +17,10 @@ struct LinearAttentionConfig {
   MixerSite site;
   std::int64_t heads, d_x, d_v;
   FeatureMap map;
-  // Width of what prepared() hands to the map is d_x; multiply-adds and kept elements it adds, for each token.
+  // What prepared() and normalised() add: multiply-adds of their products and elements that they keep, for each token.
   std::int64_t extra_products = 0;
   std::int64_t extra_saved = 0;
-  std::vector<Shape> carried = {};  // by normalised(), besides the matrices: shapes of one sequence
+  std::vector<Shape> carried = {};  // what normalised() carries besides the matrices: shapes of one sequence
 };
 
 class LinearAttentionLayer : public GatedLinearMixer {

@@ -1,6 +1,7 @@
 #include "modules/mixers/lightning/lightning.h"
 
 #include <cmath>
+#include <optional>
 
 #include "autograd/ops/activation/activation.h"
 #include "autograd/ops/elementwise/elementwise.h"
@@ -34,13 +35,11 @@ std::vector<double> initial_frequencies(std::int64_t n) {
 class Lightning final : public GatedLinearLayer {
  public:
   Lightning(const ParameterScope& scope, const LightningConfig& config)
-      : GatedLinearLayer(scope, config.layer),
-        decay_(config.log_decays),
-        frequencies_(initial_frequencies(config.rotation ? config.layer.heads * config.layer.key_width() : 0)),
-        value_activation_(config.value_activation) {
+      : GatedLinearLayer(scope, config.layer), decay_(config.log_decays), value_activation_(config.value_activation) {
     if (!config.rotation) return;
-    theta_ = &scope.declare("theta", {config.layer.heads * config.layer.key_width()}, ParameterKind::vector,
-                            Init::constant(0.0));
+    const std::int64_t channels = config.layer.heads * config.layer.key_width();
+    frequencies_.emplace(initial_frequencies(channels));
+    theta_ = &scope.declare("theta", {channels}, ParameterKind::vector, Init::constant(0.0));
   }
 
  private:
@@ -49,15 +48,17 @@ class Lightning final : public GatedLinearLayer {
     if (theta_ != nullptr) {
       // What is trained is added to the initial frequencies.
       const Var theta =
-          add(tape, frequencies_.in(x.dtype()), tape.parameter(*theta_)).reshape({h.q.dim(1), h.q.dim(2)});
+          add(tape, frequencies_->in(x.dtype()), tape.parameter(*theta_)).reshape({h.q.dim(1), h.q.dim(2)});
       q = lrpe(tape, q, theta, documents);
       k = lrpe(tape, k, theta, documents);
     }
     return {.q = q, .k = k, .v = value_activation_ ? silu(tape, h.v) : h.v, .decay = decay_.in(x.dtype())};
   }
 
-  ConstantVector decay_, frequencies_;
+  ConstantVector decay_;
   bool value_activation_;
+  // With the rotation only.
+  std::optional<ConstantVector> frequencies_;
   Parameter* theta_ = nullptr;
 };
 

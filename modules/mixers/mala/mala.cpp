@@ -34,11 +34,15 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
   const std::int64_t heads = options.integer("heads");
   const std::int64_t d_x = options.integer("head_dim");
   const std::int64_t d_v = options.integer("value_dim") == 0 ? d_x : options.integer("value_dim");
+  // The second recurrence, with d_k = 1: states and masked products as GatedLinearMixer::cost counts them, halved
+  // because a product is two operations.
+  const std::int64_t totals = 2 * (d_v + 1) + (gated_linear_chunk(DecayKind::constant) + 16) * (d_v + 2) / 2;
   return std::make_unique<Mala>(scope, LinearAttentionConfig{.site = site,
                                                              .heads = heads,
                                                              .d_x = d_x,
                                                              .d_v = d_v,
                                                              .map = FeatureMap::elu_plus_one,
+                                                             .extra_products = heads * totals,
                                                              .extra_saved = heads * (d_v + 2),  // totals, ones
                                                              .carried = {{heads, 1, d_v + 1}}});
 }

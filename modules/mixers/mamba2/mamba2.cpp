@@ -10,7 +10,6 @@
 #include "autograd/ops/gate/gate.h"
 #include "autograd/ops/head_skip/head_skip.h"
 #include "autograd/ops/linear/linear.h"
-#include "autograd/ops/repeat_heads/repeat_heads.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
 #include "autograd/ops/short_conv/short_conv.h"
 #include "modules/families/gated_linear/gated_linear_mixer.h"
@@ -36,7 +35,7 @@ GatedLinearSizes sizes(const Mamba2Config& c) {
           .weights = 2 * d * c.keys() + 3 * d * c.values() + d * H + c.taps * (2 * c.keys() + c.values()),
           // x; what the convolutions see; C, B of every head; x after its convolution, scaled, its output with the
           // skip, gate, gated, normed; for each head step size twice, its logit and the decay; inverse norms.
-          .saved = d + 2 * c.keys() + c.values() + 2 * H * c.d_k + 6 * c.values() + 4 * H + c.groups,
+          .saved = d + 4 * c.keys() + 7 * c.values() + 4 * H + c.groups,
           .carried = {{c.keys(), c.taps - 1}, {c.keys(), c.taps - 1}, {c.values(), c.taps - 1}}};
 }
 
@@ -77,11 +76,8 @@ class Mamba2 final : public GatedLinearMixer {
       return short_convolution(tape, linear(tape, x, tape.parameter(*branch.weight)), tape.parameter(*branch.taps),
                                tape.parameter(*branch.bias), documents, ConvolutionActivation::silu, tail);
     };
-    const auto of_every_head = [&](const Var& shared) {
-      return repeat_heads(tape, shared.reshape({T, config_.groups, config_.d_k}), H);
-    };
-    const Var q = of_every_head(convolved(q_, part(1)));
-    const Var k = of_every_head(convolved(k_, part(2)));
+    const Var q = convolved(q_, part(1)).reshape({T, config_.groups, config_.d_k});
+    const Var k = convolved(k_, part(2)).reshape({T, config_.groups, config_.d_k});
     const Var u = convolved(v_, part(3)).reshape({T, H, config_.d_v});
 
     const Var dt = linear(tape, x, tape.parameter(*w_dt_));
