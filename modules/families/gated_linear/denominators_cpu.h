@@ -5,6 +5,7 @@
 
 #include "autograd/parallel_for.h"
 #include "modules/families/gated_linear/denominators.h"
+#include "modules/families/triangular_products.h"
 
 namespace weft {
 
@@ -45,14 +46,6 @@ bool is_free(T denominator) {
 }
 
 template <class T>
-T dot_product(const T* x, const T* y, std::int64_t n) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t c = 0; c < n; ++c) sum += x[c] * y[c];
-  return sum;
-}
-
-template <class T>
 void divide_forward_cpu(const DivideForward& a) {
   for_each_row(a.R, a.D, [&](std::int64_t i) {
     const T* sums = static_cast<const T*>(a.sums) + i * (a.D + 1);
@@ -70,7 +63,7 @@ void divide_backward_cpu(const DivideBackward& a) {
     T* dsums = static_cast<T*>(a.dsums) + i * (a.D + 1);
     const T inverse = T(1) / guarded(sums[a.D]);
     for (std::int64_t c = 0; c < a.D; ++c) store(dsums[c], d_o[c] * inverse, a.write_dsums);
-    const T dn = is_free(sums[a.D]) ? -dot_product(d_o, sums, a.D) * inverse * inverse : T(0);
+    const T dn = is_free(sums[a.D]) ? -dot(d_o, sums, a.D) * inverse * inverse : T(0);
     store(dsums[a.D], dn, a.write_dsums);
   });
 }
@@ -98,7 +91,7 @@ void magnitude_aware_backward_cpu(const MagnitudeAwareBackward& a) {
       T* dsums = static_cast<T*>(a.dsums) + i * (a.D + 1);
       const T beta = T(1) + T(1) / z;
       for (std::int64_t c = 0; c < a.D; ++c) store(dsums[c], beta * d_o[c], a.write_dsums);
-      const T dz = -dot_product(d_o, sums, a.D) / (z * z) - dot_product(d_o, totals, a.D) / count;
+      const T dz = -dot(d_o, sums, a.D) / (z * z) - dot(d_o, totals, a.D) / count;
       store(dsums[a.D], is_free(sums[a.D]) ? dz : T(0), a.write_dsums);
     }
     if (a.dtotals != nullptr) {

@@ -1,7 +1,5 @@
 #include "modules/families/gated_linear/gated_linear_layer.h"
 
-#include <cmath>
-
 #include "autograd/ops/gate/gate.h"
 #include "autograd/ops/linear/linear.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
@@ -31,14 +29,12 @@ GatedLinearSizes sizes(const GatedLinearLayerConfig& c) {
 }  // namespace
 
 GatedLinearLayer::GatedLinearLayer(const ParameterScope& scope, const GatedLinearLayerConfig& config)
-    : GatedLinearMixer(sizes(config)), config_(config) {
+    : GatedLinearMixer(sizes(config)),
+      config_(config),
+      projections_(scope, config.site.width, config.heads, config.key_width(), config.d_v) {
   const std::int64_t d = config.site.width;
-  const std::int64_t keys = config.heads * config.key_width();
   const std::int64_t values = config.heads * config.d_v;
   const Init projection = Init::normal(0.02);
-  wq_ = &scope.declare("wq", {keys, d}, ParameterKind::matrix, projection);
-  wk_ = &scope.declare("wk", {keys, d}, ParameterKind::matrix, projection);
-  wv_ = &scope.declare("wv", {values, d}, ParameterKind::matrix, projection);
   if (config.gate_rank > 0) {
     wg_a_ = &scope.declare("wg_a", {config.gate_rank, d}, ParameterKind::matrix, projection);
     wg_b_ = &scope.declare("wg_b", {values, config.gate_rank}, ParameterKind::matrix, projection);
@@ -51,8 +47,7 @@ GatedLinearLayer::GatedLinearLayer(const ParameterScope& scope, const GatedLinea
     const std::int64_t norm_width = config.norm == Norm::joint ? values : config.d_v;
     norm_w_ = &scope.declare("norm_w", {norm_width}, ParameterKind::vector, Init::constant(1.0));
   }
-  wo_ = &scope.declare("wo", {d, values}, ParameterKind::matrix,
-                       Init::normal(0.02 / std::sqrt(2.0 * static_cast<double>(config.site.layers))));
+  wo_ = &declare_output(scope, config.site, values);
 }
 
 // o [T, H, d_v] -> [T, H d_v]. The norm stands where a softmax has its denominator, so it comes before the gate.
@@ -79,13 +74,8 @@ Var GatedLinearLayer::gated(Tape& tape, const Var& x, const Var& normed) const {
 }
 
 Var GatedLinearLayer::mix(Tape& tape, const Var& x, const DocumentsPtr& documents, GatedLinearState* state) {
-  const auto project = [&](Parameter* w, std::int64_t width) {
-    return linear(tape, x, tape.parameter(*w)).reshape({x.dim(0), config_.heads, width});
-  };
-  const Heads projected{project(wq_, config_.key_width()), project(wk_, config_.key_width()),
-                        project(wv_, config_.d_v)};
-  const Var o =
-      recurrence(tape, inputs(tape, x, projected, documents), documents, state != nullptr ? state->parts[0] : Tensor{});
+  const Inputs in = inputs(tape, x, projections_(tape, x), documents);
+  const Var o = recurrence(tape, in, documents, state != nullptr ? state->parts[0] : Tensor{});
   return linear(tape, gated(tape, x, normed(tape, o)), tape.parameter(*wo_));
 }
 

@@ -34,12 +34,8 @@ struct GatedLinearLayerConfig {
 
 class GatedLinearLayer : public GatedLinearMixer {
  protected:
-  struct Heads {
-    Var q, k, v;  // [T, H, key_width], [T, H, key_width], [T, H, d_v]
-  };
-
   GatedLinearLayer(const ParameterScope& scope, const GatedLinearLayerConfig& config);
-  // From the projections, and x, to what enters the recurrence.
+  // From the projections, q and k of key_width channels, and x to what enters the recurrence.
   virtual Inputs inputs(Tape& tape, const Var& x, const Heads& projected, const DocumentsPtr& documents) = 0;
 
  private:
@@ -48,7 +44,8 @@ class GatedLinearLayer : public GatedLinearMixer {
   Var gated(Tape& tape, const Var& x, const Var& normed) const;
 
   GatedLinearLayerConfig config_;
-  Parameter *wq_, *wk_, *wv_, *wo_;
+  HeadProjections projections_;
+  Parameter* wo_;
   Parameter* norm_w_ = nullptr;                  // null for the simple norm,
   std::optional<ConstantVector> ones_;           // which has ones in its place
   Parameter* wg_ = nullptr;                      // full gate

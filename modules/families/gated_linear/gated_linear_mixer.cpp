@@ -1,7 +1,10 @@
 #include "modules/families/gated_linear/gated_linear_mixer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
+
+#include "autograd/ops/linear/linear.h"
 
 namespace weft {
 
@@ -49,6 +52,29 @@ ConstantVector::ConstantVector(const std::vector<double>& values)
 
 Var ConstantVector::in(DType dtype) const {
   return Tape::constant(dtype == DType::f64 ? f64_ : f32_);
+}
+
+HeadProjections::HeadProjections(const ParameterScope& scope, std::int64_t width, std::int64_t heads, std::int64_t D_k,
+                                 std::int64_t D_v)
+    : heads_(heads), D_k_(D_k), D_v_(D_v) {
+  const auto declare = [&](const char* name, std::int64_t D) {
+    return &scope.declare(name, {heads * D, width}, ParameterKind::matrix, Init::normal(0.02));
+  };
+  wq_ = declare("wq", D_k);
+  wk_ = declare("wk", D_k);
+  wv_ = declare("wv", D_v);
+}
+
+Heads HeadProjections::operator()(Tape& tape, const Var& x) const {
+  const auto project = [&](Parameter* w, std::int64_t D) {
+    return linear(tape, x, tape.parameter(*w)).reshape({x.dim(0), heads_, D});
+  };
+  return {project(wq_, D_k_), project(wk_, D_k_), project(wv_, D_v_)};
+}
+
+Parameter& declare_output(const ParameterScope& scope, const MixerSite& site, std::int64_t values) {
+  return scope.declare("wo", {site.width, values}, ParameterKind::matrix,
+                       Init::normal(0.02 / std::sqrt(2.0 * static_cast<double>(site.layers))));
 }
 
 std::vector<Shape> GatedLinearMixer::state_shapes(std::int64_t sequences) const {

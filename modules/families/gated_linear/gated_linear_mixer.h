@@ -43,6 +43,24 @@ class ConstantVector {
   Tensor f64_, f32_;
 };
 
+// Queries, keys and values of all heads as linear maps of x.
+struct Heads {
+  Var q, k, v;  // [T, H, D_k] twice and [T, H, D_v]
+};
+class HeadProjections {
+ public:
+  // Declares wq, wk [H D_k, d] and wv [H D_v, d].
+  HeadProjections(const ParameterScope& scope, std::int64_t width, std::int64_t heads, std::int64_t D_k,
+                  std::int64_t D_v);
+  Heads operator()(Tape& tape, const Var& x) const;
+
+ private:
+  std::int64_t heads_, D_k_, D_v_;
+  Parameter *wq_, *wk_, *wv_;
+};
+// Declares wo [d, values], which writes into the residual stream.
+Parameter& declare_output(const ParameterScope& scope, const MixerSite& site, std::int64_t values);
+
 class GatedLinearMixer : public Mixer {
  public:
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
@@ -57,8 +75,8 @@ class GatedLinearMixer : public Mixer {
   // x [T, d] -> [T, d]. Documents continue from `state` unless it is null, and leave it advanced.
   virtual Var mix(Tape& tape, const Var& x, const DocumentsPtr& documents, GatedLinearState* state) = 0;
 
-  // What enters the recurrence: q, k [T, H, d_k] (or what `map` makes features of), v [T, H, d_v], and a log decay [H],
-  // [T, H] or [T, H, d_k].
+  // What gated_linear() takes: q, k [T, H or fewer, d_k] (or what `map` makes features of), v [T, H, d_v], and a log
+  // decay [H], [T, H] or [T, H, d_k].
   struct Inputs {
     Var q, k, v, decay;
     double scale = 1.0;

@@ -1,7 +1,5 @@
 #include "modules/families/gated_linear/linear_attention_layer.h"
 
-#include <cmath>
-
 #include "autograd/ops/linear/linear.h"
 #include "modules/families/gated_linear/denominators.h"
 
@@ -26,30 +24,19 @@ GatedLinearSizes sizes(const LinearAttentionConfig& c) {
 LinearAttentionLayer::LinearAttentionLayer(const ParameterScope& scope, const LinearAttentionConfig& config)
     : GatedLinearMixer(sizes(config)),
       config_(config),
-      no_decay_(std::vector<double>(static_cast<std::size_t>(config.heads), 0.0)) {
-  const std::int64_t d = config.site.width;
-  const Init projection = Init::normal(0.02);
-  wq_ = &scope.declare("wq", {config.heads * config.d_x, d}, ParameterKind::matrix, projection);
-  wk_ = &scope.declare("wk", {config.heads * config.d_x, d}, ParameterKind::matrix, projection);
-  wv_ = &scope.declare("wv", {config.heads * config.d_v, d}, ParameterKind::matrix, projection);
-  wo_ = &scope.declare("wo", {d, config.heads * config.d_v}, ParameterKind::matrix,
-                       Init::normal(0.02 / std::sqrt(2.0 * static_cast<double>(config.site.layers))));
-}
+      no_decay_(std::vector<double>(static_cast<std::size_t>(config.heads), 0.0)),
+      projections_(scope, config.site.width, config.heads, config.d_x, config.d_v),
+      wo_(&declare_output(scope, config.site, config.heads * config.d_v)) {}
 
 Var LinearAttentionLayer::normalised(Tape& tape, const Var& sums, const Var&, const DocumentsPtr&, GatedLinearState*) {
   return divide_by_denominator(tape, sums);
 }
 
 Var LinearAttentionLayer::mix(Tape& tape, const Var& x, const DocumentsPtr& documents, GatedLinearState* state) {
-  const auto project = [&](Parameter* w, std::int64_t width) {
-    return linear(tape, x, tape.parameter(*w)).reshape({x.dim(0), config_.heads, width});
-  };
-  const Heads h =
-      prepared(tape, {project(wq_, config_.d_x), project(wk_, config_.d_x), project(wv_, config_.d_v)}, documents);
+  const Heads h = prepared(tape, projections_(tape, x), documents);
   const Var values = append_ones(tape, h.v);
-  const Var sums =
-      recurrence(tape, {.q = h.q, .k = h.k, .v = values, .decay = no_decay_.in(x.dtype()), .map = config_.map},
-                 documents, state != nullptr ? state->parts[0] : Tensor{});
+  const Var sums = recurrence(tape, {.q = h.q, .k = h.k, .v = values, .decay = no_decay(x.dtype()), .map = config_.map},
+                              documents, state != nullptr ? state->parts[0] : Tensor{});
   const Var o = normalised(tape, sums, values, documents, state);
   return linear(tape, o.reshape({x.dim(0), config_.heads * config_.d_v}), tape.parameter(*wo_));
 }

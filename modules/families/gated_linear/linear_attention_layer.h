@@ -28,10 +28,9 @@ class LinearAttentionLayer : public GatedLinearMixer {
   LinearAttentionLayer(const ParameterScope& scope, const LinearAttentionConfig& config);
 
  protected:
-  struct Heads {
-    Var q, k, v;  // [T, H, d_x], [T, H, d_x], [T, H, d_v]
-  };
-  // From the projections to what the feature map sees.
+  // Log decays 0 of all heads.
+  Var no_decay(DType dtype) const { return no_decay_.in(dtype); }
+  // From the projections, q and k of d_x channels, to what the feature map sees.
   virtual Heads prepared(Tape&, const Heads& projected, const DocumentsPtr&) { return projected; }
   // sums [T, H, d_v+1] (numerators, denominators) -> o [T, H, d_v]; `values` [T, H, d_v+1] are v and the ones.
   virtual Var normalised(Tape& tape, const Var& sums, const Var& values, const DocumentsPtr& documents,
@@ -42,7 +41,8 @@ class LinearAttentionLayer : public GatedLinearMixer {
 
   LinearAttentionConfig config_;
   ConstantVector no_decay_;
-  Parameter *wq_, *wk_, *wv_, *wo_;
+  HeadProjections projections_;
+  Parameter* wo_;
 };
 
 }  // namespace weft

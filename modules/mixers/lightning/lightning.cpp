@@ -15,7 +15,7 @@ namespace {
 using Norm = GatedLinearLayerConfig::Norm;
 using Gate = GatedLinearLayerConfig::Gate;
 
-// What a layer does besides what the family's config says.
+// The family's config, and what this mixer adds to it.
 struct LightningConfig {
   GatedLinearLayerConfig layer;
   std::vector<double> log_decays;

@@ -10,9 +10,7 @@ namespace {
 
 class Mala final : public LinearAttentionLayer {
  public:
-  Mala(const ParameterScope& scope, const LinearAttentionConfig& config)
-      : LinearAttentionLayer(scope, config),
-        no_decay_(std::vector<double>(static_cast<std::size_t>(config.heads), 0.0)) {}
+  using LinearAttentionLayer::LinearAttentionLayer;
 
  private:
   // The sum of all values so far, and their number, are a recurrence of their own: queries and keys of one channel, 1.
@@ -21,12 +19,10 @@ class Mala final : public LinearAttentionLayer {
     const Tensor one = tape.empty({values.dim(0), values.dim(1), 1}, values.dtype());
     dispatch_real(one.dtype(), "mala", [&]<class T>() { std::ranges::fill(one.span<T>(), T(1)); });
     const Var ones = Tape::constant(one);
-    const Var totals = recurrence(tape, {.q = ones, .k = ones, .v = values, .decay = no_decay_.in(values.dtype())},
+    const Var totals = recurrence(tape, {.q = ones, .k = ones, .v = values, .decay = no_decay(values.dtype())},
                                   documents, state != nullptr ? state->parts[1] : Tensor{});
     return magnitude_aware(tape, sums, totals);
   }
-
-  ConstantVector no_decay_;
 };
 
 std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,

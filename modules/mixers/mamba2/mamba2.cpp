@@ -33,8 +33,8 @@ GatedLinearSizes sizes(const Mamba2Config& c) {
           .d_v = c.d_v,
           .decay = DecayKind::scalar,
           .weights = 2 * d * c.keys() + 3 * d * c.values() + d * H + c.taps * (2 * c.keys() + c.values()),
-          // x; what the convolutions see; C, B of every head; x after its convolution, scaled, its output with the
-          // skip, gate, gated, normed; for each head step size twice, its logit and the decay; inverse norms.
+          // x; what the convolutions see; C and B; u, Delta u, o with the skip, its gate, gated, normed; for each head
+          // Delta, Delta before the softplus, its logit and the decay; inverse norms.
           .saved = d + 4 * c.keys() + 7 * c.values() + 4 * H + c.groups,
           .carried = {{c.keys(), c.taps - 1}, {c.keys(), c.taps - 1}, {c.values(), c.taps - 1}}};
 }
@@ -59,8 +59,7 @@ class Mamba2 final : public GatedLinearMixer {
     a_log_ = &scope.declare("a_log", {H}, ParameterKind::vector, Init::log_uniform(1.0, 16.0));
     skip_ = &scope.declare("skip", {H}, ParameterKind::vector, Init::constant(1.0));
     norm_w_ = &scope.declare("norm_w", {config.values()}, ParameterKind::vector, Init::constant(1.0));
-    wo_ = &scope.declare("wo", {d, config.values()}, ParameterKind::matrix,
-                         Init::normal(0.02 / std::sqrt(2.0 * static_cast<double>(config.site.layers))));
+    wo_ = &declare_output(scope, config.site, config.values());
   }
 
  private:
