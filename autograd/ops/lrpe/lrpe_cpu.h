@@ -45,26 +45,33 @@ class TurningAngles {
       : theta_(static_cast<const T*>(p.theta)),
         C_(scratch.C),
         step_(scratch.step),
-        cos(scratch.turned + block * 2 * scratch.C),
-        sin(cos + scratch.C) {}
+        cos_(scratch.turned + block * 2 * scratch.C),
+        sin_(cos_ + scratch.C) {}
 
   void move_to(std::int64_t position) {
     if (position / kStride != position_ / kStride || position < position_) {
       position_ = position / kStride * kStride;
       for (std::int64_t c = 0; c < C_; ++c) {
         const double angle = static_cast<double>(position_) * static_cast<double>(theta_[c]);
-        cos[c] = std::cos(angle);
-        sin[c] = std::sin(angle);
+        cos_[c] = std::cos(angle);
+        sin_[c] = std::sin(angle);
       }
     }
     for (; position_ < position; ++position_) {
 #pragma omp simd
       for (std::int64_t c = 0; c < C_; ++c) {
-        const double before = cos[c];
-        cos[c] = before * step_[c] - sin[c] * step_[C_ + c];
-        sin[c] = before * step_[C_ + c] + sin[c] * step_[c];
+        const double before = cos_[c];
+        cos_[c] = before * step_[c] - sin_[c] * step_[C_ + c];
+        sin_[c] = before * step_[C_ + c] + sin_[c] * step_[c];
       }
     }
+  }
+
+  const double* cos() const {
+    return cos_;
+  }  // [C]
+  const double* sin() const {
+    return sin_;
   }
 
  private:
@@ -73,10 +80,8 @@ class TurningAngles {
   const T* theta_;
   std::int64_t C_;
   const double* step_;
+  double *cos_, *sin_;
   std::int64_t position_ = -kStride;
-
- public:
-  double *cos, *sin;  // [C]
 };
 
 template <class T>
@@ -89,8 +94,8 @@ void lrpe_forward_cpu(const LrpeForward& a, void* workspace) {
       for (std::int64_t h = 0; h < a.H; ++h) {
         const T* x = static_cast<const T*>(a.x) + (t * a.H + h) * a.D;
         T* y = static_cast<T*>(a.y) + (t * a.H + h) * 2 * a.D;
-        const double* cos = angles.cos + h * a.D;
-        const double* sin = angles.sin + h * a.D;
+        const double* cos = angles.cos() + h * a.D;
+        const double* sin = angles.sin() + h * a.D;
 #pragma omp simd
         for (std::int64_t c = 0; c < a.D; ++c) {
           y[c] = x[c] * static_cast<T>(cos[c]);
@@ -115,8 +120,8 @@ void lrpe_backward_cpu(const LrpeBackward& a, void* workspace) {
       for (std::int64_t h = 0; h < a.H; ++h) {
         const T* x = static_cast<const T*>(a.x) + (t * a.H + h) * a.D;
         const T* dy = static_cast<const T*>(a.dy) + (t * a.H + h) * 2 * a.D;
-        const double* cos = angles.cos + h * a.D;
-        const double* sin = angles.sin + h * a.D;
+        const double* cos = angles.cos() + h * a.D;
+        const double* sin = angles.sin() + h * a.D;
         if (a.dx != nullptr) {
           T* dx = static_cast<T*>(a.dx) + (t * a.H + h) * a.D;
           for (std::int64_t c = 0; c < a.D; ++c) {
