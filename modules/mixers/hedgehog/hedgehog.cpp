@@ -12,13 +12,12 @@ namespace {
 
 class Hedgehog final : public LinearAttentionLayer {
  public:
-  // rope_base 0: no rotation.
-  Hedgehog(const ParameterScope& scope, const LinearAttentionConfig& config, double rope_base)
+  Hedgehog(const ParameterScope& scope, const LinearAttentionConfig& config, const std::optional<RopeConfig>& rotation)
       : LinearAttentionLayer(scope, config) {
     const Shape shape{config.heads, config.d_x, config.d_x};
     map_q_ = &scope.declare("map_q", shape, ParameterKind::matrix, Init::constant(0.0));
     map_k_ = &scope.declare("map_k", shape, ParameterKind::matrix, Init::constant(0.0));
-    if (rope_base > 0.0) rotation_.emplace(RopeConfig{.rotary_dim = config.d_x, .base = rope_base});
+    if (rotation) rotation_.emplace(*rotation);
   }
 
  private:
@@ -39,13 +38,10 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
                               const std::string& where) {
   const std::int64_t heads = options.integer("heads");
   const std::int64_t d_x = options.integer("head_dim");
-  const double base = options.real("rope_base");
-  if (base > 0.0 && d_x % 2 != 0) {
-    config_error("{}: head_dim = {} is odd; the rotation turns pairs of channels (rope_base = 0 turns it off)", where,
+  const bool rotated = options.flag("rope");
+  if (rotated && d_x % 2 != 0) {
+    config_error("{}: head_dim = {} is odd; the rotation turns pairs of channels (rope = false turns it off)", where,
                  d_x);
-  }
-  if (base > 0.0 && base < 1.0) {
-    config_error("{}: rope_base = {} must be at least 1, or 0 for no rotation", where, base);
   }
   const LinearAttentionConfig config{.site = site,
                                      .heads = heads,
@@ -54,7 +50,9 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
                                      .map = FeatureMap::softmax_pair,
                                      .extra_products = 2 * heads * d_x * d_x,
                                      .extra_saved = 2 * heads * d_x};  // queries and keys before their maps
-  return std::make_unique<Hedgehog>(scope, config, base);
+  std::optional<RopeConfig> rotation;
+  if (rotated) rotation = RopeConfig{.rotary_dim = d_x, .base = options.real("rope_base")};
+  return std::make_unique<Hedgehog>(scope, config, rotation);
 }
 
 MixerType make_type() {
@@ -65,12 +63,16 @@ MixerType make_type() {
                  .limits = {},
                  .create = create};
   type.options.push_back(
-      {.key = "rope_base",
-       .default_value = 10000.0,
-       .help = "base of the frequencies that turn queries and keys before their maps; 0 = no rotation",
-       .minimum = 0.0,
-       .maximum = 1e12,
+      {.key = "rope",
+       .default_value = true,
+       .help = "rotary positions of queries and keys before their maps; false = no position encoding",
        .choices = {}});
+  type.options.push_back({.key = "rope_base",
+                          .default_value = 10000.0,
+                          .help = "base of the rotary frequencies",
+                          .minimum = 1.0,
+                          .maximum = 1e12,
+                          .choices = {}});
   return type;
 }
 

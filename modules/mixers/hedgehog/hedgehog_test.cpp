@@ -49,7 +49,7 @@ Tensor mapped(LayerUnderTest& layer, const Tensor& x, const std::string& map, do
 
 TEST(Hedgehog, IsTheLayerOfItsReadme) {
   for (const double base : {0.0, 50.0}) {
-    LayerUnderTest layer(hedgehog_mixer(), {{"value_dim", std::int64_t{5}}, {"rope_base", base}});
+    LayerUnderTest layer(hedgehog_mixer(), {{"value_dim", std::int64_t{5}}, {"rope", base > 0.0}, {"rope_base", base}});
     const Tensor q = mapped(layer, layer.product(layer.x, "wq"), "map_q", base);
     const Tensor k = mapped(layer, layer.product(layer.x, "wk"), "map_k", base);
     const Tensor o = weighted_values(layer, q, k, layer.product(layer.x, "wv"), softmaxes, shares);
@@ -73,14 +73,12 @@ TEST(Hedgehog, StartsFromTheIdentity) {
 
 TEST(Hedgehog, PlansTheMemoryItKeeps) {
   LayerUnderTest(hedgehog_mixer(), {{"value_dim", std::int64_t{6}}}).expect_saved_bytes();
-  LayerUnderTest(hedgehog_mixer(), {{"rope_base", 0.0}}).expect_saved_bytes();
+  LayerUnderTest(hedgehog_mixer(), {{"rope", false}}).expect_saved_bytes();
 }
 
-TEST(Hedgehog, RefusesRotationsThatItCannotMake) {
+TEST(Hedgehog, RefusesToTurnAnOddWidth) {
   EXPECT_EQ(creation_error(hedgehog_mixer(), {{"head_dim", std::int64_t{7}}}),
-            "[mixer.test]: head_dim = 7 is odd; the rotation turns pairs of channels (rope_base = 0 turns it off)");
-  EXPECT_EQ(creation_error(hedgehog_mixer(), {{"rope_base", 0.5}}),
-            "[mixer.test]: rope_base = 0.5 must be at least 1, or 0 for no rotation");
+            "[mixer.test]: head_dim = 7 is odd; the rotation turns pairs of channels (rope = false turns it off)");
 }
 
 }  // namespace
