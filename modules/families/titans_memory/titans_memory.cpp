@@ -15,22 +15,28 @@ constexpr Dispatch<TitansForward> kForward{
         Walk<T>(args, false, launch.workspace).forward(static_cast<T*>(args.o), static_cast<T*>(args.final_state));
       });
     }};
+template <class T>
+void backward_cpu(const TitansBackward& a, void* workspace) {
+  Walk<T> walk(a, true, workspace);
+  walk.backward(a, static_cast<const T*>(a.dfinal_state), static_cast<T*>(a.dstate), a.write_dstate);
+  const std::int64_t first = a.d_k * a.m;
+  walk.sum_lines(0, first, a.dw1, a.write_dw1);
+  walk.sum_lines(first, titans_memory_size(a.d_k, a.m, a.d_v) - first, a.dw2, a.write_dw2);
+}
 constexpr Dispatch<TitansBackward> kBackward{
     "titans_memory backward", [](const TitansBackward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "titans_memory", [&]<class T>() {
-        Walk<T> walk(args, true, launch.workspace);
-        walk.backward(args, static_cast<const T*>(args.dfinal_state), static_cast<T*>(args.dstate), args.write_dstate);
-        walk.sum_lines(0, args.d_k * args.d_v, args.dweights, args.write_dweights);
-      });
+      dispatch_real(args.dtype, "titans_memory", [&]<class T>() { backward_cpu<T>(args, launch.workspace); });
     }};
 constexpr Dispatch<TitansReadForward> kReadForward{
-    "titans_read forward", [](const TitansReadForward& args, const Launch&) {
-      dispatch_real(args.dtype, "titans_read", [&]<class T>() { titans_read_forward_cpu<T>(args); });
+    "titans_read forward", [](const TitansReadForward& args, const Launch& launch) {
+      dispatch_real(args.dtype, "titans_read", [&]<class T>() {
+        TitansReadCpu<T>(args, false, launch.workspace).forward(static_cast<T*>(args.o));
+      });
     }};
 constexpr Dispatch<TitansReadBackward> kReadBackward{
     "titans_read backward", [](const TitansReadBackward& args, const Launch& launch) {
       dispatch_real(args.dtype, "titans_read",
-                    [&]<class T>() { titans_read_backward_cpu<T>(args, static_cast<T*>(launch.workspace)); });
+                    [&]<class T>() { TitansReadCpu<T>(args, true, launch.workspace).backward(args); });
     }};
 
 void* raw_or_null(const Tensor& t) {
@@ -39,7 +45,7 @@ void* raw_or_null(const Tensor& t) {
 
 // What backward reads: the inputs alone.
 struct TitansSaved {
-  Tensor q, k, v, keep, momentum, rate, weights, state;
+  Tensor q, k, v, keep, momentum, rate, w1, w2, state;
   std::int64_t chunk;
   DocumentsPtr documents;
   std::vector<std::int32_t> phase;
@@ -52,6 +58,7 @@ struct TitansSaved {
             .H = q.dim(1),
             .d_k = q.dim(2),
             .d_v = v.dim(2),
+            .m = w1.defined() ? w1.dim(2) : 0,
             .C = chunk,
             .q = q.raw(),
             .k = k.raw(),
@@ -59,7 +66,8 @@ struct TitansSaved {
             .keep = keep.raw(),
             .momentum = momentum.raw(),
             .rate = rate.raw(),
-            .weights = raw_or_null(weights),
+            .w1 = raw_or_null(w1),
+            .w2 = w2.raw(),
             .state = raw_or_null(state),
             .cu_seqlens = documents->cu_seqlens().data(),
             .phase = phase.empty() ? nullptr : phase.data()};
@@ -84,42 +92,48 @@ struct TitansSaved {
                               next(args.dkeep, args.write_dkeep),
                               next(args.dmomentum, args.write_dmomentum),
                               next(args.drate, args.write_drate),
-                              next(args.dweights, args.write_dweights),
+                              next(args.dw1, args.write_dw1),
+                              next(args.dw2, args.write_dw2),
                               next(args.dstate, args.write_dstate)};
     kBackward(args, pass.launch(titans_backward_workspace(args)));
   }
 };
 
-// Where the matrices of a memory to read from lie: [H, d_k, d_v], [N, H, d_k, d_v] or [N, H, 3, d_k, d_v].
-std::int64_t head_stride(const Tensor& memory) {
-  return memory.dim(-2) * memory.dim(-1) * (memory.rank() == 5 ? memory.dim(2) : 1);
-}
-std::int64_t document_stride(const Tensor& memory) {
-  return memory.rank() == 3 ? 0 : memory.dim(1) * head_stride(memory);
-}
-
 struct TitansReadSaved {
-  Tensor q, memory;
+  Tensor q, w1, w2, state;
   DocumentsPtr documents;
 
+  TitansReadProblem problem() const {
+    const std::int64_t H = q.dim(1), d_k = q.dim(2), m = w1.defined() ? w1.dim(2) : 0, d_v = w2.dim(2);
+    const std::int64_t parts = state.defined() && state.rank() == 4 ? 3 : 1;
+    const std::int64_t head_stride = parts * titans_memory_size(d_k, m, d_v);
+    return {.dtype = q.dtype(),
+            .N = documents->count(),
+            .H = H,
+            .d_k = d_k,
+            .d_v = d_v,
+            .m = m,
+            .q = q.raw(),
+            .w1 = raw_or_null(w1),
+            .w2 = w2.raw(),
+            .state = raw_or_null(state),
+            .document_stride = H * head_stride,
+            .head_stride = head_stride,
+            .cu_seqlens = documents->cu_seqlens().data()};
+  }
+
   void backward(Backward& pass) const {
-    const GradTarget dq = pass.target(0), dmemory = pass.target(1);
-    const TitansReadBackward args{.dtype = q.dtype(),
-                                  .N = documents->count(),
-                                  .H = q.dim(1),
-                                  .d_k = q.dim(2),
-                                  .d_v = memory.shape().back(),
-                                  .document_stride = document_stride(memory),
-                                  .head_stride = head_stride(memory),
-                                  .q = q.raw(),
-                                  .memory = memory.raw(),
-                                  .cu_seqlens = documents->cu_seqlens().data(),
-                                  .d_o = pass.grad(0).raw(),
-                                  .dq = dq.raw(),
-                                  .write_dq = dq.write,
-                                  .dmemory = dmemory.raw(),
-                                  .memory_elements = memory.numel(),
-                                  .write_dmemory = dmemory.write};
+    const GradTarget dq = pass.target(0), dw1 = pass.target(1), dw2 = pass.target(2), dstate = pass.target(3);
+    TitansReadBackward args{problem()};
+    args.d_o = pass.grad(0).raw();
+    args.dq = dq.raw();
+    args.write_dq = dq.write;
+    args.dw1 = dw1.raw();
+    args.write_dw1 = dw1.write;
+    args.dw2 = dw2.raw();
+    args.write_dw2 = dw2.write;
+    args.dstate = dstate.raw();
+    args.write_dstate = dstate.write;
     kReadBackward(args, pass.launch(titans_read_backward_workspace(args)));
   }
 };
@@ -130,15 +144,29 @@ void check_shape(const char* op, const char* name, const Var& x, const Shape& ex
              name_of(dtype));
 }
 
-void check_inputs(const TitansInputs& in, const Var& weights, std::int64_t chunk, const Documents& documents,
+// Hidden width of the memory that the weights describe.
+std::int64_t check_weights(const char* op, const TitansWeights& w, const Var& q) {
+  WEFT_CHECK(w.w2.value.defined() && w.w2.shape().rank() == 3 && w.w2.dim(2) > 0,
+             "{}: w2 {}, expected three dimensions", op, w.w2.value.defined() ? w.w2.shape().str() : "absent");
+  const std::int64_t H = q.dim(1), d_k = q.dim(2);
+  std::int64_t m = 0;
+  if (w.w1.value.defined()) {
+    WEFT_CHECK(w.w1.shape().rank() == 3 && w.w1.dim(2) > 0, "{}: w1 {}, expected [H,d_k,m]", op, w.w1.shape().str());
+    m = w.w1.dim(2);
+    check_shape(op, "w1", w.w1, {H, d_k, m}, q.dtype());
+  }
+  check_shape(op, "w2", w.w2, {H, m > 0 ? m : d_k, w.w2.dim(2)}, q.dtype());
+  return m;
+}
+
+void check_inputs(const TitansInputs& in, const TitansWeights& weights, std::int64_t chunk, const Documents& documents,
                   const TitansStart* start) {
   WEFT_CHECK(in.q.shape().rank() == 3 && in.v.shape().rank() == 3 && in.q.dim(1) > 0 && in.q.dim(2) > 0 &&
                  in.v.dim(2) > 0 && chunk > 0,
              "titans_memory: q {}, v {}, chunks of {}", in.q.shape().str(), in.v.shape().str(), chunk);
   const std::int64_t T = in.q.dim(0), H = in.q.dim(1), d_k = in.q.dim(2), d_v = in.v.dim(2);
-  const DType dtype = in.q.dtype();
   const auto check = [&](const char* name, const Var& x, const Shape& expected) {
-    check_shape("titans_memory", name, x, expected, dtype);
+    check_shape("titans_memory", name, x, expected, in.q.dtype());
   };
   WEFT_CHECK(documents.tokens() == T, "titans_memory: {} tokens in q, {} in the documents", T, documents.tokens());
   check("k", in.k, {T, H, d_k});
@@ -146,8 +174,10 @@ void check_inputs(const TitansInputs& in, const Var& weights, std::int64_t chunk
   check("keep", in.keep, {T, H});
   check("momentum", in.momentum, {T, H});
   check("rate", in.rate, {T, H});
-  if (start == nullptr) return check("weights", weights, {H, d_k, d_v});
-  check("state", start->state, {documents.count(), H, 3, d_k, d_v});
+  const std::int64_t m = check_weights("titans_memory", weights, in.q);
+  WEFT_CHECK(weights.w2.dim(2) == d_v, "titans_memory: w2 {} for values of width {}", weights.w2.shape().str(), d_v);
+  if (start == nullptr) return;
+  check("state", start->state, {documents.count(), H, 3, titans_memory_size(d_k, m, d_v)});
   WEFT_CHECK(static_cast<std::int64_t>(start->phase.size()) == documents.count(),
              "titans_memory: {} phases for {} documents", start->phase.size(), documents.count());
   for (const std::int32_t phase : start->phase) {
@@ -165,11 +195,17 @@ std::size_t titans_backward_workspace(const TitansBackward& args) {
   return dispatch_real(args.dtype, "titans_memory", [&]<class T>() { return Walk<T>(args, true, nullptr).bytes(); });
 }
 
-std::size_t titans_read_backward_workspace(const TitansReadBackward& args) {
-  return static_cast<std::size_t>(args.H * args.d_k * args.d_v) * size_of(args.dtype);
+std::size_t titans_read_forward_workspace(const TitansReadForward& args) {
+  return dispatch_real(args.dtype, "titans_read",
+                       [&]<class T>() { return TitansReadCpu<T>(args, false, nullptr).bytes(); });
 }
 
-TitansOutput titans_memory(Tape& tape, const TitansInputs& in, const Var& weights, std::int64_t chunk,
+std::size_t titans_read_backward_workspace(const TitansReadBackward& args) {
+  return dispatch_real(args.dtype, "titans_read",
+                       [&]<class T>() { return TitansReadCpu<T>(args, true, nullptr).bytes(); });
+}
+
+TitansOutput titans_memory(Tape& tape, const TitansInputs& in, const TitansWeights& weights, std::int64_t chunk,
                            const DocumentsPtr& documents, FinalState final_state, const TitansStart* start) {
   check_inputs(in, weights, chunk, *documents, start);
   const Var state = start == nullptr ? Var{} : start->state;
@@ -179,7 +215,8 @@ TitansOutput titans_memory(Tape& tape, const TitansInputs& in, const Var& weight
                           .keep = in.keep.value,
                           .momentum = in.momentum.value,
                           .rate = in.rate.value,
-                          .weights = weights.value,
+                          .w1 = weights.w1.value,
+                          .w2 = weights.w2.value,
                           .state = state.value,
                           .chunk = chunk,
                           .documents = documents,
@@ -188,38 +225,36 @@ TitansOutput titans_memory(Tape& tape, const TitansInputs& in, const Var& weight
   TitansForward args{saved.problem()};
   const Tensor o = tape.empty(in.v.shape(), in.v.dtype());
   Tensor last;
-  if (final_state == FinalState::keep) last = tape.empty({args.N, args.H, 3, args.d_k, args.d_v}, args.dtype);
+  if (final_state == FinalState::keep) {
+    last = tape.empty({args.N, args.H, 3, titans_memory_size(args.d_k, args.m, args.d_v)}, args.dtype);
+  }
   args.o = o.raw();
   args.final_state = raw_or_null(last);
   kForward(args, tape.launch(titans_forward_workspace(args)));
-  const std::initializer_list<Var> inputs{in.q, in.k, in.v, in.keep, in.momentum, in.rate, weights, state};
+  const std::initializer_list<Var> inputs{in.q,    in.k,       in.v,       in.keep, in.momentum,
+                                          in.rate, weights.w1, weights.w2, state};
   const auto save = [&] { return saved; };
   if (final_state == FinalState::skip) return {tape.record("titans_memory", inputs, o, save), {}};
   const auto outputs = tape.record("titans_memory", inputs, std::array{o, last}, save);
   return {outputs[0], outputs[1]};
 }
 
-Var titans_read(Tape& tape, const Var& q, const Var& memory, const DocumentsPtr& documents) {
+Var titans_read(Tape& tape, const Var& q, const TitansWeights& weights, const Var& state,
+                const DocumentsPtr& documents) {
   WEFT_CHECK(q.shape().rank() == 3 && q.dim(0) == documents->tokens(), "titans_read: q {} for documents of {} tokens",
              q.shape().str(), documents->tokens());
-  const std::int64_t H = q.dim(1), d_k = q.dim(2), d_v = memory.shape().back();
-  const Shape shared{H, d_k, d_v}, own{documents->count(), H, d_k, d_v}, states{documents->count(), H, 3, d_k, d_v};
-  const int rank = memory.shape().rank();
-  check_shape("titans_read", "memory", memory, rank == 5 ? states : rank == 4 ? own : shared, q.dtype());
-  const Tensor o = tape.empty({q.dim(0), H, d_v}, q.dtype());
-  kReadForward({.dtype = q.dtype(),
-                .N = documents->count(),
-                .H = H,
-                .d_k = d_k,
-                .d_v = d_v,
-                .document_stride = document_stride(memory.value),
-                .head_stride = head_stride(memory.value),
-                .q = q.value.raw(),
-                .memory = memory.value.raw(),
-                .cu_seqlens = documents->cu_seqlens().data(),
-                .o = o.raw()},
-               tape.launch());
-  return tape.record("titans_read", {q, memory}, o, [&] { return TitansReadSaved{q.value, memory.value, documents}; });
+  const std::int64_t N = documents->count(), H = q.dim(1), m = check_weights("titans_read", weights, q);
+  const std::int64_t P = titans_memory_size(q.dim(2), m, weights.w2.dim(2));
+  if (state.value.defined()) {
+    const bool parts = state.shape().rank() == 4;
+    check_shape("titans_read", "state", state, parts ? Shape{N, H, 3, P} : Shape{N, H, P}, q.dtype());
+  }
+  const TitansReadSaved saved{q.value, weights.w1.value, weights.w2.value, state.value, documents};
+  const Tensor o = tape.empty({q.dim(0), H, weights.w2.dim(2)}, q.dtype());
+  TitansReadForward args{saved.problem()};
+  args.o = o.raw();
+  kReadForward(args, tape.launch(titans_read_forward_workspace(args)));
+  return tape.record("titans_read", {q, weights.w1, weights.w2, state}, o, [&] { return saved; });
 }
 
 }  // namespace weft

@@ -13,7 +13,7 @@ Tensor slice(const Tensor& t, std::int64_t begin, std::int64_t end) {
   return t.defined() ? cast(t.rows(begin, end), t.dtype()) : t;
 }
 
-// Tokens [begin, end) and documents [first, last) of the inputs or gradients; the weights stay.
+// Tokens [begin, end) and documents [first, last) of the inputs or gradients; weights stay.
 TitansTensors slice(const TitansTensors& x, std::int64_t begin, std::int64_t end, std::int64_t first,
                     std::int64_t last) {
   TitansTensors y = x;
@@ -27,16 +27,13 @@ TitansData slice(const TitansData& data, std::int64_t begin, std::int64_t end, s
 // What belongs to tokens and documents, without the sum over all of them.
 TitansResult slice(const TitansResult& r, std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t last) {
   TitansTensors d = slice(r.d, begin, end, first, last);
-  d.weights = {};
+  d.w1 = d.w2 = {};
   return {slice(r.o, begin, end), slice(r.final_state, first, last), d};
 }
 TitansResult own(const TitansCase& c, const TitansResult& r) {
   return slice(r, 0, c.tokens(), 0, c.documents());
 }
 
-TitansCase with(std::vector<std::int32_t> lengths) {
-  return {.lengths = std::move(lengths), .d_k = 12, .d_v = 20};
-}
 TitansData inputs(const TitansCase& c, std::uint64_t seed = 1) {
   return rounded(make_data(c, seed), DType::f32);
 }
@@ -48,7 +45,14 @@ void disturb(const TitansCase& c, const TitansData& data, std::int64_t begin, st
   data.d_o.rows(begin, end).copy_from(other.d_o.rows(begin, end));
 }
 
-TEST(TitansInvariance, TheFutureChangesNothing) {
+class TitansInvariance : public ::testing::TestWithParam<std::int64_t> {
+ protected:
+  TitansCase with(std::vector<std::int32_t> lengths) const {
+    return {.lengths = std::move(lengths), .m = GetParam(), .d_k = 12, .d_v = 20};
+  }
+};
+
+TEST_P(TitansInvariance, TheFutureChangesNothing) {
   for (const std::int64_t t : {1, 15, 16, 40, 47}) {
     TitansCase c = with({50});
     c.final_gradient = false;
@@ -67,7 +71,7 @@ TEST(TitansInvariance, TheFutureChangesNothing) {
   }
 }
 
-TEST(TitansInvariance, DocumentsNeitherSeeEachOtherNorMindBeingPacked) {
+TEST_P(TitansInvariance, DocumentsNeitherSeeEachOtherNorMindBeingPacked) {
   const TitansCase c = with({20, 0, 33, 1, 64, 17});
   const TitansData data = inputs(c), changed = inputs(c);
   const TitansResult packed = evaluate(c, data);
@@ -86,7 +90,7 @@ TEST(TitansInvariance, DocumentsNeitherSeeEachOtherNorMindBeingPacked) {
   }
 }
 
-TEST(TitansInvariance, SplittingASequenceCarriesTheStateAndItsGradient) {
+TEST_P(TitansInvariance, SplittingASequenceCarriesTheStateAndItsGradient) {
   for (const std::int32_t split : {0, 16, 48, 23, 37, 71}) {
     TitansCase c = with({71});
     c.phase = {0};
@@ -115,7 +119,7 @@ TEST(TitansInvariance, SplittingASequenceCarriesTheStateAndItsGradient) {
   }
 }
 
-TEST(TitansInvariance, ThreadsGiveTheSameBits) {
+TEST_P(TitansInvariance, ThreadsGiveTheSameBits) {
   const int threads = omp_get_max_threads();
   for (const TitansCase& c : {with({300}), with({5, 100, 0, 64, 7, 20})}) {
     const TitansData data = inputs(c);
@@ -129,6 +133,8 @@ TEST(TitansInvariance, ThreadsGiveTheSameBits) {
   }
 }
 
+INSTANTIATE_TEST_SUITE_P(Hidden, TitansInvariance, ::testing::Values(0, 14), ::testing::PrintToStringParamName());
+
 // Backward keeps about twice the root of the number of chunks of states, and the inputs.
 TEST(TitansMemorySize, GrowsWithTheRootOfTheChunks) {
   const auto peak = [](std::int32_t tokens) {
@@ -139,7 +145,7 @@ TEST(TitansMemorySize, GrowsWithTheRootOfTheChunks) {
     const TitansInputs in{tape.leaf(data.x.q),    tape.leaf(data.x.k),        tape.leaf(data.x.v),
                           tape.leaf(data.x.keep), tape.leaf(data.x.momentum), tape.leaf(data.x.rate)};
     const TitansOutput out =
-        titans_memory(tape, in, tape.leaf(data.x.weights), c.C, Documents::single(tokens), FinalState::skip);
+        titans_memory(tape, in, {{}, tape.leaf(data.x.w2)}, c.C, Documents::single(tokens), FinalState::skip);
     tape.backward(out.o, data.d_o);
     return static_cast<double>(memory->stats().peak_bytes);
   };

@@ -12,6 +12,7 @@ namespace weft::testing {
 
 struct TitansCase {
   std::vector<std::int32_t> lengths;
+  std::int64_t m = 0;
   std::int64_t H = 2, d_k = 5, d_v = 3, C = 16;
   std::vector<std::int32_t> phase = {};  // of the initial states; none: the documents start from the weights
   bool final_gradient = true;
@@ -20,21 +21,22 @@ struct TitansCase {
   std::int64_t tokens() const { return std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0}); }
   std::int64_t documents() const { return static_cast<std::int64_t>(lengths.size()); }
   bool continues() const { return !phase.empty(); }
-  Shape state_shape() const { return {documents(), H, 3, d_k, d_v}; }
+  std::int64_t P() const { return titans_memory_size(d_k, m, d_v); }
+  Shape state_shape() const { return {documents(), H, 3, P()}; }
   std::string str() const {
-    return fmt::format("T {} N {} H {} d_k {} d_v {} C {} state {} dST {}", tokens(), documents(), H, d_k, d_v, C,
-                       continues(), final_gradient);
+    return fmt::format("T {} N {} H {} d_k {} d_v {} m {} C {} state {} dST {}", tokens(), documents(), H, d_k, d_v, m,
+                       C, continues(), final_gradient);
   }
 };
 
-// Tensors by role, in the order of the operation's inputs; weights or state is undefined.
+// Tensors by role, in the order of the operation's inputs; undefined where the case has none.
 struct TitansTensors {
-  Tensor q, k, v, keep, momentum, rate, weights, state;
+  Tensor q, k, v, keep, momentum, rate, w1, w2, state;
 };
-inline constexpr const char* kTitansNames[] = {"q", "k", "v", "keep", "momentum", "rate", "weights", "state"};
+inline constexpr const char* kTitansNames[] = {"q", "k", "v", "keep", "momentum", "rate", "w1", "w2", "state"};
 inline constexpr Tensor TitansTensors::*kTitansMembers[] = {
-    &TitansTensors::q,        &TitansTensors::k,    &TitansTensors::v,       &TitansTensors::keep,
-    &TitansTensors::momentum, &TitansTensors::rate, &TitansTensors::weights, &TitansTensors::state};
+    &TitansTensors::q,    &TitansTensors::k,  &TitansTensors::v,  &TitansTensors::keep, &TitansTensors::momentum,
+    &TitansTensors::rate, &TitansTensors::w1, &TitansTensors::w2, &TitansTensors::state};
 inline constexpr std::size_t kTitansTokenMembers = 6;  // the first ones belong to tokens
 
 struct TitansData {
@@ -52,8 +54,9 @@ inline TitansData make_data(const TitansCase& c, std::uint64_t seed = 1) {
             .keep = uniform({T, c.H}, seed + 3, 0.8, 1.0),
             .momentum = uniform({T, c.H}, seed + 4, 0.1, 0.9),
             .rate = uniform({T, c.H}, seed + 5, 0.0, c.rate),
-            .weights = c.continues() ? Tensor{} : normal({c.H, c.d_k, c.d_v}, seed + 6),
-            .state = c.continues() ? normal(c.state_shape(), seed + 7) : Tensor{}};
+            .w1 = c.m > 0 ? normal({c.H, c.d_k, c.m}, seed + 10) : Tensor{},
+            .w2 = normal({c.H, c.m > 0 ? c.m : c.d_k, c.d_v}, seed + 6, c.m > 0 ? 0.5 : 1.0),
+            .state = c.continues() ? normal(c.state_shape(), seed + 7, c.m > 0 ? 0.5 : 1.0) : Tensor{}};
   data.d_o = normal({T, c.H, c.d_v}, seed + 8);
   if (c.final_gradient) data.dfinal = normal(c.state_shape(), seed + 9);
   return data;
@@ -75,8 +78,8 @@ struct TitansResult {
 
 inline TitansOutput titans_memory(Tape& tape, const TitansCase& c, std::span<const Var> x,
                                   const DocumentsPtr& documents) {
-  const TitansStart start{x[7], c.phase};
-  return titans_memory(tape, {x[0], x[1], x[2], x[3], x[4], x[5]}, x[6], c.C, documents, FinalState::keep,
+  const TitansStart start{x[8], c.phase};
+  return titans_memory(tape, {x[0], x[1], x[2], x[3], x[4], x[5]}, {x[6], x[7]}, c.C, documents, FinalState::keep,
                        c.continues() ? &start : nullptr);
 }
 
@@ -110,6 +113,7 @@ inline TitansResult evaluate_reference(const TitansCase& c, const TitansData& da
                     .H = c.H,
                     .d_k = c.d_k,
                     .d_v = c.d_v,
+                    .m = c.m,
                     .C = c.C,
                     .q = x.q.raw(),
                     .k = x.k.raw(),
@@ -117,7 +121,8 @@ inline TitansResult evaluate_reference(const TitansCase& c, const TitansData& da
                     .keep = x.keep.raw(),
                     .momentum = x.momentum.raw(),
                     .rate = x.rate.raw(),
-                    .weights = raw(x.weights),
+                    .w1 = raw(x.w1),
+                    .w2 = raw(x.w2),
                     .state = raw(x.state),
                     .cu_seqlens = documents->cu_seqlens().data(),
                     .phase = c.phase.empty() ? nullptr : c.phase.data()}};
@@ -133,7 +138,8 @@ inline TitansResult evaluate_reference(const TitansCase& c, const TitansData& da
   a.dkeep = r.d.keep.raw();
   a.dmomentum = r.d.momentum.raw();
   a.drate = r.d.rate.raw();
-  a.dweights = raw(r.d.weights);
+  a.dw1 = raw(r.d.w1);
+  a.dw2 = raw(r.d.w2);
   a.dstate = raw(r.d.state);
   for (std::int64_t n = 0; n < c.documents(); ++n) {
     for (std::int64_t h = 0; h < c.H; ++h) {

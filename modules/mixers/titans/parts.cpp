@@ -36,7 +36,15 @@ Memory::Memory(const ParameterScope& scope, const Config& config, std::int64_t w
   b_mu_ = bias("b_mu", 0.0);
   w_rate_ = matrix("w_rate", H);
   b_rate_ = bias("b_rate", 0.0);
-  memory_w_ = &scope.declare("memory_w", {H, D, D}, ParameterKind::fast_weight, Init::normal(0.02));
+  const auto memory = [&](const char* name, const Shape& shape, double deviation) {
+    return &scope.declare(name, shape, ParameterKind::fast_weight, Init::normal(deviation));
+  };
+  if (c_.hidden == 0) {
+    w2_ = memory("memory_w", {H, D, D}, 0.02);
+  } else {  // wide enough that the inner gradients pass
+    w1_ = memory("memory_w1", {H, D, c_.hidden}, 1.0 / std::sqrt(static_cast<double>(D)));
+    w2_ = memory("memory_w2", {H, c_.hidden, D}, 1.0 / std::sqrt(static_cast<double>(c_.hidden)));
+  }
 }
 
 Var Memory::keys(Tape& tape, const Var& x, Parameter& w) const {
@@ -58,13 +66,17 @@ TitansInputs Memory::features(Tape& tape, const Var& x) const {
   return in;
 }
 
+TitansWeights Memory::weights(Tape& tape) const {
+  return {w1_ == nullptr ? Var{} : tape.parameter(*w1_), tape.parameter(*w2_)};
+}
+
 Var Memory::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MemoryState* state) const {
   const TitansInputs in = features(tape, x);
   if (state == nullptr) {
     return titans_memory(tape, in, weights(tape), c_.chunk, documents, FinalState::skip).o;
   }
   const TitansStart start{Tape::constant(state->states), state->phase};
-  const TitansOutput out = titans_memory(tape, in, {}, c_.chunk, documents, FinalState::keep, &start);
+  const TitansOutput out = titans_memory(tape, in, weights(tape), c_.chunk, documents, FinalState::keep, &start);
   state->states.copy_from(out.final_state.value);
   for (std::int64_t n = 0; n < documents->count(); ++n) {
     std::int32_t& place = state->phase[static_cast<std::size_t>(n)];
@@ -74,30 +86,49 @@ Var Memory::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, Mem
 }
 
 MemoryState Memory::initial_state(std::int64_t sequences, DType dtype) const {
-  const std::int64_t H = c_.heads, D = c_.head_dim;
-  MemoryState state{Tensor::zeros({sequences, H, 3, D, D}, dtype),
+  const std::int64_t H = c_.heads, P = c_.memory_size();
+  MemoryState state{Tensor::zeros({sequences, H, 3, P}, dtype),
                     std::vector<std::int32_t>(static_cast<std::size_t>(sequences), 0)};
-  const Tensor matrices = state.states.reshape({sequences * H * 3, D, D});
-  for (std::int64_t i = 0; i < sequences * H; ++i) {
-    matrices.rows(3 * i, 3 * i + 1).copy_from(memory_w_->value.rows(i % H, i % H + 1));
+  const Tensor flat = state.states.reshape({sequences * H * 3 * P});
+  std::int64_t at = 0;
+  for (const Parameter* part : {w1_, w2_}) {
+    if (part == nullptr) continue;
+    const std::int64_t elements = part->value.numel() / H;
+    for (std::int64_t i = 0; i < sequences * H; ++i) {
+      const std::int64_t begin = i * 3 * P + at;
+      flat.rows(begin, begin + elements).copy_from(part->value.rows(i % H, i % H + 1));
+    }
+    at += elements;
   }
   return state;
+}
+
+Tensor Memory::read_part(const MemoryState& state) {
+  const std::int64_t N = state.states.dim(0), H = state.states.dim(1), P = state.states.dim(3);
+  const Tensor W = Tensor::empty({N, H, P}, state.states.dtype());
+  const Tensor from = state.states.reshape({N * H * 3, P}), to = W.reshape({N * H, P});
+  for (std::int64_t i = 0; i < N * H; ++i) to.rows(i, i + 1).copy_from(from.rows(3 * i, 3 * i + 1));
+  return W;
 }
 
 double Memory::products() const {
   return static_cast<double>(width_ * 3 * (c_.inner() + c_.heads));
 }
 
-// A token and head: the error, two reads, two updates, and the scores of its chunk with the errors behind them.
+// A token and head: the error, two reads, two updates, and for each layer the scores of its chunk and the errors behind
+// them; with a hidden layer also the way back through the last one.
 double Memory::forward_flops() const {
   const auto D = static_cast<double>(c_.head_dim), C = static_cast<double>(c_.chunk);
-  return static_cast<double>(c_.heads) * (10.0 * D * D + 4.0 * C * D);
+  const auto m = static_cast<double>(c_.hidden), P = static_cast<double>(c_.memory_size());
+  const double scores = m > 0.0 ? 4.0 * C * (D + m) : 4.0 * C * D;
+  return static_cast<double>(c_.heads) * (10.0 * P + 2.0 * m * D + scores);
 }
 
 // The chain of updates twice more, the chunk once, two products for each of its own.
 double Memory::backward_flops() const {
-  const auto D = static_cast<double>(c_.head_dim);
-  return static_cast<double>(c_.heads) * 12.0 * D * D + 3.0 * forward_flops();
+  const auto D = static_cast<double>(c_.head_dim), m = static_cast<double>(c_.hidden);
+  const double chain = 6.0 * static_cast<double>(c_.memory_size()) + 2.0 * m * D;
+  return static_cast<double>(c_.heads) * 2.0 * chain + 3.0 * forward_flops();
 }
 
 // q and k before silu, between silu and norm, and after it, with inverse norms; v; three gates
@@ -107,7 +138,7 @@ double Memory::saved() const {
 }
 
 double Memory::state_bytes() const {
-  return 4.0 * static_cast<double>(c_.heads * 3 * c_.head_dim * c_.head_dim + 1);
+  return 4.0 * static_cast<double>(c_.heads * 3 * c_.memory_size() + 1);
 }
 
 // --- attention -------------------------------------------------------------------------------------------------------

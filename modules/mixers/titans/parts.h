@@ -1,7 +1,8 @@
 // What the three wirings of Titans are made of: the long-term memory with its projections, and attention over a short
 // range with learned persistent tokens.
 //
-// T tokens, N sequences, d model width, H heads of width D for memory and attention alike, n_p persistent tokens.
+// T tokens, N sequences, d model width, H heads of width D for memory and attention alike, n_p persistent tokens, P
+// numbers of a head's memory.
 #pragma once
 
 #include "autograd/ops/rope/rope.h"
@@ -22,15 +23,17 @@ struct Config {
   std::int64_t window;      // of the attention; of a segment for "mac"
   std::int64_t persistent;  // n_p
   std::int64_t chunk;       // C of the memory
+  std::int64_t hidden;      // m of the memory; 0: linear
   double rate_max;
   RopeConfig rope;
 
   std::int64_t inner() const { return heads * head_dim; }
+  std::int64_t memory_size() const { return titans_memory_size(head_dim, hidden, head_dim); }  // P
 };
 
 // Memory of N sequences: states of titans_memory and how far each is in its chunk.
 struct MemoryState {
-  Tensor states;                    // [N, H, 3, D, D]
+  Tensor states;                    // [N, H, 3, P]
   std::vector<std::int32_t> phase;  // [N]
 
   MemoryState clone() const;
@@ -47,11 +50,12 @@ class Memory {
   TitansInputs features(Tape& tape, const Var& x) const;
   // L2(silu(x w^T)) as [T, H, D].
   Var keys(Tape& tape, const Var& x, Parameter& w) const;
-  Var weights(Tape& tape) const { return tape.parameter(*memory_w_); }
-  const Tensor& initial() const { return memory_w_->value; }  // [H, D, D]
+  TitansWeights weights(Tape& tape) const;
   // [T, H, D]; with a state, documents continue from it and it is advanced.
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MemoryState* state) const;
   MemoryState initial_state(std::int64_t sequences, DType dtype) const;
+  // The W of every state: [N, H, P].
+  static Tensor read_part(const MemoryState& state);
 
   // For each token: multiply-adds of the projections; FLOPs of the memory; numbers kept by the tape without x.
   double products() const;
@@ -63,7 +67,8 @@ class Memory {
  private:
   Config c_;
   std::int64_t width_;
-  Parameter *wq_, *wk_, *wv_, *w_keep_, *b_keep_, *w_mu_, *b_mu_, *w_rate_, *b_rate_, *memory_w_;
+  Parameter *wq_, *wk_, *wv_, *w_keep_, *b_keep_, *w_mu_, *b_mu_, *w_rate_, *b_rate_;
+  Parameter *w1_ = nullptr, *w2_;
 };
 
 // Causal softmax attention of rows; where persistent tokens stand among the rows is up to the caller.

@@ -46,17 +46,15 @@ std::size_t SegmentedState::bytes() const {
 }
 
 void SegmentedState::advance(const Documents& documents, std::int32_t segment) {
-  const std::int64_t H = segment_start.dim(1);
-  const Shape matrix{segment_start.dim(2), segment_start.dim(3)};
-  const Tensor from = memory.states.reshape({memory.states.dim(0) * H * 3, matrix[0], matrix[1]});
-  const Tensor to = segment_start.reshape({segment_start.dim(0) * H, matrix[0], matrix[1]});
+  Tensor W;  // made when the first sequence needs it
   for (std::int64_t n = 0; n < documents.count(); ++n) {
     std::int32_t& at = place[static_cast<std::size_t>(n)];
     at += documents.length(n);
     if (at < segment) continue;
     at = 0;
     cache.restart(n);
-    for (std::int64_t i = n * H; i < (n + 1) * H; ++i) to.rows(i, i + 1).copy_from(from.rows(3 * i, 3 * i + 1));
+    if (!W.defined()) W = Memory::read_part(memory);
+    segment_start.rows(n, n + 1).copy_from(W.rows(n, n + 1));
   }
 }
 
@@ -86,7 +84,7 @@ SegmentedTitans::SegmentedTitans(const ParameterScope& scope, const Config& conf
 Var SegmentedTitans::attend(Tape& tape, const Var& x, const Var& queries, const Var& memory, const Wave& wave,
                             KeyValueCache* cache) const {
   const std::int64_t T = x.dim(0);
-  const Var read = titans_read(tape, queries, memory, wave.documents).reshape({T, c_.inner()});
+  const Var read = titans_read(tape, queries, memory_.weights(tape), memory, wave.documents).reshape({T, c_.inner()});
   const Var h = linear(tape, rms_norm(tape, read, tape.parameter(*norm_h_)), tape.parameter(*wh_));
 
   const auto n_p = static_cast<std::int32_t>(c_.persistent), W = static_cast<std::int32_t>(T);
@@ -160,11 +158,11 @@ Var SegmentedTitans::forward(Tape& tape, const Var& x, const DocumentsPtr& docum
       continue;
     }
     const bool first = !states.value.defined();
-    const Var y = attend(tape, x_w, queries_w, first ? memory_.weights(tape) : states, wave, nullptr);
+    const Var y = attend(tape, x_w, queries_w, states, wave, nullptr);
     Wave next = next_wave();
     const TitansStart start{states, std::vector<std::int32_t>(wave.sequences.size(), phase)};
     const TitansOutput out =
-        titans_memory(tape, memory_.features(tape, y), first ? memory_.weights(tape) : Var{}, C, wave.documents,
+        titans_memory(tape, memory_.features(tape, y), memory_.weights(tape), C, wave.documents,
                       next.tokens.empty() ? FinalState::skip : FinalState::keep, first ? nullptr : &start);
     parts.push_back(gate(tape, y, out.o));
     phase = (phase + S) % C;
@@ -191,11 +189,9 @@ Tensor SegmentedTitans::decode(Tape& tape, const Tensor& x, std::span<const std:
 }
 
 std::unique_ptr<MixerState> SegmentedTitans::initial_state(std::int64_t sequences, DType dtype) const {
-  const std::int64_t H = c_.heads, D = c_.head_dim;
-  const Tensor start = Tensor::empty({sequences, H, D, D}, dtype);
-  for (std::int64_t n = 0; n < sequences; ++n) start.rows(n, n + 1).copy_from(memory_.initial());
-  return std::make_unique<SegmentedState>(memory_.initial_state(sequences, dtype), start,
-                                          attention_.cache(sequences, dtype));
+  MemoryState memory = memory_.initial_state(sequences, dtype);
+  const Tensor start = Memory::read_part(memory);
+  return std::make_unique<SegmentedState>(std::move(memory), start, attention_.cache(sequences, dtype));
 }
 
 MixerCost SegmentedTitans::cost(std::int64_t tokens, std::int64_t document_length) const {
@@ -213,10 +209,11 @@ MixerCost SegmentedTitans::cost(std::int64_t tokens, std::int64_t document_lengt
   const double rows = 2.0 * T + n_p * documents * segments;
   const double per_token = memory_.products() + 3.0 * d * inner;
   const double projections = 2.0 * (T * per_token + rows * attention_.products());
-  const double reads = 2.0 * T * H * static_cast<double>(c_.head_dim * c_.head_dim);
+  const auto memory = H * static_cast<double>(c_.memory_size());
+  const double reads = 2.0 * T * memory;
   // x; the queries before and after silu and norm; what they read, normed; the attention's rows; its results and the
   // memory's, normed; the gated ones; the memory between segments.
-  const double states = documents * (segments - 1.0) * H * 3.0 * static_cast<double>(c_.head_dim * c_.head_dim);
+  const double states = documents * (segments - 1.0) * 3.0 * memory;
   const double saved = T * (d + 10.0 * inner + H + 3.0 + memory_.saved()) + rows * (d + attention_.saved()) + states;
   return {.forward_flops = projections + scores + reads + T * memory_.forward_flops(),
           .backward_flops = 2.0 * projections + 2.5 * scores + 2.0 * reads + T * memory_.backward_flops(),
@@ -226,7 +223,7 @@ MixerCost SegmentedTitans::cost(std::int64_t tokens, std::int64_t document_lengt
 
 double SegmentedTitans::state_bytes(std::int64_t length) const {
   const std::int64_t rows = length > 0 ? c_.persistent + 2 * std::min(length, c_.window) : 0;
-  const auto start = static_cast<double>(c_.heads * c_.head_dim * c_.head_dim + 1);
+  const auto start = static_cast<double>(c_.heads * c_.memory_size() + 1);
   return memory_.state_bytes() + 4.0 * start +
          KeyValueCache::bytes_for(rows, c_.heads, c_.head_dim, c_.head_dim, attention_.options(), DType::f32);
 }

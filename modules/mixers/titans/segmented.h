@@ -18,7 +18,7 @@ class SegmentedState final : public MixerState {
   void advance(const Documents& documents, std::int32_t segment);
 
   MemoryState memory;
-  Tensor segment_start;             // [N, H, D, D] the memory before the segment
+  Tensor segment_start;             // [N, H, P] the memory before the segment
   std::vector<std::int32_t> place;  // [N] tokens of the segment so far
   KeyValueCache cache;              // of the segment: persistent tokens, then h_0, x_0, h_1, x_1, ...
 };
@@ -40,7 +40,8 @@ class SegmentedTitans final : public Mixer {
 
  private:
   struct Wave;
-  // y [tokens of the wave, H D] from their x and the queries with which they read `memory`.
+  // y [tokens of the wave, H D] from their x and the queries with which they read the memory: `memory`, or the weights
+  // if that is empty.
   Var attend(Tape& tape, const Var& x, const Var& queries, const Var& memory, const Wave& wave,
              KeyValueCache* cache) const;
   Var gate(Tape& tape, const Var& y, const Var& read) const;

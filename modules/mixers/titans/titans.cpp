@@ -39,6 +39,7 @@ Config config_from(const MixerSite& site, const Options& options, const std::str
           .window = options.integer("window"),
           .persistent = options.integer("persistent"),
           .chunk = options.integer("chunk"),
+          .hidden = options.integer("hidden_factor") * head_dim,
           .rate_max = rate,
           .rope = {.rotary_dim = head_dim, .base = options.real("rope_base")}};
 }
@@ -66,6 +67,7 @@ std::vector<OptionSpec> option_specs() {
           integer("persistent", 4, "learned tokens n_p that every query sees", 0, 65536),
           integer("chunk", 16, "tokens C of a chunk: the memory's gradients are taken at the weights it starts with", 1,
                   4096),
+          integer("hidden_factor", 0, "hidden width of the memory in head widths; 0 = a linear memory", 0, 64),
           OptionSpec{.key = "inner_learning_rate",
                      .default_value = 0.1,
                      .help = "largest step theta of the memory; above about 2 (1 - mu) / C it can diverge",

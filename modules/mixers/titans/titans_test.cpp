@@ -13,8 +13,9 @@ using namespace testing;
 constexpr std::int64_t kWindow = 3, kPersistent = 2, kChunk = 2;
 constexpr double kRate = 0.3;
 
-OptionList options_for(const char* variant, std::int64_t persistent = kPersistent) {
-  return {{"variant", std::string(variant)},
+OptionList options_for(const char* variant, std::int64_t persistent = kPersistent, std::int64_t hidden_factor = 0) {
+  return {{"hidden_factor", hidden_factor},
+          {"variant", std::string(variant)},
           {"window", kWindow},
           {"persistent", persistent},
           {"chunk", kChunk},
@@ -47,18 +48,12 @@ class Formula {
     const Rows queries = keys(x, "wq_h");
     Rows y;  // of all segments so far
     for (std::size_t begin = 0; begin < x.size(); begin += kWindow) {
-      std::vector<double> M;  // [H, D, D] before the segment
+      std::vector<double> M;  // of all heads, before the segment
       memory(y, &M);
       const std::size_t end = std::min(x.size(), begin + kWindow);
       Rows rows = persistent();
       for (std::size_t t = begin; t < end; ++t) {
-        Row read(size(H_ * D_), 0.0);
-        for (std::int64_t i = 0; i < H_ * D_; ++i) {
-          for (std::int64_t c = 0; c < D_; ++c) {
-            read[size(i)] += queries[t][size(i / D_ * D_ + c)] * M[size((i / D_ * D_ + c) * D_ + i % D_)];
-          }
-        }
-        rows.push_back(map(norm({read}, "norm_h"), "wh")[0]);
+        rows.push_back(map(norm({network(M, queries[t])}, "norm_h"), "wh")[0]);
         rows.push_back(x[t]);
       }
       const Rows o = attention(rows, 1 << 20);
@@ -71,6 +66,11 @@ class Formula {
 
  private:
   static std::size_t size(std::int64_t i) { return static_cast<std::size_t>(i); }
+  static std::ptrdiff_t size_as_offset(std::size_t i) { return static_cast<std::ptrdiff_t>(i); }
+  std::int64_t hidden() const {
+    const Parameter* w1 = layer_.store.find("memory_w1");
+    return w1 == nullptr ? 0 : w1->shape[2];
+  }
   static double sigma(double a) { return 1.0 / (1.0 + std::exp(-a)); }
   const Tensor& parameter(const char* name) const { return layer_.store.find(name)->value; }
 
@@ -122,6 +122,24 @@ class Formula {
     for (const Row& row : x) all.insert(all.end(), row.begin(), row.end());
     return all;
   }
+  // x [H D] through the memories M of all heads.
+  Row network(const std::vector<double>& M, const Row& x) const {
+    const std::size_t m = size(hidden()), D = size(D_), P = size(titans_memory_size(D_, hidden(), D_));
+    Row y(x.size(), 0.0);
+    for (std::size_t h = 0; h < size(H_); ++h) {
+      const double* W = M.data() + h * P;
+      Row inputs(x.begin() + size_as_offset(h * D), x.begin() + size_as_offset((h + 1) * D));
+      if (m > 0) {
+        Row a(m, 0.0);
+        for (std::size_t i = 0; i < D * m; ++i) a[i % m] += inputs[i / m] * W[i];
+        for (double& u : a) u = 0.5 * u * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (u + 0.044715 * u * u * u)));
+        inputs = a;
+        W += D * m;
+      }
+      for (std::size_t i = 0; i < inputs.size() * D; ++i) y[h * D + i % D] += inputs[i / D] * W[i];
+    }
+    return y;
+  }
   // What the tokens of one document read; `last`: the memory after them.
   Rows memory(const Rows& x, std::vector<double>* last) const {
     const auto q = flat(keys(x, "wq_m")), k = flat(keys(x, "wk_m")), v = flat(map(x, "wv_m"));
@@ -142,6 +160,7 @@ class Formula {
                                 .H = H_,
                                 .d_k = D_,
                                 .d_v = D_,
+                                .m = hidden(),
                                 .C = kChunk,
                                 .q = q.data(),
                                 .k = k.data(),
@@ -149,16 +168,18 @@ class Formula {
                                 .keep = keep.data(),
                                 .momentum = mu.data(),
                                 .rate = rate.data(),
-                                .weights = parameter("memory_w").raw(),
+                                .w1 = hidden() > 0 ? parameter("memory_w1").raw() : nullptr,
+                                .w2 = parameter(hidden() > 0 ? "memory_w2" : "memory_w").raw(),
                                 .state = nullptr,
                                 .cu_seqlens = cu,
                                 .phase = nullptr};
-    std::vector<double> o(size(T * H_ * D_)), state(size(H_ * 3 * D_ * D_));
+    const std::int64_t P = titans_memory_size(D_, problem.m, D_);
+    std::vector<double> o(size(T * H_ * D_)), state(size(H_ * 3 * P));
     for (std::int64_t h = 0; h < H_; ++h) TitansReference(problem, 0, h).forward(o.data(), state.data());
     if (last != nullptr) {
       for (std::int64_t h = 0; h < H_; ++h) {
-        const auto from = state.begin() + h * 3 * D_ * D_;
-        last->insert(last->end(), from, from + D_ * D_);
+        const auto from = state.begin() + h * 3 * P;
+        last->insert(last->end(), from, from + P);
       }
     }
     Rows rows;
@@ -220,44 +241,57 @@ class Formula {
   std::int64_t H_, D_, n_p_;
 };
 
+struct Wiring {
+  std::string variant;
+  std::int64_t persistent, hidden_factor;
+
+  OptionList options() const { return options_for(variant.c_str(), persistent, hidden_factor); }
+  std::string str() const { return fmt::format("{} n_p {} hidden {}", variant, persistent, hidden_factor); }
+};
+std::vector<Wiring> wirings() {
+  std::vector<Wiring> all;
+  for (const char* variant : {"mag", "mac", "mal"}) {
+    all.push_back({variant, kPersistent, 0});
+    all.push_back({variant, 0, 2});
+  }
+  return all;
+}
+
 TEST(Titans, IsTheLayerOfItsReadme) {
-  for (const std::int64_t persistent : {kPersistent, std::int64_t{0}}) {
-    for (const char* variant : {"mag", "mac", "mal"}) {
-      SCOPED_TRACE(fmt::format("{} with {} persistent tokens", variant, persistent));
-      LayerUnderTest layer(titans_mixer(), options_for(variant, persistent));
-      const Formula formula(layer, persistent);
-      const Tensor expected = Tensor::zeros(layer.x.shape(), DType::f64);
-      double* to = expected.data<double>();
-      for (std::int64_t n = 0; n < layer.documents->count(); ++n) {
-        const Rows x = formula.document(n);
-        const std::string name = variant;
-        for (const Row& row : name == "mag" ? formula.mag(x) : name == "mac" ? formula.mac(x) : formula.mal(x)) {
-          to = std::copy(row.begin(), row.end(), to);
-        }
+  for (const Wiring& wiring : wirings()) {
+    SCOPED_TRACE(wiring.str());
+    LayerUnderTest layer(titans_mixer(), wiring.options());
+    const Formula formula(layer, wiring.persistent);
+    const Tensor expected = Tensor::zeros(layer.x.shape(), DType::f64);
+    double* to = expected.data<double>();
+    for (std::int64_t n = 0; n < layer.documents->count(); ++n) {
+      const Rows x = formula.document(n);
+      for (const Row& row : wiring.variant == "mag"   ? formula.mag(x)
+                            : wiring.variant == "mac" ? formula.mac(x)
+                                                      : formula.mal(x)) {
+        to = std::copy(row.begin(), row.end(), to);
       }
-      Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-      const Var y = layer.mixer->forward(tape, Tape::constant(layer.x), layer.documents, nullptr);
-      EXPECT_TRUE(close(y.value, expected, 1e-12, 1e-10));
     }
+    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
+    const Var y = layer.mixer->forward(tape, Tape::constant(layer.x), layer.documents, nullptr);
+    EXPECT_TRUE(close(y.value, expected, 1e-12, 1e-10));
   }
 }
 
 TEST(Titans, PlansTheMemoryItKeeps) {
-  for (const char* variant : {"mag", "mac", "mal"}) {
-    for (const std::int64_t persistent : {kPersistent, std::int64_t{0}}) {
-      SCOPED_TRACE(fmt::format("{} with {} persistent tokens", variant, persistent));
-      OptionList options = options_for(variant, persistent);
-      options.emplace_back("window", std::int64_t{500});  // allocations of small segments would be mostly padding
-      LayerUnderTest(titans_mixer(), options).expect_saved_bytes();
-    }
+  for (const Wiring& wiring : wirings()) {
+    SCOPED_TRACE(wiring.str());
+    OptionList options = wiring.options();
+    options.emplace_back("window", std::int64_t{500});  // allocations of small segments would be mostly padding
+    LayerUnderTest(titans_mixer(), options).expect_saved_bytes();
   }
 }
 
-// A window's pages and a segment's pages fill once; from then on nothing grows.
 TEST(Titans, ItsStateHasConstantBytes) {
-  for (const char* variant : {"mag", "mac", "mal"}) {
-    LayerUnderTest layer(titans_mixer(), options_for(variant));
-    EXPECT_EQ(layer.mixer->state_bytes(300), layer.mixer->state_bytes(100000)) << variant;
+  for (const Wiring& wiring : wirings()) {
+    SCOPED_TRACE(wiring.str());
+    LayerUnderTest layer(titans_mixer(), wiring.options());
+    EXPECT_EQ(layer.mixer->state_bytes(300), layer.mixer->state_bytes(100000));
     layer.store.initialise(1, DType::f32);
     const auto state = layer.mixer->initial_state(1, DType::f32);
     std::int32_t seen = 0;
@@ -266,7 +300,7 @@ TEST(Titans, ItsStateHasConstantBytes) {
       const Var x = Tape::constant(cast(normal({tokens, layer.width}, 1), DType::f32));
       layer.mixer->forward(tape, x, Documents::single(tokens, seen), state.get());
       seen += tokens;
-      EXPECT_EQ(static_cast<double>(state->bytes()), layer.mixer->state_bytes(seen)) << variant << " after " << seen;
+      EXPECT_EQ(static_cast<double>(state->bytes()), layer.mixer->state_bytes(seen)) << "after " << seen;
     }
   }
 }
