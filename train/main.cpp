@@ -123,7 +123,8 @@ class CommandLine {
     eval_->add_flag("--bigram", eval_arguments_.bigram, "Score a bigram model of the training data beside it");
     eval_->add_option("--task", eval_arguments_.task, "Score a synthetic task: NAME, or without it the recipe's own")
         ->expected(0, 1)
-        ->default_str("");
+        ->default_str("")
+        ->excludes("--data", "--tokens", "--sequence-length", "--bigram");
     eval_->add_option("--set", eval_arguments_.overrides, "Change an option of the task: --set length=128")
         ->expected(1)
         ->allow_extra_args(false)

@@ -185,6 +185,7 @@ TEST_F(Synthetic, SaysWhatIsWrongWithAnEvaluation) {
       {"eval", path, "--task", "passkey"},
       path + ": the task passkey is of text of the tokenizer byte, but the model was trained on symbols of a task");
   expect_error({"eval", path, "--set", "pairs=3"}, "--set requires --task");
+  expect_error({"eval", path, "--task", "mqar", "--data", path}, "--data excludes --task");
 }
 
 TEST_F(Synthetic, ThePanelWritesTheRowsOfItsRecipes) {

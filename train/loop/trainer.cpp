@@ -21,6 +21,7 @@ namespace {
 constexpr int kMostFailedSaves = 3;
 constexpr auto kRetrySaveAfter = std::chrono::minutes(10);
 constexpr std::int64_t kReplicaCheckEvery = 200;
+
 Digest to_digest(const Sha256::Digest& bytes) {
   Digest digest;
   std::memcpy(digest.data(), bytes.data(), digest.size());

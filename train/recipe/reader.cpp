@@ -458,6 +458,7 @@ Recipe parse_recipe(std::string_view text, const std::string& source, std::span<
 }
 
 TaskTable task_table(const Recipe& recipe, const std::string& name, std::span<const std::string> overrides) {
+  WEFT_CHECK(!name.empty() || recipe.task, "neither a name nor a task of the recipe's own");
   const std::string wanted = !name.empty() ? name : recipe.task->type->name;
   const bool own = recipe.task && recipe.task->type->name == wanted;
   std::vector<std::string> dotted;

@@ -187,8 +187,9 @@ Recipe parse_recipe(std::string_view text, const std::string& source, std::span<
 Recipe load_recipe(const std::string& path, std::span<const std::string> overrides = {},
                    const std::vector<const MixerType*>& mixers = mixer_types());
 
-// The [task] table that `overrides` ("KEY=VALUE" or "task.KEY=VALUE") make of a recipe's own, if it is of the task
-// `name` or that is empty, and of the defaults of `name` otherwise. Error (config) as for recipes.
+// The [task] table of the task `name` (empty: the recipe's own, which it must have) with `overrides`, "KEY=VALUE" or
+// "task.KEY=VALUE": what they leave is as in the recipe if its task is the same, else the default. Error (config) as
+// for recipes.
 TaskTable task_table(const Recipe& recipe, const std::string& name, std::span<const std::string> overrides);
 
 // Every key with its value, in a fixed order: TOML that parse_recipe reads back to the same recipe. Equal recipes give

@@ -155,6 +155,7 @@ std::string summary_row(const RunHistory& run, std::size_t colour) {
                                last_of(val, "{:.4f}"),
                                best,
                                last_of(run.curve("val_bits_per_byte"), "{:.4f}"),
+                               last_of(run.curve("val_accuracy"), "{:.4f}"),
                                speed.empty() ? "–" : short_number(median(speed.y)),
                                mfu.empty() ? "–" : fmt::format("{:.0f}%", 100.0 * median(mfu.y)),
                                run.curve("seconds").empty() ? "–" : duration(seconds),
@@ -211,7 +212,7 @@ std::string report_page(const std::vector<RunHistory>& runs) {
       html_escape(title), kStyle, html_escape(title));
   page +=
       "<div class=\"scroll\"><table>\n<tr><th>run</th><th>steps</th><th>tokens</th><th>training loss</th>"
-      "<th>validation loss</th><th>best</th><th>bits per byte</th><th>tokens/s</th><th>FLOP share</th><th>time</th>"
+      "<th>validation loss</th><th>best</th><th>bits per byte</th><th>accuracy</th><th>tokens/s</th><th>FLOP share</th><th>time</th>"
       "<th>skipped</th></tr>\n";
   for (std::size_t r = 0; r < runs.size(); ++r) page += summary_row(runs[r], r % kChartColours);
   page += "</table></div>\n<div class=\"charts\">\n" + charts(runs) + "</div>\n";

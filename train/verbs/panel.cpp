@@ -27,15 +27,15 @@ struct PanelTask {
 };
 constexpr std::array<PanelTask, 3> kTasks = {
     {{"mqar", ""},
-     {"parity", "task={name = \"state_tracking\", group = \"parity\", test_length = 320, test_examples = 250}"},
-     {"s3", "task={name = \"state_tracking\", group = \"s3\", test_length = 320, test_examples = 250}"}}};
+     {"parity", "task={name = \"state_tracking\", group = \"parity\", test_length = 160, test_examples = 250}"},
+     {"s3", "task={name = \"state_tracking\", group = \"s3\", test_length = 160, test_examples = 250}"}}};
 
 constexpr std::int64_t kShortContext = 64;
 constexpr std::int64_t kLongContext = 4096;
 
 const std::vector<std::string> kColumns = {"mixer",        "parameters",     "state at 64",      "state at 4096",
-                                           "MQAR %",       "parity % to 40", "parity % 161-320", "S3 % to 40",
-                                           "S3 % 161-320", "seconds"};
+                                           "MQAR %",       "parity % to 40", "parity % 81-160", "S3 % to 40",
+                                           "S3 % 81-160", "seconds"};
 
 // One recipe on one task.
 struct Job {
