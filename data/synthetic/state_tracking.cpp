@@ -155,7 +155,7 @@ TaskType make_type() {
        .default_value = std::int64_t{5},
        .help = "counter: counts up to this",
        .minimum = 2,
-       .maximum = 1 << 12,
+       .maximum = 1 << 10,
        .choices = {}},
       {.key = "min_length",
        .default_value = std::int64_t{3},

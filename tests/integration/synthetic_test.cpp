@@ -183,7 +183,7 @@ TEST_F(Synthetic, SaysWhatIsWrongWithAnEvaluation) {
                path + ": the task mqar has 128 token ids, but the model only 64");
   expect_error(
       {"eval", path, "--task", "passkey"},
-      path + ": the task passkey is of text of the tokenizer byte, but the model was trained on symbols of a task");
+      path + ": the task passkey needs a model of the tokenizer byte, but this one was trained on symbols of a task");
   expect_error({"eval", path, "--set", "pairs=3"}, "--set requires --task");
   expect_error({"eval", path, "--task", "mqar", "--data", path}, "--data excludes --task");
 }

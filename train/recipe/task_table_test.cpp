@@ -1,5 +1,7 @@
 // The [task] table of recipes.
 #include <algorithm>
+#include <filesystem>
+#include <functional>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -120,6 +122,30 @@ TEST(TaskTable, Errors) {
       error_of([&] { parse(without + "sequence_length = \"auto\"\n"); }),
       "task.toml:12: sequence_length in [data] is \"auto\", but there is no [task] whose rows it could follow; give "
       "the tokens of a row");
+}
+
+std::vector<std::string> recipes_of(const std::string& folder) {
+  std::vector<std::string> paths;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) paths.push_back(entry.path().string());
+  std::ranges::sort(paths);
+  return paths;
+}
+
+// From the repository root.
+TEST(TaskTable, RecipesOfTheRepositoryAreSound) {
+  for (const std::string& path : recipes_of("recipes/synthetic")) EXPECT_TRUE(load_recipe(path).task) << path;
+}
+
+// Rows of the panel compare mixers, so nothing else may differ.
+TEST(TaskTable, RecipesOfThePanelDifferInTheirMixersOnly) {
+  const Recipe first = load_recipe("recipes/panel/attention.toml");
+  EXPECT_EQ(first.task->type->name, "mqar");
+  for (const std::string& path : recipes_of("recipes/panel")) {
+    for (const RecipeChange& change : recipe_changes(first, load_recipe(path), 0)) {
+      EXPECT_TRUE(change.key == "run.name" || change.key == "model.pattern" || change.key.starts_with("mixer."))
+          << path << " has another " << change.key << ": " << change.after;
+    }
+  }
 }
 
 }  // namespace

@@ -212,7 +212,8 @@ std::string report_page(const std::vector<RunHistory>& runs) {
       html_escape(title), kStyle, html_escape(title));
   page +=
       "<div class=\"scroll\"><table>\n<tr><th>run</th><th>steps</th><th>tokens</th><th>training loss</th>"
-      "<th>validation loss</th><th>best</th><th>bits per byte</th><th>accuracy</th><th>tokens/s</th><th>FLOP share</th><th>time</th>"
+      "<th>validation loss</th><th>best</th><th>bits per byte</th><th>accuracy</th><th>tokens/s</th><th>FLOP "
+      "share</th><th>time</th>"
       "<th>skipped</th></tr>\n";
   for (std::size_t r = 0; r < runs.size(); ++r) page += summary_row(runs[r], r % kChartColours);
   page += "</table></div>\n<div class=\"charts\">\n" + charts(runs) + "</div>\n";

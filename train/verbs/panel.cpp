@@ -33,8 +33,8 @@ constexpr std::array<PanelTask, 3> kTasks = {
 constexpr std::int64_t kShortContext = 64;
 constexpr std::int64_t kLongContext = 4096;
 
-const std::vector<std::string> kColumns = {"mixer",        "parameters",     "state at 64",      "state at 4096",
-                                           "MQAR %",       "parity % to 40", "parity % 81-160", "S3 % to 40",
+const std::vector<std::string> kColumns = {"mixer",       "parameters",     "state at 64",     "state at 4096",
+                                           "MQAR %",      "parity % to 40", "parity % 81-160", "S3 % to 40",
                                            "S3 % 81-160", "seconds"};
 
 // One recipe on one task.

@@ -13,7 +13,7 @@ namespace {
 void check_fit(const std::string& path, const LoadedModel& loaded, const std::string& name, const Task& task) {
   const std::string has = loaded.tokenizer ? loaded.tokenizer->name() : "";
   if (!task.tokenizer().empty() && task.tokenizer() != has) {
-    config_error("{}: the task {} is of text of the tokenizer {}, but the model was trained on {}", path, name,
+    config_error("{}: the task {} needs a model of the tokenizer {}, but this one was trained on {}", path, name,
                  task.tokenizer(), has.empty() ? "symbols of a task" : "text of the tokenizer " + has);
   }
   if (const std::int64_t ids = loaded.model->config().vocabulary; task.vocabulary() > ids) {
