@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <filesystem>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -42,6 +43,7 @@ struct Job {
   std::string mixer;
   fs::path recipe;
   const PanelTask* task;
+  bool done = false;
   json score = {};  // null: failed
   double seconds = 0.0;
 };
@@ -54,7 +56,7 @@ class Panel {
     }
     // What is wrong with recipes or the table should be known before anything is trained.
     for (const Job& job : jobs_) load_recipe(job.recipe.string(), overrides_of(job));
-    updated_table();
+    updated_table(jobs_);
   }
 
   // False if a run failed.
@@ -63,7 +65,7 @@ class Panel {
     std::vector<std::thread> workers;
     for (std::int64_t i = 0; i < arguments_.jobs; ++i) workers.emplace_back([this] { work(); });
     for (std::thread& worker : workers) worker.join();
-    write_file_atomically(arguments_.table, updated_table());
+    if (write_error_) std::rethrow_exception(write_error_);
     fmt::print("the rows are in {}\n", arguments_.table);
     return std::ranges::none_of(jobs_, [](const Job& job) { return job.score.is_null(); });
   }
@@ -102,22 +104,34 @@ class Panel {
 
   void work() {
     for (std::size_t i = next_++; i < jobs_.size(); i = next_++) {
-      Job& job = jobs_[i];
       std::string failure;
       try {
-        failure = train_and_score(job);
+        failure = train_and_score(jobs_[i]);
       } catch (const std::exception& error) {
         failure = error.what();
       }
-      const std::lock_guard lock(printing_);
-      if (failure.empty()) {
-        fmt::print("{:24} {:6.2f} % right, trained in {:.0f} s\n", run_name(job),
-                   100.0 * job.score.at("accuracy").at("value").get<double>(), job.seconds);
-      } else {
-        job.score = {};
-        fmt::print(stderr, "{}: failed: {}\n", run_name(job), failure);
+      const std::lock_guard lock(mutex_);
+      finish(jobs_[i], failure);
+      // A row is written as soon as it is complete, so that a panel that is stopped has not run for nothing.
+      const auto row = std::span(jobs_).subspan(i / kTasks.size() * kTasks.size(), kTasks.size());
+      if (!std::ranges::all_of(row, &Job::done)) continue;
+      try {
+        write_file_atomically(arguments_.table, updated_table(row));
+      } catch (const Error&) {
+        write_error_ = std::current_exception();
       }
+    }
+  }
+
+  static void finish(Job& job, const std::string& failure) {
+    job.done = true;
+    if (failure.empty()) {
+      fmt::print("{:24} {:6.2f} % right, trained in {:.0f} s\n", run_name(job),
+                 100.0 * job.score.at("accuracy").at("value").get<double>(), job.seconds);
       std::fflush(stdout);
+    } else {
+      job.score = {};
+      fmt::print(stderr, "{}: failed: {}\n", run_name(job), failure);
     }
   }
 
@@ -173,11 +187,10 @@ class Panel {
              percent(jobs[2].score, 0), percent(jobs[2].score, -1), fmt::format("{:.0f}", seconds)}};
   }
 
-  std::string updated_table() const {
+  // The table's file with the rows of these jobs.
+  std::string updated_table(std::span<const Job> jobs) const {
     std::vector<PanelRow> rows;
-    for (std::size_t i = 0; i < jobs_.size(); i += kTasks.size()) {
-      rows.push_back(row_of(std::span(jobs_).subspan(i, kTasks.size())));
-    }
+    for (std::size_t i = 0; i < jobs.size(); i += kTasks.size()) rows.push_back(row_of(jobs.subspan(i, kTasks.size())));
     constexpr std::uint64_t kMostBytes = 1 << 20;
     return update_panel_table(read_small_file(arguments_.table, kMostBytes), arguments_.table, kColumns, rows);
   }
@@ -185,7 +198,8 @@ class Panel {
   PanelArguments arguments_;
   std::vector<Job> jobs_;  // those of one recipe together, in the order of kTasks
   std::atomic<std::size_t> next_ = 0;
-  std::mutex printing_;
+  std::mutex mutex_;  // of what is done, the output and the table
+  std::exception_ptr write_error_;
 };
 
 }  // namespace
