@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <spawn.h>
 #include <string_view>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,10 +34,14 @@ std::vector<char*> pointers_to(std::vector<std::string>& texts) {
   return pointers;
 }
 
+double seconds_of(const timeval& time) {
+  return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+}
+
 }  // namespace
 
-int run_self(const std::vector<std::string>& arguments, const std::filesystem::path& out,
-             const std::filesystem::path& err) {
+ChildResult run_self(const std::vector<std::string>& arguments, const std::filesystem::path& out,
+                     const std::filesystem::path& err) {
   std::vector<std::string> command = {"weft"};
   command.insert(command.end(), arguments.begin(), arguments.end());
   std::vector<std::string> environment = single_threaded_environment();
@@ -51,10 +56,12 @@ int run_self(const std::vector<std::string>& arguments, const std::filesystem::p
   posix_spawn_file_actions_destroy(&files);
   if (error != 0) storage_error("cannot start weft {}: {}", arguments.front(), std::strerror(error));
   int status = 0;
-  while (waitpid(pid, &status, 0) < 0) {
+  rusage used{};
+  while (wait4(pid, &status, 0, &used) < 0) {
     if (errno != EINTR) storage_error("cannot wait for weft {}: {}", arguments.front(), std::strerror(errno));
   }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return {.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
+          .cpu_seconds = seconds_of(used.ru_utime) + seconds_of(used.ru_stime)};
 }
 
 }  // namespace weft

@@ -7,9 +7,14 @@
 
 namespace weft {
 
+struct ChildResult {
+  int status = 0;            // exit status, 128 + signal if one ended it
+  double cpu_seconds = 0.0;  // of its threads together
+};
+
 // Runs this program with `arguments` on one thread, with standard output and error in files, and waits for its end.
-// Returns the exit status, 128 + signal if one ended it. Error (storage) if it cannot be started.
-int run_self(const std::vector<std::string>& arguments, const std::filesystem::path& out,
-             const std::filesystem::path& err);
+// Error (storage) if it cannot be started.
+ChildResult run_self(const std::vector<std::string>& arguments, const std::filesystem::path& out,
+                     const std::filesystem::path& err);
 
 }  // namespace weft

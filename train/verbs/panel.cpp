@@ -1,7 +1,6 @@
 // weft panel: every recipe of a folder on a few synthetic tasks, as a table.
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <exception>
 #include <filesystem>
 #include <mutex>
@@ -36,7 +35,7 @@ constexpr std::int64_t kLongContext = 4096;
 
 const std::vector<std::string> kColumns = {"mixer",       "parameters",     "state at 64",     "state at 4096",
                                            "MQAR %",      "parity % to 40", "parity % 81-160", "S3 % to 40",
-                                           "S3 % 81-160", "seconds"};
+                                           "S3 % 81-160", "core seconds"};
 
 // One recipe on one task.
 struct Job {
@@ -44,8 +43,8 @@ struct Job {
   fs::path recipe;
   const PanelTask* task;
   bool done = false;
-  json score = {};  // null: failed
-  double seconds = 0.0;
+  json score = {};       // null: failed
+  double seconds = 0.0;  // of processor time, for training
 };
 
 class Panel {
@@ -126,7 +125,7 @@ class Panel {
   static void finish(Job& job, const std::string& failure) {
     job.done = true;
     if (failure.empty()) {
-      fmt::print("{:24} {:6.2f} % right, trained in {:.0f} s\n", run_name(job),
+      fmt::print("{:24} {:6.2f} % right, trained in {:.0f} core seconds\n", run_name(job),
                  100.0 * job.score.at("accuracy").at("value").get<double>(), job.seconds);
       std::fflush(stdout);
     } else {
@@ -142,14 +141,14 @@ class Panel {
     fs::remove_all(run);  // a result must be of the program as it is now
     std::vector<std::string> train = {"train", job.recipe.string()};
     for (const std::string& text : overrides_of(job)) train.insert(train.end(), {"--set", text});
-    const auto start = std::chrono::steady_clock::now();
-    if (const int status = run_self(train, file(".out"), file(".err")); status != 0) {
-      return fmt::format("training ended with status {}; see {}", status, file(".err").string());
+    const ChildResult trained = run_self(train, file(".out"), file(".err"));
+    if (trained.status != 0) {
+      return fmt::format("training ended with status {}; see {}", trained.status, file(".err").string());
     }
-    job.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (const int status = run_self({"eval", run.string(), "--task", "--json"}, file(".json"), file(".err"));
-        status != 0) {
-      return fmt::format("scoring ended with status {}; see {}", status, file(".err").string());
+    job.seconds = trained.cpu_seconds;
+    const ChildResult scored = run_self({"eval", run.string(), "--task", "--json"}, file(".json"), file(".err"));
+    if (scored.status != 0) {
+      return fmt::format("scoring ended with status {}; see {}", scored.status, file(".err").string());
     }
     job.score = read_json_file(file(".json").string());
     return {};
