@@ -6,86 +6,26 @@
 #include <functional>
 
 #include "modules/families/block_sparse/block_sparse_attention.h"
-#include "modules/mixer.h"
-#include "tests/support/compare.h"
-#include "tests/support/random.h"
+#include "tests/support/layer_case.h"
 
 namespace weft::testing::block_sparse {
-
-using OptionList = std::vector<std::pair<std::string, OptionValue>>;
 
 inline OptionValue integer(std::int64_t value) {
   return value;
 }
 
-struct SparseLayerCase {
+// A layer of width 12, unless another is given.
+struct SparseLayerCase : LayerCase {
   SparseLayerCase(const MixerType& type, const OptionList& options, std::int64_t layer_width = 12,
                   DType dtype = DType::f64)
-      : width(layer_width) {
-    Options values(type.options);
-    for (const auto& [key, value] : options) values.set(key, value);
-    mixer = type.create(ParameterScope(store), {.width = width, .layers = 4, .layer = 1, .max_tokens = 256}, values,
-                        "[mixer.test]");
-    store.initialise(1, dtype);
+      : LayerCase(type, options, {.width = layer_width, .layers = 4, .layer = 1, .max_tokens = 256}, dtype) {
     std::uint64_t seed = 10;
     for (Parameter* p : store.all()) {
       const double scale = p->shape.rank() == 1 ? 0.5 : 1.0 / std::sqrt(static_cast<double>(p->shape.back()));
       p->value.copy_from(normal(p->shape, seed++, scale));
     }
   }
-
-  const Tensor& weight(const std::string& name) {
-    Parameter* p = store.find(name);
-    WEFT_CHECK(p != nullptr, "no parameter {}", name);
-    return p->value;
-  }
-
-  Tensor forward(const Tensor& x, const DocumentsPtr& documents) {
-    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-    return cast(mixer->forward(tape, Tape::constant(x), documents, nullptr).value, x.dtype());
-  }
-
-  // The planned bytes are those that a recording tape holds in fp32.
-  void expect_saved_bytes() {
-    store.initialise(1, DType::f32);
-    const std::int32_t T = 1024;
-    const auto memory = heap_allocator();
-    Tape tape(memory);
-    Tensor input(Shape{T, width}, DType::f32, memory);
-    input.fill_zero();
-    (void)mixer->forward(tape, tape.leaf(input), Documents::single(T), nullptr);
-    input = {};
-    const double planned = mixer->cost(T, T).saved_bytes;
-    EXPECT_NEAR(static_cast<double>(memory->stats().current_bytes), planned, 0.01 * planned);
-  }
-
-  std::int64_t width;
-  ParameterStore store;
-  std::unique_ptr<Mixer> mixer;
 };
-
-// The message of the configuration error with which a layer of width 12 is refused.
-inline std::string creation_error(const MixerType& type, const OptionList& options) {
-  try {
-    const SparseLayerCase layer(type, options);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::config);
-    return error.what();
-  }
-  return "no error";
-}
-
-// x w^T for each row.
-inline Tensor product(const Tensor& x, const Tensor& w) {
-  const Tensor y = Tensor::zeros({x.dim(0), w.dim(0)}, DType::f64);
-  for (std::int64_t i = 0; i < y.numel(); ++i) {
-    for (std::int64_t c = 0; c < w.dim(1); ++c) {
-      y.data<double>()[i] +=
-          x.data<double>()[i / w.dim(0) * w.dim(1) + c] * w.data<double>()[i % w.dim(0) * w.dim(1) + c];
-    }
-  }
-  return y;
-}
 
 // Rows of heads of `width` channels, turned to their positions.
 inline void rotate(const Tensor& rows, std::int64_t width, const std::vector<std::int32_t>& positions) {
@@ -162,10 +102,9 @@ struct SharedLayerFormula {
   }
 
   Tensor operator()(SparseLayerCase& layer, const Tensor& x, const Documents& documents, const Choice& choose) const {
-    const Tensor q = product(x, layer.weight("wq")), k = product(x, layer.weight("wk")),
-                 v = product(x, layer.weight("wv"));
-    normalise(q, layer.weight("q_norm_w"));
-    normalise(k, layer.weight("k_norm_w"));
+    const Tensor q = layer.product(x, "wq"), k = layer.product(x, "wk"), v = layer.product(x, "wv");
+    normalise(q, layer.value("q_norm_w"));
+    normalise(k, layer.value("k_norm_w"));
     rotate(q, D, documents.positions());
     rotate(k, D, documents.positions());
     const Tensor o = Tensor::zeros({x.dim(0), H_Q * D}, DType::f64);
@@ -187,7 +126,7 @@ struct SharedLayerFormula {
         }
       }
     }
-    return product(o, layer.weight("wo"));
+    return layer.product(o, "wo");
   }
 };
 

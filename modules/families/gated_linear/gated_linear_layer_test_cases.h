@@ -4,13 +4,9 @@
 #include <cmath>
 #include <functional>
 
-#include "modules/mixer.h"
-#include "tests/support/compare.h"
-#include "tests/support/random.h"
+#include "tests/support/layer_case.h"
 
 namespace weft::testing {
-
-using OptionList = std::vector<std::pair<std::string, OptionValue>>;
 
 // What distinguishes one mixer of the family from another.
 struct LayerFormula {
@@ -25,31 +21,12 @@ struct LayerFormula {
   std::function<double(double)> gate = nullptr;
 };
 
-class LayerUnderTest {
+// A layer of 2 heads of 4 channels and width 10, unless the options say otherwise.
+class LayerUnderTest : public LayerCase {
  public:
-  LayerUnderTest(const MixerType& type, const OptionList& options) {
-    Options values(type.options);
-    values.set("heads", heads);
-    values.set("head_dim", d_k);
-    for (const auto& [key, value] : options) values.set(key, value);
-    mixer = type.create(ParameterScope(store), {.width = width, .layers = layers, .layer = layer, .max_tokens = 64},
-                        values, "[mixer.test]");
-    store.initialise(1, DType::f64);
-    std::uint64_t seed = 10;
-    for (Parameter* p : store.all()) p->value.copy_from(normal(p->shape, seed++, 0.5));
-    x = normal({12, width}, 3);
-  }
-
-  // x w^T for the named parameter; x [T, in].
-  Tensor product(const Tensor& input, const std::string& name) {
-    const Tensor& w = store.find(name)->value;
-    const Tensor y = Tensor::zeros({input.dim(0), w.dim(0)}, DType::f64);
-    for (std::int64_t i = 0; i < y.numel(); ++i) {
-      const double* a = input.data<double>() + i / w.dim(0) * w.dim(1);
-      const double* b = w.data<double>() + i % w.dim(0) * w.dim(1);
-      for (std::int64_t c = 0; c < w.dim(1); ++c) y.data<double>()[i] += a[c] * b[c];
-    }
-    return y;
+  LayerUnderTest(const MixerType& type, const OptionList& options)
+      : LayerCase(type, with_heads(options), {.width = 10, .layers = 3, .layer = 1, .max_tokens = 64}) {
+    randomise(0.5, 0.5);
   }
 
   void expect_output(const LayerFormula& f) {
@@ -80,36 +57,17 @@ class LayerUnderTest {
   }
 
   // The mixer makes `expected` of x.
-  void expect_mixed(const Tensor& expected) {
-    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-    const Var y = mixer->forward(tape, Tape::constant(x), documents, nullptr);
-    EXPECT_EQ(y.shape(), x.shape());
-    EXPECT_TRUE(close(y.value, expected, 1e-12, 1e-10));
-  }
+  void expect_mixed(const Tensor& expected) { EXPECT_TRUE(close(forward(x, documents), expected, 1e-12, 1e-10)); }
 
-  // The planned bytes are those that a recording tape holds in fp32.
-  void expect_saved_bytes() {
-    store.initialise(1, DType::f32);
-    const std::int32_t T = 2048;
-    const auto memory = heap_allocator();
-    Tape tape(memory);
-    Tensor input(Shape{T, width}, DType::f32, memory);
-    input.fill_zero();
-    (void)mixer->forward(tape, tape.leaf(input), Documents::single(T), nullptr);
-    input = {};
-    const double planned = mixer->cost(T, T).saved_bytes;
-    EXPECT_NEAR(static_cast<double>(memory->stats().current_bytes), planned, 0.01 * planned);
-  }
-
-  std::int64_t heads = 2, d_k = 4, width = 10, layer = 1, layers = 3;
-  ParameterStore store;
-  std::unique_ptr<Mixer> mixer;
+  std::int64_t heads = 2, d_k = 4;
   DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{5, 7});
-  Tensor x;  // [12, width]
+  Tensor x = normal({12, site.width}, 3);
 
  private:
-  static double& at(const Tensor& t, std::int64_t row, std::int64_t column) {
-    return t.data<double>()[row * t.dim(1) + column];
+  static OptionList with_heads(const OptionList& options) {
+    OptionList all{{"heads", std::int64_t{2}}, {"head_dim", std::int64_t{4}}};
+    all.insert(all.end(), options.begin(), options.end());
+    return all;
   }
   std::int64_t position(std::int64_t t) const { return documents->positions()[static_cast<std::size_t>(t)]; }
 
@@ -149,16 +107,5 @@ class LayerUnderTest {
     }
   }
 };
-
-// The message of the configuration error with which a layer of 2 heads of 4 channels and width 10 is refused.
-inline std::string creation_error(const MixerType& type, const OptionList& options) {
-  try {
-    LayerUnderTest layer(type, options);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::config);
-    return error.what();
-  }
-  return "no error";
-}
 
 }  // namespace weft::testing

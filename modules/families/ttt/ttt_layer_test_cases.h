@@ -94,10 +94,7 @@ inline void expect_ttt_layer(LayerUnderTest& layer, const TttLayerFormula& f) {
       row[c] *= 0.5 * g * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (g + 0.044715 * g * g * g)));
     }
   }
-  const Tensor expected = layer.product(o, "wo");
-  Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-  const Var y = layer.mixer->forward(tape, Tape::constant(layer.x), layer.documents, nullptr);
-  EXPECT_TRUE(close(y.value, expected, 1e-12, 1e-10));
+  layer.expect_mixed(layer.product(o, "wo"));
 }
 
 }  // namespace weft::testing

@@ -5,52 +5,33 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "tests/support/compare.h"
-#include "tests/support/random.h"
+#include "tests/support/layer_case.h"
 
 namespace weft::testing {
 namespace {
 
 constexpr MixerSite kSite{.width = 24, .layers = 6, .layer = 2, .max_tokens = 256};
 
-Options options_with(const std::vector<std::pair<std::string, OptionValue>>& values) {
-  Options options(attention_mixer().options);
-  for (const auto& [key, value] : values) options.set(key, value);
-  return options;
-}
-
-struct Layer {
-  explicit Layer(const Options& options, DType dtype = DType::f64)
-      : mixer(attention_mixer().create(ParameterScope(store), kSite, options, "test.toml: [mixer.attention]")) {
-    store.initialise(3, dtype);
-    // Initial values are small; larger ones give attention something to choose.
-    std::uint64_t seed = 40;
-    for (Parameter* p : store.all()) {
-      const Tensor noise = normal(p->shape, ++seed, p->shape.rank() == 2 ? 0.3 : 0.2);
-      for (std::int64_t i = 0; i < noise.numel(); ++i) p->value.data<double>()[i] += noise.data<double>()[i];
-    }
-  }
-  ParameterStore store;
-  std::unique_ptr<Mixer> mixer;
+struct Layer : LayerCase {
+  // Initial values are small; larger ones give attention something to choose.
+  explicit Layer(const OptionList& options) : LayerCase(attention_mixer(), options, kSite) { perturb(0.3, 0.2); }
 };
 
-std::vector<std::pair<std::string, Options>> variants() {
+std::vector<std::pair<std::string, OptionList>> variants() {
   using Text = std::string;
-  return {
-      {"plain", options_with({{"heads", std::int64_t{3}}})},
-      {"grouped window", options_with({{"heads", std::int64_t{4}},
-                                       {"kv_heads", std::int64_t{2}},
-                                       {"head_dim", std::int64_t{10}},
-                                       {"window", std::int64_t{9}},
-                                       {"sinks", std::int64_t{2}},
-                                       {"sink_logit", true},
-                                       {"gate", Text("elementwise")},
-                                       {"rope_fraction", 0.6}})},
-      {"no positions",
-       options_with({{"rope", false}, {"gate", Text("headwise")}, {"soft_cap", 5.0}, {"qk_norm", false}})},
-      {"stretched",
-       options_with(
-           {{"yarn_factor", 4.0}, {"yarn_original_length", std::int64_t{32}}, {"rope_base", 500.0}, {"bias", true}})}};
+  return {{"plain", {{"heads", std::int64_t{3}}}},
+          {"grouped window",
+           {{"heads", std::int64_t{4}},
+            {"kv_heads", std::int64_t{2}},
+            {"head_dim", std::int64_t{10}},
+            {"window", std::int64_t{9}},
+            {"sinks", std::int64_t{2}},
+            {"sink_logit", true},
+            {"gate", Text("elementwise")},
+            {"rope_fraction", 0.6}}},
+          {"no positions", {{"rope", false}, {"gate", Text("headwise")}, {"soft_cap", 5.0}, {"qk_norm", false}}},
+          {"stretched",
+           {{"yarn_factor", 4.0}, {"yarn_original_length", std::int64_t{32}}, {"rope_base", 500.0}, {"bias", true}}}};
 }
 
 double dot(const Tensor& a, const Tensor& b) {
@@ -121,11 +102,11 @@ TEST(AttentionMixer, DecodeEqualsPrefill) {
 TEST(AttentionMixer, DeclaresItsParameters) {
   ParameterStore store;
   attention_mixer().create(ParameterScope(store, "m."), kSite,
-                           options_with({{"heads", std::int64_t{4}},
-                                         {"kv_heads", std::int64_t{2}},
-                                         {"sink_logit", true},
-                                         {"gate", std::string("headwise")},
-                                         {"bias", true}}),
+                           options_with(attention_mixer(), {{"heads", std::int64_t{4}},
+                                                            {"kv_heads", std::int64_t{2}},
+                                                            {"sink_logit", true},
+                                                            {"gate", std::string("headwise")},
+                                                            {"bias", true}}),
                            "");
   std::vector<std::string> list;
   for (const Parameter* p : store.all()) {
@@ -140,8 +121,7 @@ TEST(AttentionMixer, DeclaresItsParameters) {
 
 // Doubling the documents doubles the work; a window makes it linear in their length.
 TEST(AttentionMixer, CountsItsPairs) {
-  Layer full(options_with({{"heads", std::int64_t{3}}})),
-      window(options_with({{"window", std::int64_t{8}}, {"sinks", std::int64_t{1}}}));
+  Layer full({{"heads", std::int64_t{3}}}), window({{"window", std::int64_t{8}}, {"sinks", std::int64_t{1}}});
   const double projections = 2.0 * 64 * 24 * 4 * 24;
   EXPECT_EQ(full.mixer->cost(64, 64).forward_flops, projections + 4.0 * 24 * (64 * 65 / 2));
   EXPECT_EQ(full.mixer->cost(64, 32).forward_flops, projections + 2 * 4.0 * 24 * (32 * 33 / 2));
@@ -150,36 +130,27 @@ TEST(AttentionMixer, CountsItsPairs) {
   EXPECT_EQ(window.mixer->cost(64, 64).forward_flops, projections + 4.0 * 24 * (64 * 8 - 28 + 56));
 }
 
-std::string objection(const std::vector<std::pair<std::string, OptionValue>>& values) {
-  ParameterStore store;
-  try {
-    attention_mixer().create(ParameterScope(store), kSite, options_with(values), "r.toml:7: [mixer.a]");
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::config);
-    return error.what();
-  }
-  return "";
+std::string objection(const OptionList& options) {
+  return refusal([&] { const LayerCase layer(attention_mixer(), options, kSite); });
 }
 
 TEST(AttentionMixer, ObjectsToImpossibleValues) {
   EXPECT_EQ(objection({}), "");
   EXPECT_EQ(objection({{"heads", std::int64_t{6}}, {"kv_heads", std::int64_t{4}}}),
-            "r.toml:7: [mixer.a]: heads = 6 is not a multiple of kv_heads = 4");
+            "[mixer.test]: heads = 6 is not a multiple of kv_heads = 4");
   EXPECT_EQ(objection({{"heads", std::int64_t{5}}}),
-            "r.toml:7: [mixer.a]: heads = 5 does not divide the model's width = 24; set head_dim");
+            "[mixer.test]: heads = 5 does not divide the model's width = 24; set head_dim");
   EXPECT_EQ(objection({{"head_dim", std::int64_t{7}}}),
-            "r.toml:7: [mixer.a]: head_dim = 7 is odd; rope = true turns channels in pairs and needs an even number");
-  EXPECT_EQ(
-      objection({{"head_dim", std::int64_t{4}}, {"rope_fraction", 0.25}}),
-      "r.toml:7: [mixer.a]: rope_fraction = 0.25 of head_dim = 4 leaves no pair of channels to turn; raise it, or "
-      "set rope = false");
+            "[mixer.test]: head_dim = 7 is odd; rope = true turns channels in pairs and needs an even number");
+  EXPECT_EQ(objection({{"head_dim", std::int64_t{4}}, {"rope_fraction", 0.25}}),
+            "[mixer.test]: rope_fraction = 0.25 of head_dim = 4 leaves no pair of channels to turn; raise it, or "
+            "set rope = false");
   EXPECT_EQ(objection({{"sinks", std::int64_t{4}}}),
-            "r.toml:7: [mixer.a]: sinks = 4 has no effect without window: full attention sees every token");
-  EXPECT_EQ(
-      objection({{"yarn_factor", 2.0}}),
-      "r.toml:7: [mixer.a]: yarn_factor = 2 needs yarn_original_length, the length the model was first trained on");
+            "[mixer.test]: sinks = 4 has no effect without window: full attention sees every token");
+  EXPECT_EQ(objection({{"yarn_factor", 2.0}}),
+            "[mixer.test]: yarn_factor = 2 needs yarn_original_length, the length the model was first trained on");
   EXPECT_EQ(objection({{"yarn_factor", 2.0}, {"rope", false}}),
-            "r.toml:7: [mixer.a]: yarn_factor = 2 has no effect with rope = false; remove one");
+            "[mixer.test]: yarn_factor = 2 has no effect with rope = false; remove one");
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ TEST(Gla, PlansTheMemoryItKeeps) {
 }
 
 TEST(Gla, RefusesATemperatureOfZero) {
-  EXPECT_EQ(creation_error(gla_mixer(), {{"decay_temperature", 0.0}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(gla_mixer(), {{"decay_temperature", 0.0}}),
             "[mixer.test]: decay_temperature = 0 must be positive");
 }
 

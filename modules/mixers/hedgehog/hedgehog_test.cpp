@@ -77,7 +77,7 @@ TEST(Hedgehog, PlansTheMemoryItKeeps) {
 }
 
 TEST(Hedgehog, RefusesToTurnAnOddWidth) {
-  EXPECT_EQ(creation_error(hedgehog_mixer(), {{"head_dim", std::int64_t{7}}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(hedgehog_mixer(), {{"head_dim", std::int64_t{7}}}),
             "[mixer.test]: head_dim = 7 is odd; the rotation turns pairs of channels (rope = false turns it off)");
 }
 

@@ -39,9 +39,9 @@ TEST(Hgrn2, PlansTheMemoryItKeeps) {
 }
 
 TEST(Hgrn2, RefusesBoundsWithoutMeaning) {
-  EXPECT_EQ(creation_error(hgrn2_mixer(), {{"lower_bound", 1.0}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(hgrn2_mixer(), {{"lower_bound", 1.0}}),
             "[mixer.test]: lower_bound = 1 must be at least 0 and below 1, or -1 for layer / layers");
-  EXPECT_EQ(creation_error(hgrn2_mixer(), {{"lower_bound", -0.5}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(hgrn2_mixer(), {{"lower_bound", -0.5}}),
             "[mixer.test]: lower_bound = -0.5 must be at least 0 and below 1, or -1 for layer / layers");
 }
 

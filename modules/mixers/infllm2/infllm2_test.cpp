@@ -19,7 +19,7 @@ TEST(Infllm2, IsTheLayerOfItsReadme) {
   for (const std::int64_t dense : {0, 40}) {
     SparseLayerCase layer(infllm2_mixer(), small({{"dense_length", dense}}));
     const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{1, 5, 6, 0, 7, 80});
-    const Tensor x = normal({documents->tokens(), layer.width}, 3);
+    const Tensor x = normal({documents->tokens(), layer.site.width}, 3);
     const auto choose = [&](std::int64_t t, std::int64_t h, const Tensor& q, const Tensor& k) {
       const std::int64_t own = t / block, head = h / 2;
       std::vector<double> score(static_cast<std::size_t>(own + 1), 0.0), total;
@@ -54,7 +54,7 @@ TEST(Infllm2, BelowItsLengthIsDense) {
   ASSERT_EQ(mine.size(), theirs.size());
   for (std::size_t i = 0; i < mine.size(); ++i) EXPECT_EQ(mine[i]->name, theirs[i]->name) << "checkpoints carry over";
   const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{90, 60});
-  const Tensor x = normal({150, layer.width}, 3);
+  const Tensor x = normal({150, layer.site.width}, 3);
   const Tensor sparse = layer.forward(x, documents), dense = full.forward(x, documents);
   EXPECT_TRUE(close(sparse.rows(0, 60), dense.rows(0, 60), 1e-12, 1e-10));
   EXPECT_TRUE(close(sparse.rows(90, 150), dense.rows(90, 150), 1e-12, 1e-10));
@@ -67,8 +67,10 @@ TEST(Infllm2, PlansTheMemoryItKeeps) {
 }
 
 TEST(Infllm2, ObjectsToImpossibleValues) {
-  const auto objection = [](const OptionList& options) { return creation_error(infllm2_mixer(), small(options)); };
-  EXPECT_EQ(objection({}), "no error");
+  const auto objection = [](const OptionList& options) {
+    return creation_error<SparseLayerCase>(infllm2_mixer(), small(options));
+  };
+  EXPECT_EQ(objection({}), "");
   EXPECT_EQ(objection({{"window", integer(10)}}),
             "[mixer.test]: window = 10 is not a multiple of block = 6; local tokens are chosen by whole blocks");
   EXPECT_EQ(objection({{"compress_stride", integer(4)}}),

@@ -13,7 +13,7 @@ using namespace testing;
 std::function<double(std::int64_t, std::int64_t, std::int64_t)> gate_input(DeltaLayerUnderTest& layer) {
   return [&layer, f = layer.product(layer.product(layer.x, "wf_a"), "wf_b")](std::int64_t t, std::int64_t h,
                                                                              std::int64_t c) {
-    return f(t, h * layer.d_k + c) + layer.parameter("dt_bias", h * layer.d_k + c);
+    return at(f, t, h * layer.d_k + c) + layer.parameter("dt_bias", h * layer.d_k + c);
   };
 }
 
@@ -62,12 +62,12 @@ TEST(Kda, StartsWithHorizonsOfTwoToTwoHundredTokens) {
 }
 
 TEST(Kda, RefusesWhatCannotBe) {
-  EXPECT_EQ(creation_error(kda_mixer(), {{"value_heads", std::int64_t{5}}}),
+  EXPECT_EQ(creation_error<DeltaLayerUnderTest>(kda_mixer(), {{"value_heads", std::int64_t{5}}}),
             "[mixer.test]: value_heads = 5 is no multiple of heads = 2; each key head serves equally many value heads, "
             "so use 6 or another multiple");
-  EXPECT_EQ(creation_error(kda_mixer(), {{"conv_width", std::int64_t{1}}}),
+  EXPECT_EQ(creation_error<DeltaLayerUnderTest>(kda_mixer(), {{"conv_width", std::int64_t{1}}}),
             "[mixer.test]: conv_width = 1 mixes no tokens; use 0 for no convolutions, or 2 to 8");
-  EXPECT_EQ(creation_error(kda_mixer(), {{"lower_bound", 0.0}}),
+  EXPECT_EQ(creation_error<DeltaLayerUnderTest>(kda_mixer(), {{"lower_bound", 0.0}}),
             "[mixer.test]: lower_bound = 0 would keep everything for ever; use a number from -5 to below 0");
 }
 

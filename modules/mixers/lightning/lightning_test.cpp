@@ -64,7 +64,7 @@ TEST(Lightning, IsTheLayerOfItsReadme) {
                                  : std::vector<std::pair<std::string, OptionValue>>{});
     const std::int64_t d_v = options ? 6 : layer.d_k;
     const std::vector<double> decays =
-        lightning_log_decays(options ? "linear" : "geometric", layer.heads, layer.layer, layer.layers);
+        lightning_log_decays(options ? "linear" : "geometric", layer.heads, layer.site.layer, layer.site.layers);
     const auto silu = [](double a) { return a / (1.0 + std::exp(-a)); };
     layer.expect_output(
         {.d_v = d_v,
@@ -87,7 +87,7 @@ TEST(Lightning, IsTheLayerOfTransNormer) {
                                            {"value_activation", std::string("none")},
                                            {"lrpe", std::string("all")}});
   EXPECT_EQ(layer.store.find("norm_w"), nullptr);
-  const std::vector<double> decays = lightning_log_decays("linear", layer.heads, layer.layer, layer.layers);
+  const std::vector<double> decays = lightning_log_decays("linear", layer.heads, layer.site.layer, layer.site.layers);
   const Tensor& theta = layer.store.find("theta")->value;
   ASSERT_EQ(theta.numel(), layer.heads * layer.d_k);
   const Tensor q = layer.product(layer.x, "wq"), k = layer.product(layer.x, "wk"), v = layer.product(layer.x, "wv");
@@ -132,7 +132,8 @@ TEST(Lightning, OffersEveryGate) {
   const auto silu = gates[1].second;
   for (const auto& [name, gate] : gates) {
     LayerUnderTest layer(lightning_mixer(), {{"gate", std::string(name)}});
-    const std::vector<double> decays = lightning_log_decays("geometric", layer.heads, layer.layer, layer.layers);
+    const std::vector<double> decays =
+        lightning_log_decays("geometric", layer.heads, layer.site.layer, layer.site.layers);
     LayerFormula formula{
         .d_v = layer.d_k,
         .scale = 1.0,
@@ -169,12 +170,13 @@ TEST(Lightning, PlansTheMemoryItKeeps) {
 }
 
 TEST(Lightning, RefusesARankWithoutAGate) {
-  EXPECT_EQ(creation_error(lightning_mixer(), {{"gate_rank", std::int64_t{2}}, {"gate", std::string("none")}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(lightning_mixer(),
+                                           {{"gate_rank", std::int64_t{2}}, {"gate", std::string("none")}}),
             "[mixer.test]: gate_rank = 2 with gate = \"none\"; leave the rank out, or choose a gate");
 }
 
 TEST(Lightning, RefusesARankThatIsNotLow) {
-  EXPECT_EQ(creation_error(lightning_mixer(), {{"gate_rank", std::int64_t{8}}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(lightning_mixer(), {{"gate_rank", std::int64_t{8}}}),
             "[mixer.test]: gate_rank = 8 is no low rank for a gate from 10 to 8 channels; use a smaller rank, or 0 for "
             "a full gate");
 }

@@ -40,12 +40,12 @@ TEST(Mala, WeightsSumToOne) {
   wv.fill_zero();
   wo.fill_zero();
   for (std::int64_t i = 0; i < 10; ++i) {
-    wv.data<double>()[i * layer.width] = static_cast<double>(i + 1);
+    wv.data<double>()[i * layer.site.width] = static_cast<double>(i + 1);
     wo.data<double>()[i * 10 + i] = 1.0;
   }
   const Tensor expected = Tensor::zeros(layer.x.shape(), DType::f64);
   for (std::int64_t i = 0; i < expected.numel(); ++i) expected.data<double>()[i] = static_cast<double>(i % 10 + 1);
-  for (std::int64_t t = 0; t < layer.x.dim(0); ++t) layer.x.data<double>()[t * layer.width] = 1.0;
+  for (std::int64_t t = 0; t < layer.x.dim(0); ++t) layer.x.data<double>()[t * layer.site.width] = 1.0;
   layer.expect_mixed(expected);
 }
 

@@ -95,7 +95,7 @@ TEST(Mamba2, PlansTheMemoryItKeeps) {
 }
 
 TEST(Mamba2, RefusesGroupsThatDoNotDivideTheHeads) {
-  EXPECT_EQ(creation_error(mamba2_mixer(), {{"heads", std::int64_t{6}}, {"groups", std::int64_t{4}}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(mamba2_mixer(), {{"heads", std::int64_t{6}}, {"groups", std::int64_t{4}}}),
             "[mixer.test]: heads = 6 is no multiple of groups = 4; heads of a group share their keys and queries");
 }
 

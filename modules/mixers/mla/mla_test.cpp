@@ -5,46 +5,28 @@
 #include <cmath>
 #include <gtest/gtest.h>
 
-#include "tests/support/compare.h"
-#include "tests/support/random.h"
+#include "tests/support/layer_case.h"
 
 namespace weft::testing {
 namespace {
 
-using OptionList = std::vector<std::pair<std::string, OptionValue>>;
-
 constexpr std::int64_t kWidth = 20, kHeads = 3, kLatent = 10, kContent = 6, kShared = 4, kValue = 5;
 
-OptionList dimensions() {
-  return {{"heads", kHeads},
-          {"latent_dim", kLatent},
-          {"content_dim", kContent},
-          {"shared_dim", kShared},
-          {"value_dim", kValue}};
-}
-
-struct Layer {
-  explicit Layer(const OptionList& changes, DType dtype = DType::f64) {
-    Options options(mla_mixer().options);
-    for (const auto& [key, value] : dimensions()) options.set(key, value);
-    for (const auto& [key, value] : changes) options.set(key, value);
-    mixer =
-        mla_mixer().create(ParameterScope(store, "m."), {.width = kWidth, .layers = 2, .layer = 1, .max_tokens = 256},
-                           options, "r.toml:7: [mixer.a]");
-    store.initialise(1, dtype);
-    std::uint64_t seed = 10;
-    for (Parameter* p : store.all()) p->value.copy_from(normal(p->shape, seed++, 0.4));
+struct Layer : LayerCase {
+  explicit Layer(const OptionList& changes)
+      : LayerCase(mla_mixer(), dimensions_and(changes), {.width = kWidth, .layers = 2, .layer = 1, .max_tokens = 256}) {
+    randomise(0.4, 0.4);
   }
 
-  Tensor forward(const Tensor& x, const DocumentsPtr& documents, MixerState* state = nullptr) {
-    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-    return cast(mixer->forward(tape, Tape::constant(x), documents, state).value, x.dtype());
+  static OptionList dimensions_and(const OptionList& changes) {
+    OptionList all{{"heads", kHeads},
+                   {"latent_dim", kLatent},
+                   {"content_dim", kContent},
+                   {"shared_dim", kShared},
+                   {"value_dim", kValue}};
+    all.insert(all.end(), changes.begin(), changes.end());
+    return all;
   }
-  const Tensor& value(const std::string& name) { return store.find("m." + name)->value; }
-  bool has(const std::string& name) { return store.find("m." + name) != nullptr; }
-
-  ParameterStore store;
-  std::unique_ptr<Mixer> mixer;
 };
 
 const std::vector<std::pair<std::string, OptionList>> kVariants = {
@@ -249,20 +231,10 @@ TEST(MlaMixer, CountsItsWork) {
   EXPECT_EQ(cost.backward_flops, 4 * 64 * weights + 3 * (6 * 10 + 4 * 5) * pairs);
 }
 
-// The planned bytes are those that a recording tape holds in fp32.
 TEST(MlaMixer, PlansWhatTheTapeKeeps) {
   for (const auto& [name, options] : kVariants) {
     SCOPED_TRACE(name);
-    Layer layer(options, DType::f32);
-    const std::int32_t T = 2048;
-    const auto memory = heap_allocator();
-    Tape tape(memory);
-    Tensor input(Shape{T, kWidth}, DType::f32, memory);
-    input.fill_zero();
-    (void)layer.mixer->forward(tape, tape.leaf(input), Documents::single(T), nullptr);
-    input = {};
-    const double planned = layer.mixer->cost(T, T).saved_bytes;
-    EXPECT_NEAR(static_cast<double>(memory->stats().current_bytes), planned, 0.01 * planned);
+    Layer(options).expect_saved_bytes();
   }
 }
 
@@ -279,40 +251,33 @@ TEST(MlaMixer, DeclaresItsParameters) {
     return list;
   };
   EXPECT_EQ(declared({}),
-            (std::vector<std::string>{"m.wq [30, 20] decays", "m.wkv_a [14, 20] decays", "m.kv_a_norm_w [10] stays",
-                                      "m.wkv_b [33, 10] decays", "m.wo [20, 15] decays"}));
+            (std::vector<std::string>{"wq [30, 20] decays", "wkv_a [14, 20] decays", "kv_a_norm_w [10] stays",
+                                      "wkv_b [33, 10] decays", "wo [20, 15] decays"}));
   EXPECT_EQ(declared({{"query_latent_dim", std::int64_t{8}}, {"value_dim", std::int64_t{0}}}),
-            (std::vector<std::string>{"m.wq_a [8, 20] decays", "m.q_a_norm_w [8] stays", "m.wq_b [30, 8] decays",
-                                      "m.wkv_a [14, 20] decays", "m.kv_a_norm_w [10] stays", "m.wkv_b [36, 10] decays",
-                                      "m.wo [20, 18] decays"}));
+            (std::vector<std::string>{"wq_a [8, 20] decays", "q_a_norm_w [8] stays", "wq_b [30, 8] decays",
+                                      "wkv_a [14, 20] decays", "kv_a_norm_w [10] stays", "wkv_b [36, 10] decays",
+                                      "wo [20, 18] decays"}));
 }
 
 std::string objection(const OptionList& options) {
-  try {
-    Layer layer(options);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::config);
-    return error.what();
-  }
-  return "";
+  return refusal([&] { Layer layer(options); });
 }
 
 TEST(MlaMixer, ObjectsToImpossibleValues) {
   EXPECT_EQ(objection({}), "");
   EXPECT_EQ(objection({{"shared_dim", std::int64_t{5}}}),
-            "r.toml:7: [mixer.a]: shared_dim = 5 is odd; rope = true turns channels in pairs and needs an even number");
+            "[mixer.test]: shared_dim = 5 is odd; rope = true turns channels in pairs and needs an even number");
   EXPECT_EQ(objection({{"shared_dim", std::int64_t{5}}, {"rope", false}}), "");
   EXPECT_EQ(objection({{"latent_dim", std::int64_t{33}}}),
-            "r.toml:7: [mixer.a]: latent_dim = 33 is no smaller than the keys and values it stands for, 3 heads of 6 + "
+            "[mixer.test]: latent_dim = 33 is no smaller than the keys and values it stands for, 3 heads of 6 + "
             "5 channels; use a smaller latent, or the mixer attention");
   EXPECT_EQ(objection({{"query_latent_dim", std::int64_t{20}}}),
-            "r.toml:7: [mixer.a]: query_latent_dim = 20 is no low rank for queries from 20 to 30 channels; use a "
+            "[mixer.test]: query_latent_dim = 20 is no low rank for queries from 20 to 30 channels; use a "
             "smaller rank, or 0 for queries straight from the input");
-  EXPECT_EQ(
-      objection({{"yarn_factor", 2.0}}),
-      "r.toml:7: [mixer.a]: yarn_factor = 2 needs yarn_original_length, the length the model was first trained on");
+  EXPECT_EQ(objection({{"yarn_factor", 2.0}}),
+            "[mixer.test]: yarn_factor = 2 needs yarn_original_length, the length the model was first trained on");
   EXPECT_EQ(objection({{"yarn_factor", 2.0}, {"rope", false}}),
-            "r.toml:7: [mixer.a]: yarn_factor = 2 has no effect with rope = false; remove one");
+            "[mixer.test]: yarn_factor = 2 has no effect with rope = false; remove one");
 }
 
 TEST(MlaMixer, RefusesStatesThatDoNotFit) {

@@ -16,7 +16,7 @@ TEST(Moba, IsTheLayerOfItsReadme) {
   const std::int64_t B = 7, n = 3, D = 6;
   SparseLayerCase layer(moba_mixer(), heads({{"block", B}, {"selected", n}}));
   const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{1, 6, 7, 0, 8, 70});
-  const Tensor x = normal({documents->tokens(), layer.width}, 3);
+  const Tensor x = normal({documents->tokens(), layer.site.width}, 3);
   const auto choose = [&](std::int64_t t, std::int64_t h, const Tensor& q, const Tensor& k) {
     const Tensor means = span_means(k, h / 2, D, {static_cast<std::int32_t>(B), static_cast<std::int32_t>(B)});
     std::vector<double> score(static_cast<std::size_t>(t / B + 1), 0.0);
@@ -35,7 +35,7 @@ TEST(Moba, IsTheLayerOfItsReadme) {
 TEST(Moba, OfEverythingIsFullAttention) {
   SparseLayerCase full(attention_mixer(), heads({}));
   const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{50, 23});
-  const Tensor x = normal({documents->tokens(), full.width}, 3);
+  const Tensor x = normal({documents->tokens(), full.site.width}, 3);
   const Tensor expected = full.forward(x, documents);
   for (const OptionList& options :
        {OptionList{{"block", integer(8)}, {"selected", integer(7)}}, OptionList{{"full", true}}}) {
@@ -53,11 +53,11 @@ TEST(Moba, PlansTheMemoryItKeeps) {
 }
 
 TEST(Moba, ObjectsToImpossibleValues) {
-  EXPECT_EQ(creation_error(moba_mixer(), {{"heads", integer(6)}, {"kv_heads", integer(4)}}),
+  EXPECT_EQ(creation_error<SparseLayerCase>(moba_mixer(), {{"heads", integer(6)}, {"kv_heads", integer(4)}}),
             "[mixer.test]: heads = 6 is not a multiple of kv_heads = 4");
-  EXPECT_EQ(creation_error(moba_mixer(), {{"head_dim", integer(5)}}),
+  EXPECT_EQ(creation_error<SparseLayerCase>(moba_mixer(), {{"head_dim", integer(5)}}),
             "[mixer.test]: head_dim = 5 is odd; rope = true turns channels in pairs and needs an even number");
-  EXPECT_EQ(creation_error(moba_mixer(), {{"heads", integer(5)}}),
+  EXPECT_EQ(creation_error<SparseLayerCase>(moba_mixer(), {{"heads", integer(5)}}),
             "[mixer.test]: heads = 5 does not divide the model's width = 12; set head_dim");
 }
 

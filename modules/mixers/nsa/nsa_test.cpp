@@ -32,16 +32,16 @@ class NsaFormula {
   NsaFormula(const NsaShape& shape, SparseLayerCase& layer) : s_(shape), layer_(layer) {}
 
   Tensor operator()(const Tensor& x, const Documents& documents, Blocks& chosen) {
-    const Tensor q = product(x, layer_.weight("wq"));
+    const Tensor q = layer_.product(x, "wq");
     std::array<Tensor, 3> k, v;
     for (std::size_t b = 0; b < 3; ++b) {
-      k[b] = product(x, layer_.weight(std::array{"wk_c", "wk_s", "wk_w"}[b]));
-      v[b] = product(x, layer_.weight(std::array{"wv_c", "wv_s", "wv_w"}[b]));
+      k[b] = layer_.product(x, std::array{"wk_c", "wk_s", "wk_w"}[b]);
+      v[b] = layer_.product(x, std::array{"wv_c", "wv_s", "wv_w"}[b]);
     }
     if (s_.rope) {
       for (const Tensor& t : {q, k[1], k[2]}) rotate(t, s_.D, documents.positions());
     }
-    Tensor gates = product(x, layer_.weight("w_gate"));
+    Tensor gates = layer_.product(x, "w_gate");
     const bool choose = chosen.empty();
     const Tensor mixed = Tensor::zeros({x.dim(0), s_.H_Q * s_.D_V}, DType::f64);
     for (std::int64_t n = 0; n < documents.count(); ++n) {
@@ -70,7 +70,7 @@ class NsaFormula {
         }
       }
     }
-    return product(mixed, layer_.weight("wo"));
+    return layer_.product(mixed, "wo");
   }
 
  private:
@@ -83,7 +83,7 @@ class NsaFormula {
                     std::int64_t n) {
     const std::int64_t blocks = documents.length(n) < s_.l ? 0 : (documents.length(n) - s_.l) / s_.delta + 1;
     const Tensor y = Tensor::zeros({blocks, s_.H_KV * width}, DType::f64);
-    const auto value = [&](const char* weight) { return layer_.weight(name + weight).data<double>(); };
+    const auto value = [&](const char* weight) { return layer_.value(name + weight).data<double>(); };
     for (std::int64_t i = 0; i < blocks * s_.H_KV; ++i) {
       const std::int64_t block = i / s_.H_KV, head = i % s_.H_KV;
       double* out = y.data<double>() + i * width;
@@ -97,7 +97,7 @@ class NsaFormula {
       }
       if (s_.phi == "mean") continue;
       const auto size = static_cast<std::int64_t>(rows.size());
-      const std::int64_t r = layer_.weight(name + "w1").dim(2);
+      const std::int64_t r = layer_.value(name + "w1").dim(2);
       for (std::int64_t j = 0; j < r; ++j) {
         double a = s_.phi == "mlp" ? value("b1")[head * r + j] : 0.0;
         for (std::int64_t e = 0; e < size; ++e) {
@@ -140,8 +140,8 @@ class NsaFormula {
     const std::int64_t head = h / (s_.H_Q / s_.H_KV);
     const std::vector<double> p =
         probabilities(head_of(q, row, h, s_.D), k.data<double>() + head * s_.D, s_.H_KV * s_.D, s_.D, rows);
-    const double logit = gates.data<double>()[row * 3 * s_.H_Q + 3 * h + branch] +
-                         layer_.weight("b_gate").data<double>()[3 * h + branch];
+    const double logit =
+        gates.data<double>()[row * 3 * s_.H_Q + 3 * h + branch] + layer_.value("b_gate").data<double>()[3 * h + branch];
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const double* value = head_of(v, rows[i], head, s_.D_V);
       for (std::int64_t c = 0; c < s_.D_V; ++c) {
@@ -212,7 +212,7 @@ TEST(Nsa, IsTheLayerOfItsReadme) {
     SparseLayerCase layer(nsa_mixer(), shape.options());
     const auto l = static_cast<std::int32_t>(shape.l), block = static_cast<std::int32_t>(shape.block);
     const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{1, l - 1, l, 0, block + 1, 80});
-    const Tensor x = normal({documents->tokens(), layer.width}, 3);
+    const Tensor x = normal({documents->tokens(), layer.site.width}, 3);
     Blocks chosen;
     const Tensor expected = NsaFormula(shape, layer)(x, *documents, chosen);
     EXPECT_TRUE(close(layer.forward(x, documents), expected, 1e-12, 1e-10))
@@ -230,7 +230,7 @@ TEST(Nsa, GradientsAreThoseOfTheFormulaWithBlocksHeld) {
     const NsaShape& shape = kShapes[i];
     SparseLayerCase layer(nsa_mixer(), shape.options());
     const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{41, 8});
-    const Tensor x = normal({documents->tokens(), layer.width}, 3), w = normal(x.shape(), 4);
+    const Tensor x = normal({documents->tokens(), layer.site.width}, 3), w = normal(x.shape(), 4);
     NsaFormula formula(shape, layer);
     Blocks chosen;
     formula(x, *documents, chosen);
@@ -278,14 +278,14 @@ TEST(Nsa, BranchesThatReachEverythingAreFullAttention) {
     SparseLayerCase full(
         attention_mixer(),
         {{"heads", integer(4)}, {"kv_heads", integer(2)}, {"head_dim", integer(6)}, {"qk_norm", false}});
-    layer.weight("w_gate").fill_zero();
-    for (std::int64_t i = 0; i < 12; ++i) layer.weight("b_gate").data<double>()[i] = i % 3 == branch ? 60.0 : -800.0;
+    layer.value("w_gate").fill_zero();
+    for (std::int64_t i = 0; i < 12; ++i) layer.value("b_gate").data<double>()[i] = i % 3 == branch ? 60.0 : -800.0;
     const std::string suffix = std::array{"_c", "_s", "_w"}[static_cast<std::size_t>(branch)];
-    full.weight("wq").copy_from(layer.weight("wq"));
-    full.weight("wk").copy_from(layer.weight("wk" + suffix));
-    full.weight("wv").copy_from(layer.weight("wv" + suffix));
-    full.weight("wo").copy_from(layer.weight("wo"));
-    const Tensor x = normal({T, layer.width}, 3);
+    full.value("wq").copy_from(layer.value("wq"));
+    full.value("wk").copy_from(layer.value("wk" + suffix));
+    full.value("wv").copy_from(layer.value("wv" + suffix));
+    full.value("wo").copy_from(layer.value("wo"));
+    const Tensor x = normal({T, layer.site.width}, 3);
     const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{50, 20});
     EXPECT_TRUE(close(layer.forward(x, documents), full.forward(x, documents), 1e-12, 1e-11)) << "branch " << branch;
   }
@@ -308,11 +308,11 @@ TEST(Nsa, FindsANeedle) {
   // Queries and keys are the first eight channels, values the others.
   for (Parameter* p : layer.store.all()) p->value.fill_zero();
   for (std::int64_t c = 0; c < 8; ++c) {
-    for (const char* name : {"wq", "wk_c", "wk_s"}) layer.weight(name).data<double>()[c * 16 + c] = 1.0;
-    layer.weight("wv_s").data<double>()[c * 16 + 8 + c] = 1.0;
-    layer.weight("wo").data<double>()[c * 8 + c] = 1.0;
+    for (const char* name : {"wq", "wk_c", "wk_s"}) layer.value(name).data<double>()[c * 16 + c] = 1.0;
+    layer.value("wv_s").data<double>()[c * 16 + 8 + c] = 1.0;
+    layer.value("wo").data<double>()[c * 8 + c] = 1.0;
   }
-  for (int b = 0; b < 3; ++b) layer.weight("b_gate").data<double>()[b] = b == 1 ? 60.0 : -800.0;
+  for (int b = 0; b < 3; ++b) layer.value("b_gate").data<double>()[b] = b == 1 ? 60.0 : -800.0;
   const std::int64_t T = 400, needle = 133;
   const Tensor x = normal({T, 16}, 3);
   for (std::int64_t t = 0; t < T; ++t) {
@@ -380,8 +380,10 @@ TEST(Nsa, PlansTheMemoryItKeeps) {
 }
 
 TEST(Nsa, ObjectsToImpossibleValues) {
-  const auto objection = [](const OptionList& options) { return creation_error(nsa_mixer(), options); };
-  EXPECT_EQ(objection({{"head_dim", integer(6)}}), "no error");
+  const auto objection = [](const OptionList& options) {
+    return creation_error<SparseLayerCase>(nsa_mixer(), options);
+  };
+  EXPECT_EQ(objection({{"head_dim", integer(6)}}), "");
   EXPECT_EQ(objection({{"heads", integer(6)}, {"kv_heads", integer(4)}}),
             "[mixer.test]: heads = 6 is not a multiple of kv_heads = 4");
   EXPECT_EQ(objection({{"heads", integer(5)}}),

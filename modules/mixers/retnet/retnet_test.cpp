@@ -39,7 +39,7 @@ TEST(RetNet, PlansTheMemoryItKeeps) {
 }
 
 TEST(RetNet, RefusesAnOddHeadWidth) {
-  EXPECT_EQ(creation_error(retnet_mixer(), {{"head_dim", std::int64_t{7}}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(retnet_mixer(), {{"head_dim", std::int64_t{7}}}),
             "[mixer.test]: head_dim = 7 is odd; the rotation turns pairs of channels");
 }
 

@@ -6,63 +6,34 @@
 
 #include "modules/families/fast_weights/fast_weights_reference.h"
 #include "modules/mixers/swa_ttt/swa_ttt.h"
-#include "tests/support/compare.h"
-#include "tests/support/random.h"
+#include "tests/support/layer_case.h"
 
 namespace weft::testing::swa_ttt {
-
-using OptionList = std::vector<std::pair<std::string, OptionValue>>;
 
 inline constexpr MixerSite kSite{.width = 24, .layers = 3, .layer = 1, .max_tokens = 64};
 inline constexpr std::int64_t kChunk = 4;
 
-inline Options options_with(const MixerType& type, const OptionList& values) {
-  Options options(type.options);
-  for (const auto& [key, value] : values) options.set(key, value);
-  return options;
-}
+struct Layer : LayerCase {
+  explicit Layer(const OptionList& changes, DType dtype = DType::f64)
+      : LayerCase(swa_ttt_mixer(), small_and(changes), kSite, dtype) {
+    perturb(0.4, 0.2);
+  }
 
-struct Layer {
-  explicit Layer(const OptionList& values, DType dtype = DType::f64) {
+  static OptionList small_and(const OptionList& changes) {
     OptionList all{{"chunk", kChunk}, {"window", std::int64_t{6}}, {"memory_heads", std::int64_t{2}}};
-    all.insert(all.end(), values.begin(), values.end());
-    mixer = swa_ttt_mixer().create(ParameterScope(store), kSite, options_with(swa_ttt_mixer(), all), "[mixer.test]");
-    store.initialise(3, dtype);
-    std::uint64_t seed = 40;
-    for (Parameter* p : store.all()) {
-      const Tensor noise = normal(p->shape, ++seed, p->shape.rank() >= 2 ? 0.4 : 0.2);
-      const Tensor value = cast(p->value, DType::f64);
-      for (std::int64_t i = 0; i < noise.numel(); ++i) value.data<double>()[i] += noise.data<double>()[i];
-      p->value.copy_from(value);
-    }
+    all.insert(all.end(), changes.begin(), changes.end());
+    return all;
   }
-  const Tensor& value(const char* name) { return store.find(name)->value; }
-  bool has(const char* name) { return store.find(name) != nullptr; }
-  Tensor forward(const Tensor& x, const DocumentsPtr& documents) {
-    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-    return cast(mixer->forward(tape, Tape::constant(x), documents, nullptr).value, x.dtype());
-  }
-
-  ParameterStore store;
-  std::unique_ptr<Mixer> mixer;
 };
 
-inline double& at(const Tensor& t, std::int64_t row, std::int64_t column) {
-  return t.data<double>()[row * t.dim(1) + column];
-}
 inline double sigma(double a) {
   return 1.0 / (1.0 + std::exp(-a));
 }
 
-// x w^T (+ b)
-inline Tensor product(const Tensor& x, const Tensor& w, const Tensor& b = {}) {
-  const Tensor y = Tensor::zeros({x.dim(0), w.dim(0)}, DType::f64);
-  for (std::int64_t t = 0; t < y.dim(0); ++t) {
-    for (std::int64_t o = 0; o < y.dim(1); ++o) {
-      at(y, t, o) = b.defined() ? b.data<double>()[o] : 0.0;
-      for (std::int64_t c = 0; c < x.dim(1); ++c) at(y, t, o) += at(x, t, c) * at(w, o, c);
-    }
-  }
+// x w^T + b
+inline Tensor product(const Tensor& x, const Tensor& w, const Tensor& b) {
+  const Tensor y = testing::product(x, w);
+  for (std::int64_t i = 0; i < y.numel(); ++i) y.data<double>()[i] += b.data<double>()[i % b.numel()];
   return y;
 }
 template <class F>
@@ -144,9 +115,9 @@ inline Tensor expected_output(const Formula& f, Layer& layer, const Tensor& x, c
   const auto maybe_normed = [&](const Tensor& t, const char* w) {
     return layer.has(w) ? normed(t, f.D, static_cast<double>(f.D), layer.value(w)) : t;
   };
-  const Tensor q = maybe_normed(product(x, layer.value("wq")), "q_norm_w");
-  const Tensor k = maybe_normed(product(x, layer.value("wk")), "k_norm_w");
-  const Tensor v = product(x, layer.value("wv"));
+  const Tensor q = maybe_normed(layer.product(x, "wq"), "q_norm_w");
+  const Tensor k = maybe_normed(layer.product(x, "wk"), "k_norm_w");
+  const Tensor v = layer.product(x, "wv");
   const Tensor o = window_attention(f, layer, documents, rotated(q, documents, f.D), rotated(k, documents, f.D), v);
 
   const auto feature = [&](const Tensor& own, const char* s, const char* t) {
@@ -156,9 +127,9 @@ inline Tensor expected_output(const Formula& f, Layer& layer, const Tensor& x, c
     });
     return normed(a, f.d_m, 1.0);
   };
-  const Tensor q_m = feature(f.shared ? q : product(x, layer.value("wq_m")), "s_q", "t_q");
-  const Tensor k_m = feature(f.shared ? spread(f, k) : product(x, layer.value("wk_m")), "s_k", "t_k");
-  Tensor v_m = f.shared ? spread(f, v) : product(x, layer.value("wv_m"));
+  const Tensor q_m = feature(f.shared ? q : layer.product(x, "wq_m"), "s_q", "t_q");
+  const Tensor k_m = feature(f.shared ? spread(f, k) : layer.product(x, "wk_m"), "s_k", "t_k");
+  Tensor v_m = f.shared ? spread(f, v) : layer.product(x, "wv_m");
   if (f.value_silu) v_m = map(v_m, [](double u, std::int64_t) { return u * sigma(u); });
   if (f.value_norm) v_m = normed(v_m, f.d_m, static_cast<double>(f.d_m));
   const Tensor eta = map(product(x, layer.value("w_eta"), layer.value("b_eta")), [&](double u, std::int64_t) {
@@ -192,20 +163,20 @@ inline Tensor expected_output(const Formula& f, Layer& layer, const Tensor& x, c
   const Tensor m = normed(answer, f.d_m, static_cast<double>(f.d_m), layer.value("norm_m"));
 
   if (!layer.has("w_s")) {
-    const Tensor y = product(o, layer.value("wo")), from_memory = product(m, layer.value("wo_m"));
+    const Tensor y = layer.product(o, "wo"), from_memory = layer.product(m, "wo_m");
     for (std::int64_t i = 0; i < y.numel(); ++i) {
       y.data<double>()[i] += layer.value("alpha").data<double>()[i % y.dim(1)] * from_memory.data<double>()[i];
     }
     return y;
   }
-  const Tensor gate = product(x, layer.value("w_s"));
+  const Tensor gate = layer.product(x, "w_s");
   for (std::int64_t t = 0; t < o.dim(0); ++t) {
     for (std::int64_t c = 0; c < o.dim(1); ++c) {
       const double g = at(gate, t, c / f.d_m);
       at(o, t, c) += g * sigma(g) * at(m, t, c);
     }
   }
-  return product(o, layer.value("wo"));
+  return layer.product(o, "wo");
 }
 
 }  // namespace weft::testing::swa_ttt

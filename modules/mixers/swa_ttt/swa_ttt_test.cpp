@@ -74,8 +74,7 @@ TEST(SwaTtt, IsTheLayerOfItsReadme) {
   }
 }
 
-// --- special cases
-// -----------------------------------------------------------------------------------------------------
+// --- special cases --------------------------------------------------------------------------------------------------
 
 TEST(SwaTtt, WithAlphaZeroItIsWindowAttention) {
   Layer layer({{"heads", std::int64_t{2}}, {"alpha_init", 0.0}}, DType::f32);
@@ -139,7 +138,6 @@ TEST(SwaTtt, ItsStateHasOneSize) {
   }
 }
 
-// The planned bytes are those that a recording tape holds in fp32.
 TEST(SwaTtt, PlansTheMemoryItKeeps) {
   std::vector<OptionList> list;
   for (const Variant& variant : variants()) list.push_back(variant.options);
@@ -150,38 +148,19 @@ TEST(SwaTtt, PlansTheMemoryItKeeps) {
                   {"rope", false},
                   {"value_norm", std::string("off")},
                   {"forget", std::string("off")}});
-  for (const OptionList& options : list) {
-    Layer layer(options, DType::f32);
-    const std::int32_t T = 2048;
-    const auto memory = heap_allocator();
-    Tape tape(memory);
-    Tensor input(Shape{T, kSite.width}, DType::f32, memory);
-    input.fill_zero();
-    (void)layer.mixer->forward(tape, tape.leaf(input), Documents::single(T), nullptr);
-    input = {};
-    const double planned = layer.mixer->cost(T, T).saved_bytes;
-    EXPECT_NEAR(static_cast<double>(memory->stats().current_bytes), planned, 0.01 * planned);
-  }
+  for (const OptionList& options : list) Layer(options).expect_saved_bytes();
 }
 
-// --- objections
-// --------------------------------------------------------------------------------------------------------
+// --- objections -----------------------------------------------------------------------------------------------------
 
-std::string objection(const OptionList& values) {
-  ParameterStore store;
-  try {
-    swa_ttt_mixer().create(ParameterScope(store), kSite, options_with(swa_ttt_mixer(), values), "r.toml:7: [mixer.m]");
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::config);
-    return error.what();
-  }
-  return "";
+std::string objection(const OptionList& options) {
+  return refusal([&] { const LayerCase layer(swa_ttt_mixer(), options, kSite); });
 }
 
 TEST(SwaTtt, ObjectsToImpossibleValues) {
   using Text = std::string;
   const auto number = [](std::int64_t n) { return OptionValue{n}; };
-  const Text where = "r.toml:7: [mixer.m]: ";
+  const Text where = "[mixer.test]: ";
   EXPECT_EQ(objection({}), "");
   EXPECT_EQ(objection({{"preset", Text("lact")}}), "");
   EXPECT_EQ(objection({{"window", number(100)}}),

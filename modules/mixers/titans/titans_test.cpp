@@ -34,8 +34,8 @@ class Formula {
   Rows document(std::int64_t n) const {
     Rows rows;
     for (std::int64_t t = layer_.documents->begin(n); t < layer_.documents->end(n); ++t) {
-      const double* x = layer_.x.data<double>() + t * layer_.width;
-      rows.emplace_back(x, x + layer_.width);
+      const double* x = layer_.x.data<double>() + t * layer_.site.width;
+      rows.emplace_back(x, x + layer_.site.width);
     }
     return rows;
   }
@@ -272,9 +272,7 @@ TEST(Titans, IsTheLayerOfItsReadme) {
         to = std::copy(row.begin(), row.end(), to);
       }
     }
-    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-    const Var y = layer.mixer->forward(tape, Tape::constant(layer.x), layer.documents, nullptr);
-    EXPECT_TRUE(close(y.value, expected, 1e-12, 1e-10));
+    layer.expect_mixed(expected);
   }
 }
 
@@ -297,7 +295,7 @@ TEST(Titans, ItsStateHasConstantBytes) {
     std::int32_t seen = 0;
     for (const std::int32_t tokens : {1, 2, 70, 300}) {
       Tape tape(heap_allocator(), Tape::Mode::inference);
-      const Var x = Tape::constant(cast(normal({tokens, layer.width}, 1), DType::f32));
+      const Var x = Tape::constant(cast(normal({tokens, layer.site.width}, 1), DType::f32));
       layer.mixer->forward(tape, x, Documents::single(tokens, seen), state.get());
       seen += tokens;
       EXPECT_EQ(static_cast<double>(state->bytes()), layer.mixer->state_bytes(seen)) << "after " << seen;
@@ -306,12 +304,12 @@ TEST(Titans, ItsStateHasConstantBytes) {
 }
 
 TEST(Titans, RefusesWhatCannotBe) {
-  EXPECT_EQ(creation_error(titans_mixer(), {{"heads", std::int64_t{3}}, {"head_dim", std::int64_t{0}}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(titans_mixer(), {{"heads", std::int64_t{3}}, {"head_dim", std::int64_t{0}}}),
             "[mixer.test]: heads = 3 does not divide the model's width = 10; set head_dim");
-  EXPECT_EQ(creation_error(titans_mixer(), {{"head_dim", std::int64_t{5}}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(titans_mixer(), {{"head_dim", std::int64_t{5}}}),
             "[mixer.test]: head_dim = 5 is odd; the attention's rotary positions turn channels in pairs and need an "
             "even number");
-  EXPECT_EQ(creation_error(titans_mixer(), {{"inner_learning_rate", 0.0}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(titans_mixer(), {{"inner_learning_rate", 0.0}}),
             "[mixer.test]: inner_learning_rate = 0 must be positive: a memory that does not learn is a fixed map");
 }
 

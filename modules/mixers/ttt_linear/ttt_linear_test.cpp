@@ -28,16 +28,17 @@ TEST(TttLinear, ItsStateHasConstantBytes) {
 }
 
 TEST(TttLinear, RefusesWhatCannotBe) {
-  EXPECT_EQ(creation_error(ttt_linear_mixer(), {{"heads", std::int64_t{3}}, {"head_dim", std::int64_t{0}}}),
-            "[mixer.test]: heads = 3 does not divide the model's width = 10; set head_dim");
-  EXPECT_EQ(creation_error(ttt_linear_mixer(), {{"head_dim", std::int64_t{1}}}),
+  EXPECT_EQ(
+      creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"heads", std::int64_t{3}}, {"head_dim", std::int64_t{0}}}),
+      "[mixer.test]: heads = 3 does not divide the model's width = 10; set head_dim");
+  EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"head_dim", std::int64_t{1}}}),
             "[mixer.test]: a head of width 1 has nothing to learn, because its memory is normalised over the head; use "
             "at least 2");
-  EXPECT_EQ(creation_error(ttt_linear_mixer(), {{"head_dim", std::int64_t{5}}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"head_dim", std::int64_t{5}}}),
             "[mixer.test]: head_dim = 5 is odd; rope = true turns channels in pairs and needs an even number");
-  EXPECT_EQ(creation_error(ttt_linear_mixer(), {{"inner_learning_rate", 0.0}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"inner_learning_rate", 0.0}}),
             "[mixer.test]: inner_learning_rate = 0 must be positive: a memory that does not learn is a fixed network");
-  EXPECT_EQ(creation_error(ttt_linear_mixer(), {{"conv", std::int64_t{1}}}),
+  EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"conv", std::int64_t{1}}}),
             "[mixer.test]: conv = 1 is no convolution; use 2 to 8 taps, or 0");
 }
 
