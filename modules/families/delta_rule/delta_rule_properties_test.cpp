@@ -100,6 +100,36 @@ TEST(DeltaRule, UnitKeysStoreAndReplaceValuesExactly) {
   }
 }
 
+// The same with orthonormal keys that point nowhere in particular, and for every kind of decay when nothing decays:
+// what was written under a key is read back exactly, however many other keys were written since.
+TEST(DeltaRule, OrthonormalKeysRecallTheirValues) {
+  for (const DeltaDecay decay : kAllDecays) {
+    const std::int64_t n = 80;  // keys, over two chunks
+    const DeltaCase c{.lengths = {2 * n}, .decay = decay, .H = 1, .H_K = 1, .d_k = n, .initial_state = false};
+    const DeltaInputs in = make_inputs(c);
+    if (in.g.defined()) in.g.fill_zero();
+    // Rows of I - 2 w w^T / |w|^2, which are orthonormal; the first n tokens write, the others read them backwards.
+    const Tensor w = normal({n}, 70);
+    double squares = 0.0;
+    for (const double x : w.span<double>()) squares += x * x;
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t x = 0; x < n; ++x) {
+        const double key = (i == x ? 1.0 : 0.0) - 2.0 * w.data<double>()[i] * w.data<double>()[x] / squares;
+        at(in.k, i, 0, x) = key;
+        at(in.q, 2 * n - 1 - i, 0, x) = key;
+      }
+      in.beta.data<double>()[i] = 1.0;
+      in.beta.data<double>()[n + i] = 0.0;
+    }
+    const DeltaResult r = evaluate(c, in);
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t y = 0; y < c.d_v; ++y) {
+        EXPECT_NEAR(at(r.o, 2 * n - 1 - i, 0, y), c.scale * at(in.v, i, 0, y), 1e-13) << c.str() << " key " << i;
+      }
+    }
+  }
+}
+
 // Everything is forgotten at once, or almost: each token reads its own write, o_t = s beta_t <q_t, k_t> v_t.
 TEST(DeltaRule, InfiniteDecayLeavesEachTokenToItself) {
   for (const DeltaDecay decay : {DeltaDecay::scalar, DeltaDecay::channel}) {
