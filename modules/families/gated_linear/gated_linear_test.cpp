@@ -194,22 +194,24 @@ TEST(GatedLinear, WithoutDecayItIsCausalLinearAttentionAndWithInfiniteDecayTheDi
 
 // Scaling e^{g_t} multiplies whatever crosses t: dg_t = sum_{j >= t} (q dq - k dk)_j + rowsum(S_T * dS_T).
 TEST(GatedLinear, GateGradientEqualsItsGlobalForm) {
-  const RecurrenceCase c{.lengths = {130}, .kind = DecayKind::vector, .H = 1};
-  const RecurrenceInputs in = make_inputs(c);
-  const RecurrenceResult r = evaluate(c, in);
-  const Tensor expected = Tensor::zeros(in.g.shape(), DType::f64);
-  for (std::int64_t x = 0; x < c.d_k; ++x) {
-    double sum = 0.0;
-    for (std::int64_t y = 0; y < c.d_v; ++y) {
-      sum += r.st.data<double>()[x * c.d_v + y] * in.dst.data<double>()[x * c.d_v + y];
+  for (const DecayKind kind : {DecayKind::scalar, DecayKind::vector}) {
+    const RecurrenceCase c{.lengths = {130}, .kind = kind, .H = 1};
+    const RecurrenceInputs in = make_inputs(c);
+    const RecurrenceResult r = evaluate(c, in);
+    const Tensor expected = Tensor::zeros(in.g.shape(), DType::f64);
+    for (std::int64_t x = 0; x < c.d_k; ++x) {
+      double sum = 0.0;
+      for (std::int64_t y = 0; y < c.d_v; ++y) {
+        sum += r.st.data<double>()[x * c.d_v + y] * in.dst.data<double>()[x * c.d_v + y];
+      }
+      for (std::int64_t t = c.tokens() - 1; t >= 0; --t) {
+        const auto i = t * c.d_k + x;
+        sum += in.q.data<double>()[i] * r.dq.data<double>()[i] - in.k.data<double>()[i] * r.dk.data<double>()[i];
+        expected.data<double>()[kind == DecayKind::vector ? i : t] += sum;  // a scalar decay: over channels
+      }
     }
-    for (std::int64_t t = c.tokens() - 1; t >= 0; --t) {
-      const auto i = t * c.d_k + x;
-      sum += in.q.data<double>()[i] * r.dq.data<double>()[i] - in.k.data<double>()[i] * r.dk.data<double>()[i];
-      expected.data<double>()[i] = sum;
-    }
+    EXPECT_TRUE(close(r.dg, expected, 1e-11, 1e-10)) << c.str();
   }
-  EXPECT_TRUE(close(r.dg, expected, 1e-11, 1e-10));
 }
 
 TEST(GatedLinear, RefusesForeignShapes) {
