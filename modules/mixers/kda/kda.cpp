@@ -7,6 +7,8 @@
 namespace weft {
 namespace {
 
+constexpr double kLowerBound = -5.0;  // unless the recipe says otherwise
+
 struct ForgetGate {
   DecayGateFunction function;
   double lower_bound;
@@ -51,6 +53,11 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
     config_error("{}: lower_bound = {} would keep everything for ever; use a number from -5 to below 0", where,
                  gate.lower_bound);
   }
+  if (gate.function == DecayGateFunction::softplus && gate.lower_bound != kLowerBound) {
+    config_error(
+        "{}: lower_bound = {} with gate = \"softplus\", which has none; leave it out, or use gate = \"bounded\"", where,
+        gate.lower_bound);
+  }
   const std::int64_t keys = config.value_heads * config.d_k;
   config.gate = DeltaRuleLayerConfig::Gate::sigmoid;
   config.gate_rank = options.text("output_gate") == "full" ? 0 : rank;
@@ -71,7 +78,7 @@ MixerType make_type() {
                           .help = "forget gate: bounded below, or -e^a_log softplus(.), which may forget at once",
                           .choices = {"bounded", "softplus"}});
   type.options.push_back({.key = "lower_bound",
-                          .default_value = -5.0,
+                          .default_value = kLowerBound,
                           .help = "smallest log decay of one token, bounded gate only",
                           .minimum = -5.0,
                           .maximum = 0.0,
