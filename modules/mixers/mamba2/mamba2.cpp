@@ -104,10 +104,12 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
                             .d_k = options.integer("state_dim"),
                             .d_v = options.integer("head_dim"),
                             .groups = options.integer("groups"),
-                            .taps = options.integer("taps")};
+                            .taps = options.integer("conv_width")};
   if (config.heads % config.groups != 0) {
-    config_error("{}: heads = {} is no multiple of groups = {}; heads of a group share their keys and queries", where,
-                 config.heads, config.groups);
+    config_error(
+        "{}: heads = {} is no multiple of groups = {}; each group of heads shares its queries and keys, so use "
+        "heads = {} or another multiple",
+        where, config.heads, config.groups, (config.heads / config.groups + 1) * config.groups);
   }
   return std::make_unique<Mamba2>(scope, config);
 }
@@ -124,7 +126,7 @@ MixerType make_type() {
                       integer("state_dim", 128, "width d_k of queries and keys (C and B), the channels of the state", 1,
                               4096),
                       integer("groups", 1, "groups of heads that share queries and keys", 1, 4096),
-                      integer("taps", 4, "length of the short convolutions", 2, kMaxConvolutionTaps)},
+                      integer("conv_width", 4, "taps of the short convolutions", 2, kMaxConvolutionTaps)},
           .context_parallel = ContextParallel::state,
           .limits = {},
           .create = create};

@@ -41,7 +41,7 @@ TEST(Mamba2, IsTheLayerOfItsReadme) {
                                           {"head_dim", std::int64_t{3}},
                                           {"state_dim", std::int64_t{5}},
                                           {"groups", groups},
-                                          {"taps", std::int64_t{3}}});
+                                          {"conv_width", std::int64_t{3}}});
     const std::int64_t H = 4, P = 3, N = 5, T = layer.x.dim(0);
     const Tensor C = convolved(layer, "q"), B = convolved(layer, "k"), x = convolved(layer, "v");
     const Tensor dt = layer.product(layer.x, "w_dt"), z = layer.product(layer.x, "wg");
@@ -95,8 +95,10 @@ TEST(Mamba2, PlansTheMemoryItKeeps) {
 }
 
 TEST(Mamba2, RefusesGroupsThatDoNotDivideTheHeads) {
-  EXPECT_EQ(creation_error<LayerUnderTest>(mamba2_mixer(), {{"heads", std::int64_t{6}}, {"groups", std::int64_t{4}}}),
-            "[mixer.test]: heads = 6 is no multiple of groups = 4; heads of a group share their keys and queries");
+  EXPECT_EQ(
+      creation_error<LayerUnderTest>(mamba2_mixer(), {{"heads", std::int64_t{6}}, {"groups", std::int64_t{4}}}),
+      "[mixer.test]: heads = 6 is no multiple of groups = 4; each group of heads shares its queries and keys, so use "
+      "heads = 8 or another multiple");
 }
 
 }  // namespace
