@@ -69,12 +69,14 @@ struct DivideSaved {
 
 struct MagnitudeAwareSaved {
   Tensor sums, totals;
+  double share;
 
   void backward(Backward& pass) const {
     const GradTarget dsums = pass.target(0), dtotals = pass.target(1);
     kMagnitudeAwareBackward({.dtype = sums.dtype(),
                              .R = sums.shape().rows(),
                              .D = sums.shape().back() - 1,
+                             .share = share,
                              .sums = sums.raw(),
                              .totals = totals.raw(),
                              .d_o = pass.grad(0).raw(),
@@ -106,7 +108,7 @@ Var divide_by_denominator(Tape& tape, const Var& sums) {
   return tape.record("divide_by_denominator", {sums}, o, [&] { return DivideSaved{sums.value}; });
 }
 
-Var magnitude_aware(Tape& tape, const Var& sums, const Var& totals) {
+Var magnitude_aware(Tape& tape, const Var& sums, const Var& totals, double share) {
   WEFT_CHECK(sums.shape().rank() >= 1 && sums.shape().back() > 1 && totals.shape() == sums.shape() &&
                  totals.dtype() == sums.dtype(),
              "magnitude_aware: sums {} {}, totals {} {}", sums.shape().str(), name_of(sums.dtype()),
@@ -115,12 +117,13 @@ Var magnitude_aware(Tape& tape, const Var& sums, const Var& totals) {
   kMagnitudeAware({.dtype = sums.dtype(),
                    .R = sums.shape().rows(),
                    .D = o.shape().back(),
+                   .share = share,
                    .sums = sums.value.raw(),
                    .totals = totals.value.raw(),
                    .o = o.raw()},
                   tape.launch());
   return tape.record("magnitude_aware", {sums, totals}, o, [&] {
-    return MagnitudeAwareSaved{sums.value, totals.value};
+    return MagnitudeAwareSaved{sums.value, totals.value, share};
   });
 }
 

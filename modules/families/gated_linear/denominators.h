@@ -44,17 +44,20 @@ struct DivideBackward {
   Write write_dsums;
 };
 
+// What the difference of scores from their mean counts: c = 1, or `share` divided by how many values there are.
 struct MagnitudeAwareForward {
   DType dtype;
   std::int64_t R, D;
+  double share;        // 0: c = 1
   const void* sums;    // [R, D+1]: a, z
-  const void* totals;  // [R, D+1]: c, the sum of all values so far, and how many they are
+  const void* totals;  // [R, D+1]: C, the sum of all values so far, and how many they are
   void* o;             // [R, D]
 };
-// With m values so far: da = (1 + 1/z) do, dz = -<do, a> / z^2 - <do, c> / m, dc = -(z/m) do; m is no variable.
+// With C, m the totals: da = (c + 1/z) do, dz = -<do, a> / z^2 - c <do, C> / m, dC = -c (z/m) do; m is no variable.
 struct MagnitudeAwareBackward {
   DType dtype;
   std::int64_t R, D;
+  double share;
   const void* sums;    // [R, D+1]
   const void* totals;  // [R, D+1]
   const void* d_o;     // [R, D]
@@ -68,7 +71,7 @@ struct MagnitudeAwareBackward {
 Var append_ones(Tape& tape, const Var& v);
 // sums [T,H,D+1] -> a / n [T,H,D].
 Var divide_by_denominator(Tape& tape, const Var& sums);
-// sums, totals [T,H,D+1] -> (1 + 1/z) a - (z/m) c [T,H,D].
-Var magnitude_aware(Tape& tape, const Var& sums, const Var& totals);
+// sums, totals [T,H,D+1] -> a / z + c (a - (z/m) C) [T,H,D], with c = 1, or share / m unless `share` is 0.
+Var magnitude_aware(Tape& tape, const Var& sums, const Var& totals, double share = 0.0);
 
 }  // namespace weft

@@ -68,6 +68,12 @@ void divide_backward_cpu(const DivideBackward& a) {
   });
 }
 
+// c.
+template <class T>
+T difference_weight(double share, T count) {
+  return share == 0.0 ? T(1) : static_cast<T>(share) / count;
+}
+
 template <class T>
 void magnitude_aware_forward_cpu(const MagnitudeAwareForward& a) {
   for_each_row(a.R, a.D, [&](std::int64_t i) {
@@ -75,7 +81,8 @@ void magnitude_aware_forward_cpu(const MagnitudeAwareForward& a) {
     const T* totals = static_cast<const T*>(a.totals) + i * (a.D + 1);
     T* o = static_cast<T*>(a.o) + i * a.D;
     const T z = guarded(sums[a.D]);
-    const T beta = T(1) + T(1) / z, gamma = z / totals[a.D];
+    const T weight = difference_weight(a.share, totals[a.D]);
+    const T beta = weight + T(1) / z, gamma = weight * (z / totals[a.D]);
     for (std::int64_t c = 0; c < a.D; ++c) o[c] = beta * sums[c] - gamma * totals[c];
   });
 }
@@ -87,16 +94,18 @@ void magnitude_aware_backward_cpu(const MagnitudeAwareBackward& a) {
     const T* totals = static_cast<const T*>(a.totals) + i * (a.D + 1);
     const T* d_o = static_cast<const T*>(a.d_o) + i * a.D;
     const T z = guarded(sums[a.D]), count = totals[a.D];
+    const T weight = difference_weight(a.share, count);
     if (a.dsums != nullptr) {
       T* dsums = static_cast<T*>(a.dsums) + i * (a.D + 1);
-      const T beta = T(1) + T(1) / z;
+      const T beta = weight + T(1) / z;
       for (std::int64_t c = 0; c < a.D; ++c) store(dsums[c], beta * d_o[c], a.write_dsums);
-      const T dz = -dot(d_o, sums, a.D) / (z * z) - dot(d_o, totals, a.D) / count;
+      const T dz = -dot(d_o, sums, a.D) / (z * z) - weight * dot(d_o, totals, a.D) / count;
       store(dsums[a.D], is_free(sums[a.D]) ? dz : T(0), a.write_dsums);
     }
     if (a.dtotals != nullptr) {
       T* dtotals = static_cast<T*>(a.dtotals) + i * (a.D + 1);
-      for (std::int64_t c = 0; c < a.D; ++c) store(dtotals[c], -z / count * d_o[c], a.write_dtotals);
+      const T gamma = weight * (z / count);
+      for (std::int64_t c = 0; c < a.D; ++c) store(dtotals[c], -gamma * d_o[c], a.write_dtotals);
       store(dtotals[a.D], T(0), a.write_dtotals);
     }
   });

@@ -1,5 +1,6 @@
 #include "modules/families/gated_linear/denominators.h"
 
+#include "autograd/ops/elementwise/elementwise.h"
 #include "tests/support/op_check.h"
 
 namespace weft {
@@ -41,11 +42,14 @@ TEST(Denominators, GradientsOfTheMagnitudeAwareForm) {
   for (const Shape& shape : kShapes) {
     Shape narrow = shape;
     narrow.set(2, shape[2] - 1);
-    check_op(OpCase{.name = shape.str(),
-                    .inputs = {positive_sums(shape, 1), normal(narrow, 3)},
-                    .function = [](Tape& tape, std::span<const Var> in) {
-                      return std::vector{magnitude_aware(tape, in[0], append_ones(tape, in[1]))};
-                    }});
+    for (const double share : {0.0, 0.4}) {
+      check_op(OpCase{.name = fmt::format("{} share {}", shape.str(), share),
+                      .inputs = {positive_sums(shape, 1), normal(narrow, 3)},
+                      .function = [share](Tape& tape, std::span<const Var> in) {
+                        const Var totals = scale(tape, append_ones(tape, in[1]), 3.0);  // of three values
+                        return std::vector{magnitude_aware(tape, in[0], totals, share)};
+                      }});
+    }
   }
 }
 

@@ -26,15 +26,41 @@ std::vector<double> magnitude_aware_weights(std::vector<double> scores) {
 }
 
 TEST(Mala, IsTheLayerOfItsReadme) {
-  LayerUnderTest layer(mala_mixer(), {{"value_dim", std::int64_t{5}}});
-  const Tensor q = layer.product(layer.x, "wq"), k = layer.product(layer.x, "wk"), v = layer.product(layer.x, "wv");
-  layer.expect_mixed(layer.product(weighted_values(layer, q, k, v, elu_plus_one, magnitude_aware_weights), "wo"));
+  for (const std::string scores : {"sum", "mean"}) {
+    LayerUnderTest layer(mala_mixer(), {{"value_dim", std::int64_t{5}}, {"scores", scores}});
+    const Tensor q = layer.product(layer.x, "wq"), k = layer.product(layer.x, "wk"), v = layer.product(layer.x, "wv");
+    const auto weights = [&](std::vector<double> s) {
+      const double divisor = std::sqrt(static_cast<double>(layer.d_k)) * static_cast<double>(s.size());
+      for (double& score : s) score /= scores == "mean" ? divisor : 1.0;
+      return magnitude_aware_weights(s);
+    };
+    layer.expect_mixed(layer.product(weighted_values(layer, q, k, v, elu_plus_one, weights), "wo"));
+  }
+}
+
+// Root mean square of the outputs of 256 tokens from `begin` on, for a document of noise and first weights.
+double output_size(const std::string& scores, std::int64_t begin) {
+  LayerUnderTest layer(mala_mixer(), {{"scores", scores}});
+  layer.store.initialise(1, DType::f32);
+  constexpr std::int32_t T = 8192;
+  Tape tape(heap_allocator(), Tape::Mode::inference);
+  const Var x = Tape::constant(cast(normal({T, layer.width}, 5), DType::f32));
+  const Tensor y = layer.mixer->forward(tape, x, Documents::single(T), nullptr).value.rows(begin, begin + 256);
+  double squares = 0.0;
+  for (const float a : y.span<float>()) squares += static_cast<double>(a) * static_cast<double>(a);
+  return std::sqrt(squares / static_cast<double>(y.numel()));
+}
+
+// The paper's sums grow with the document, its code's means do not.
+TEST(Mala, OutputsOfMeansDoNotGrowWithTheDocument) {
+  EXPECT_GT(output_size("sum", 7936), 3.0 * output_size("sum", 64));
+  EXPECT_LT(output_size("mean", 7936), output_size("mean", 64));
 }
 
 // Weights that sum to 1 give back values that are all the same. The layer's input is 1 in a channel that alone makes
 // values, and the output's projection is the identity on them.
-TEST(Mala, WeightsSumToOne) {
-  LayerUnderTest layer(mala_mixer(), {{"value_dim", std::int64_t{5}}});
+void expect_unit_sums(const std::string& scores) {
+  LayerUnderTest layer(mala_mixer(), {{"value_dim", std::int64_t{5}}, {"scores", scores}});
   const Tensor& wv = layer.store.find("wv")->value;
   const Tensor& wo = layer.store.find("wo")->value;  // [10, 10]
   wv.fill_zero();
@@ -47,6 +73,10 @@ TEST(Mala, WeightsSumToOne) {
   for (std::int64_t i = 0; i < expected.numel(); ++i) expected.data<double>()[i] = static_cast<double>(i % 10 + 1);
   for (std::int64_t t = 0; t < layer.x.dim(0); ++t) layer.x.data<double>()[t * layer.site.width] = 1.0;
   layer.expect_mixed(expected);
+}
+
+TEST(Mala, WeightsSumToOne) {
+  for (const char* scores : {"sum", "mean"}) expect_unit_sums(scores);
 }
 
 TEST(Mala, PlansTheMemoryItKeeps) {
