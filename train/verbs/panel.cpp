@@ -42,6 +42,7 @@ struct Job {
   std::string mixer;
   fs::path recipe;
   const PanelTask* task;
+  std::int64_t steps = 0;
   bool done = false;
   json score = {};       // null: failed
   double seconds = 0.0;  // of processor time, for training
@@ -54,7 +55,7 @@ class Panel {
       for (const PanelTask& task : kTasks) jobs_.push_back({recipe.stem().string(), recipe, &task});
     }
     // What is wrong with recipes or the table should be known before anything is trained.
-    for (const Job& job : jobs_) load_recipe(job.recipe.string(), overrides_of(job));
+    for (Job& job : jobs_) job.steps = load_recipe(job.recipe.string(), overrides_of(job)).run.steps;
     updated_table(jobs_);
   }
 
@@ -151,6 +152,10 @@ class Panel {
       return fmt::format("scoring ended with status {}; see {}", scored.status, file(".err").string());
     }
     job.score = read_json_file(file(".json").string());
+    // A run that was asked to stop ends well, too.
+    if (const std::int64_t step = require_int(job.score, "step", file(".json").string()); step != job.steps) {
+      return fmt::format("training was stopped at step {} of {}", step, job.steps);
+    }
     return {};
   }
 
