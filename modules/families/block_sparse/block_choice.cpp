@@ -25,14 +25,19 @@ Tensor choose(Tape& tape, const Tensor& q, const Tensor& k, std::int64_t H_KV, c
                  (score != BlockScore::logit || (span.length == rule.block && span.stride == rule.block)),
              "block choice: summaries of {} tokens every {} for blocks of {}", span.length, span.stride, rule.block);
   const std::int64_t heads = score == BlockScore::logit ? H_Q : H_KV;
-  const Tensor idx = tape.empty({T, heads, rule.slots()}, DType::i32);
+  std::int64_t longest = 0;
+  for (const BlockSparseDocument& d : documents) {
+    longest = std::max<std::int64_t>(longest, std::int64_t{d.query_position} + d.query_count);
+  }
+  const BlockRule within = rule.within(longest);
+  const Tensor idx = tape.empty({T, heads, within.slots()}, DType::i32);
   const BlockChoice args{.dtype = q.dtype(),
                          .T = T,
                          .S = k.defined() ? k.dim(0) : 0,
                          .H_Q = H_Q,
                          .H_KV = H_KV,
                          .D = q.dim(2),
-                         .rule = rule,
+                         .rule = within,
                          .span = span,
                          .score = score,
                          .documents = documents.data(),
@@ -46,6 +51,14 @@ Tensor choose(Tape& tape, const Tensor& q, const Tensor& k, std::int64_t H_KV, c
 }
 
 }  // namespace
+
+BlockRule BlockRule::within(std::int64_t length) const {
+  const std::int64_t blocks = std::max<std::int64_t>(1, (length + block - 1) / block);
+  BlockRule rule = *this;
+  rule.selected = std::min(selected, blocks);
+  rule.dense = std::min(dense, blocks * block);
+  return rule;
+}
 
 std::size_t block_choice_workspace(const BlockChoice& args) {
   return dispatch_real(args.dtype, "block choice",

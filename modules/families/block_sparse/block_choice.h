@@ -21,6 +21,8 @@ struct BlockRule {
   std::int64_t dense = 0;  // queries at positions below it take every block
 
   std::int64_t slots() const { return std::max(selected, (dense + block - 1) / block); }
+  // The same for documents of at most `length` tokens: no slots for blocks that none of them has.
+  BlockRule within(std::int64_t length) const;
   bool takes_all(std::int64_t position) const { return position < dense || position / block < selected; }
 };
 
@@ -47,7 +49,7 @@ struct BlockChoice {
 std::size_t block_choice_workspace(const BlockChoice& args);
 
 // q [T, H_Q, D], summaries k [S, H_KV, D] with the rows of key_rows(), lse [T, H_Q] or undefined -> idx i32
-// [T, H_KV or H_Q, slots], ascending and padded with -1.
+// [T, H_KV or H_Q, slots], ascending and padded with -1; slots are those of the rule within the longest document.
 Tensor choose_blocks(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& lse, const BlockRule& rule,
                      KeySpan span, BlockScore score, const Documents& documents);
 

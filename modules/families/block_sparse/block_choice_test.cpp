@@ -180,6 +180,27 @@ TEST(BlockChoice, DependsOnNothingElse) {
   }
 }
 
+// A rule that names more blocks than there are ("always dense") takes no memory for them.
+TEST(BlockChoice, HasNoSlotsForBlocksThatAreNotThere) {
+  const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{33, 0, 7});
+  const Tensor q = normal({40, 2, 4}, 1), k = normal({7, 1, 4}, 2);
+  const BlockRule sparse{.block = 8, .selected = 3, .first = 1, .local = 2};
+  BlockRule dense = sparse, wide = sparse;
+  dense.dense = std::int64_t{1} << 40;
+  wide.selected = std::int64_t{1} << 40;
+  for (const BlockRule& rule : {dense, wide}) {
+    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
+    const Tensor idx = choose_blocks(tape, q, k, {}, rule, {8, 4}, BlockScore::overlap_sum, *documents);
+    ASSERT_EQ(idx.shape(), Shape({40, 1, 5}));
+    for (std::int64_t t = 0; t < 40; ++t) {
+      const std::int32_t own = documents->positions()[static_cast<std::size_t>(t)] / 8;
+      for (std::int32_t j = 0; j < 5; ++j) EXPECT_EQ(idx.data<std::int32_t>()[t * 5 + j], j <= own ? j : -1);
+    }
+  }
+  EXPECT_EQ(sparse.within(1000).slots(), 3);
+  EXPECT_EQ(sparse.within(0).slots(), 1);
+}
+
 TEST(BlockChoice, RefusesWhatDoesNotFit) {
   const DocumentsPtr documents = Documents::single(40);
   Tape tape(heap_allocator());

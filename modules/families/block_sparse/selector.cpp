@@ -21,7 +21,7 @@ class MeanSelector final : public Selector {
 
   std::int64_t block() const override { return c_.rule.block; }
   std::int64_t heads() const override { return c_.score == BlockScore::logit ? c_.heads : c_.kv_heads; }
-  std::int64_t slots() const override { return c_.rule.slots(); }
+  std::int64_t slots(std::int64_t length) const override { return c_.rule.within(length).slots(); }
 
   Tensor select(Tape& tape, const SelectorInputs& in, SelectorState* state) const override {
     if (state == nullptr) {

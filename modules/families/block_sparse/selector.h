@@ -29,9 +29,9 @@ class Selector {
  public:
   virtual ~Selector() = default;
 
-  virtual std::int64_t block() const = 0;  // tokens of a block
-  virtual std::int64_t heads() const = 0;  // H_sel: 1, H_KV or H_Q
-  virtual std::int64_t slots() const = 0;  // n
+  virtual std::int64_t block() const = 0;                     // tokens of a block
+  virtual std::int64_t heads() const = 0;                     // H_sel: 1, H_KV or H_Q
+  virtual std::int64_t slots(std::int64_t length) const = 0;  // n, where the longest document has `length` tokens
 
   // Indices [T, H_sel, n] for block_sparse_attention(). A query's choice depends on the tokens up to it and on nothing
   // else. With a state, documents continue from it and it moves on.

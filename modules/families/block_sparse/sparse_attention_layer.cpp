@@ -123,7 +123,8 @@ MixerCost SparseAttentionLayer::cost(std::int64_t tokens, std::int64_t document_
   const double documents = document_length > 0 ? T / L : 0.0;
   const double pairs = selector_ == nullptr ? L * (L + 1.0) / 2.0 : selector_->pairs(document_length);
   const double choice = selector_ == nullptr ? 0.0 : documents * selector_->flops(document_length);
-  const double indices = selector_ == nullptr ? 0.0 : static_cast<double>(selector_->heads() * selector_->slots());
+  const double indices =
+      selector_ == nullptr ? 0.0 : static_cast<double>(selector_->heads() * selector_->slots(document_length));
   const double weights = d * (2.0 * q + 2.0 * k);
   // Backward computes the scores again: five products a pair against two. Choosing has no backward.
   const double projections = 2.0 * T * weights;

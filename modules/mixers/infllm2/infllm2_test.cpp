@@ -64,6 +64,7 @@ TEST(Infllm2, BelowItsLengthIsDense) {
 TEST(Infllm2, PlansTheMemoryItKeeps) {
   SparseLayerCase(infllm2_mixer(), small({})).expect_saved_bytes();
   SparseLayerCase(infllm2_mixer(), small({{"dense_length", integer(100)}})).expect_saved_bytes();
+  SparseLayerCase(infllm2_mixer(), small({{"dense_length", integer(1 << 30)}})).expect_saved_bytes();
 }
 
 TEST(Infllm2, ObjectsToImpossibleValues) {

@@ -156,7 +156,7 @@ class NsaMixer final : public Mixer {
                                              attention_pairs(*Documents::single(document_length), c_.window));
     const double weights = d * (H * D + 3.0 * kv + kBranches * H + H * D_V);
     const double phi = phi_k_.products() + phi_v_.products();
-    const double indices = static_cast<double>(c_.kv_heads * c_.rule.slots());
+    const double indices = static_cast<double>(c_.kv_heads * c_.rule.within(document_length).slots());
     const double projections = 2.0 * T * weights, compression = 2.0 * compressed * phi;
     // Backward computes scores and hidden layers again; scores for the choice are computed in forward only.
     return {.forward_flops = projections + compression + 2.0 * H * (D + D_V) * pairs + 2.0 * H * D * seen,
