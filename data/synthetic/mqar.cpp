@@ -16,12 +16,13 @@ constexpr std::int32_t kUntouched = 0;
 constexpr std::int32_t kUpdated = 1;
 
 // Weights of the slots for queries, proportional to (j+1)^(a-1), as integers so that draws have the same bits
-// everywhere.
+// everywhere. The largest is 2^20, whichever end of the row it is at.
 std::vector<std::uint64_t> slot_weights(std::int64_t slots, double power) {
   constexpr double kOne = 1 << 20;
+  const double largest = power > 1.0 ? std::pow(static_cast<double>(slots), power - 1.0) : 1.0;
   std::vector<std::uint64_t> weights;
   for (std::int64_t j = 0; j < slots; ++j) {
-    const double weight = kOne * std::pow(static_cast<double>(j + 1), power - 1.0);
+    const double weight = kOne * std::pow(static_cast<double>(j + 1), power - 1.0) / largest;
     weights.push_back(std::max<std::uint64_t>(1, static_cast<std::uint64_t>(std::llround(weight))));
   }
   return weights;

@@ -110,6 +110,25 @@ TEST(Mqar, AsksEarlyByThePowerLaw) {
   EXPECT_LT(chi_squared, 16.3);  // three degrees of freedom, one in a thousand
 }
 
+// Also where the weights of late slots are too large for integers as they are.
+TEST(Mqar, AsksLateForLargePowers) {
+  const auto task = make_task("mqar", {{"vocabulary", std::int64_t{1} << 15},
+                                       {"length", std::int64_t{1} << 14},
+                                       {"pairs", std::int64_t{4}},
+                                       {"power", 8.0}});
+  constexpr std::int64_t kExamples = 50;
+  double place = 0.0;  // of the questions, as a share of the row: 8/9 for density x^7
+  for (std::int64_t i = 0; i < kExamples; ++i) {
+    const Row row = task->build(Split::train, i).row;
+    ASSERT_EQ(row.valid_labels(), 4);
+    for (std::int64_t t = 0; t < row.length(); ++t) {
+      if (row.labels[static_cast<std::size_t>(t)] == kIgnoredLabel) continue;
+      place += static_cast<double>(t) / static_cast<double>(row.length() * 4 * kExamples);
+    }
+  }
+  EXPECT_NEAR(place, 8.0 / 9.0, 0.03);
+}
+
 TEST(Mqar, SaysWhichConstraintIsBroken) {
   EXPECT_EQ(task_error("mqar", small({{"pairs", std::int64_t{17}}})),
             "test.toml:3: [task]: pairs = 17 need 2 pairs (passes + 1) + 2 updates = 68 positions, but length = 64; "
