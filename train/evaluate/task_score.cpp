@@ -95,11 +95,13 @@ class Scorer {
       const std::span<const float> scores = logits.rows(next, next + 1).span<float>();
       const std::int32_t label = labels[static_cast<std::size_t>(positions[static_cast<std::size_t>(next)])];
       ++next;
-      const bool right = argmax(scores) == label;
+      const double loss = negative_log_probability(scores, label);
+      // Logits that are no numbers choose nothing, but the largest of them would be the first.
+      const bool right = std::isfinite(loss) && argmax(scores) == label;
       here[static_cast<std::size_t>(bucket)].add(right);
       all_right = all_right && right;
       right_so_far += all_right ? 1 : 0;
-      counts_.loss += negative_log_probability(scores, label);
+      counts_.loss += loss;
     }
     for (std::size_t b = 0; b < here.size(); ++b) {
       if (here[b].count == 0) continue;

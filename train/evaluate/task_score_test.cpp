@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <gtest/gtest.h>
+#include <limits>
 
 #include "parallel/threads.h"
 #include "train/recipe/recipe.h"
@@ -95,6 +96,20 @@ TEST(TaskScore, CountsFirstChoices) {
   EXPECT_EQ(score.labels.count, 100 * kExamples);
   EXPECT_NEAR(score.loss, loss / (100.0 * kExamples), 1e-5);
   EXPECT_EQ(score.longest_exact, reached);
+}
+
+// A model that has become NaN gets nothing right, though the first of equal candidates is often an answer.
+TEST(TaskScore, NothingIsRightWithoutNumbers) {
+  ScoredModel m("name = \"state_tracking\"\ngroup = \"parity\"\ntest_length = 40\n");
+  for (Parameter* p : m.model().parameters().all()) {
+    std::ranges::fill(p->value.span<float>(), std::numeric_limits<float>::quiet_NaN());
+  }
+  const std::shared_ptr<Communicator> self = self_communicator();
+  const TaskScore score = m.score(10, *self);
+  EXPECT_EQ(score.labels.count, 400);
+  EXPECT_EQ(score.labels.hits, 0);
+  EXPECT_EQ(score.exact.hits, 0);
+  EXPECT_EQ(score.longest_exact, 0);
 }
 
 TEST(TaskScore, IsTheSameOnAnyNumberOfRanks) {
