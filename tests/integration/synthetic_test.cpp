@@ -134,6 +134,8 @@ TEST_F(Synthetic, PasskeysAreTextAndDecodedGreedily) {
   EXPECT_GE(own["greedy"]["hits"], own["exact"]["hits"]) << "all labels right is found by greedy decoding, too";
   const ProgramResult text = weft({"generate", run("passkey"), "--prompt", "The", "--tokens", "4"});
   EXPECT_EQ(text.exit_code, 0) << text.err;
+  expect_error({"eval", run("passkey"), "--data", "anything", "--bigram"},
+               "--bigram counts the training data, but the model was trained on the task passkey; leave it out");
 }
 
 TEST_F(Synthetic, SaysWhatIsWrongWithARecipe) {

@@ -49,6 +49,9 @@ LoadedModel load_model(const fs::path& path) {
   const auto load = [&](const CheckpointReader& reader) {
     loaded.recipe = parse_recipe(recipe_of(reader), (reader.directory() / "manifest.json").string());
     if (const std::string name = tokenizer_of(reader); !name.empty()) loaded.tokenizer = make_tokenizer(name);
+    if (loaded.tokenizer == nullptr && !loaded.recipe.task) {
+      storage_error("{}: the manifest names neither a tokenizer nor a task", reader.directory().string());
+    }
     const std::int64_t vocabulary = loaded.recipe.task
                                         ? make_task(*loaded.recipe.task, data_seed(loaded.recipe))->vocabulary()
                                         : loaded.tokenizer->vocab_size();

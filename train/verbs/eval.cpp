@@ -40,6 +40,10 @@ void print_result(const EvalArguments& arguments, const LoadedModel& loaded, con
 void run_eval(World& world, const EvalArguments& arguments) {
   if (arguments.task) return run_task_eval(world, arguments);
   LoadedModel loaded = load_text_model(arguments.path);
+  if (arguments.bigram && loaded.recipe.task) {
+    config_error("{}: --bigram counts the training data, but the model was trained on the task {}; leave it out",
+                 arguments.path, loaded.recipe.task->type->name);
+  }
   const std::string folder = arguments.data.empty() ? loaded.recipe.data.validation : arguments.data;
   if (folder.empty()) {
     config_error("{}: the recipe names no data.validation; say what to score with --data DATASET{}", arguments.path,
