@@ -1,10 +1,10 @@
 // CPU kernels of fast_weights.h, templated on float/double: how the chunks of a row are walked.
 //
-// A chain is one head of one document: its chunks follow each other. With enough chains there is a task for each;
-// otherwise they are walked one by one, and the threads share the blocks of rows of a chunk and the three matrices.
-// Both do the same arithmetic in the same order, so results do not depend on the number of threads. Backward walks a
-// chain forwards first and keeps the weights and momentum between chunks: all of them for short chains, otherwise
-// checkpoints, from which it walks one segment after the other again.
+// A chain is one head of one document: its chunks follow each other. Either there is a task for each chain, or they are
+// walked one by one, and the threads share the blocks of rows of a chunk and the three matrices; whichever keeps more
+// threads busy. Both do the same arithmetic in the same order, so results do not depend on the number of threads.
+// Backward walks a chain forwards first and keeps the weights and momentum between chunks: all of them for short
+// chains, otherwise checkpoints, from which it walks one segment after the other again.
 //
 // P elements of one head's weights; W, Z weights and momentum before a chunk; README.md has the formulas.
 #pragma once
@@ -24,14 +24,12 @@ class FastWeightWalk {
   // With a null workspace the object only knows its size.
   FastWeightWalk(const FastWeightProblem& p, FastWeightPass pass, void* workspace)
       : p_(p), L_(p.config.chunk), P_(3 * p.d_m * p.d_h), threads_(thread_count()) {
-    std::int64_t documents = 0, longest = 0;
-    for (std::int64_t n = 0; n < p.N; ++n) {
-      documents += length(n) > 0 ? 1 : 0;
-      longest = std::max(longest, length(n));
-    }
-    const std::int64_t chains = documents * p.H;
-    across_ = chains >= 4 * threads_ || (documents == 1 && chains % threads_ == 0);
-    slots_ = across_ ? 1 : std::min(2 * threads_, block_count(L_, Network::kRows));
+    std::int64_t longest = 0;
+    for (std::int64_t n = 0; n < p.N; ++n) longest = std::max(longest, length(n));
+    const std::int64_t blocks = block_count(std::min(L_, longest), Network::kRows);
+    // Threads that share blocks wait for the update between two chunks: their number counts a fifth less.
+    across_ = chains_at_once(longest) >= 0.8 * static_cast<double>(std::min(threads_, blocks));
+    slots_ = across_ ? 1 : std::min(2 * threads_, blocks);
     const std::int64_t writes = longest / L_;
     segment_ = writes <= kStoredWrites ? std::max<std::int64_t>(1, writes)
                                        : static_cast<std::int64_t>(std::ceil(std::sqrt(static_cast<double>(writes))));
@@ -153,6 +151,12 @@ class FastWeightWalk {
   void for_each_chain(std::int64_t count, F&& f) const {
     if (across_) return for_each_task(count, f);
     for (std::int64_t i = 0; i < count; ++i) f(i);
+  }
+  // How many chains run at once on average, each task a chain: as many as the longest one leaves time for.
+  double chains_at_once(std::int64_t longest) const {
+    if (longest == 0) return 1.0;
+    const double chains = static_cast<double>(p_.H * p_.T) / static_cast<double>(longest);
+    return chains / std::ceil(chains / static_cast<double>(threads_));
   }
   // Inside a threaded loop even if there is one task: a product rounds differently when the BLAS splits it over
   // threads.
