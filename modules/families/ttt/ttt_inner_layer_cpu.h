@@ -69,8 +69,9 @@ class TttInnerLayer {
     T *W = state + at, *G = state + pending_ + at;
     const T tok = s.tok[s.n - 1];
     const bool at_once = s.first && s.complete;
-    gemm(Op::transpose, Op::none, in, out, s.n, at_once ? -tok : T(1), xk, in, rE, out, T(1), at_once ? W : G, out);
-    if (!s.complete || at_once) return;
+    if (at_once) return gemm(Op::transpose, Op::none, in, out, s.n, -tok, xk, in, rE, out, T(1), W, out);
+    gemm(Op::transpose, Op::none, in, out, s.n, T(1), xk, in, rE, out, s.first ? T(0) : T(1), G, out);
+    if (!s.complete) return;
     for (std::int64_t i = 0; i < in * out; ++i) W[i] -= tok * G[i];
     std::fill(G, G + in * out, T(0));
   }

@@ -94,7 +94,8 @@ struct TttWeights {
   Var w2, b2;  // [H, m or d, d], [H, d]
 };
 
-// Documents continue: the memory and, in the middle of a batch, the sum of its gradients so far.
+// Documents continue: the memory and, in the middle of a batch, the sum of its gradients so far. At the start of a
+// batch (phase 0) the sum is not read.
 struct TttStart {
   Var state;                        // [N, H, 2 P]
   std::vector<std::int32_t> phase;  // [N] tokens of the current batch that are already in the sum

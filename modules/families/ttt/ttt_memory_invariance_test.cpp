@@ -122,6 +122,17 @@ TEST_P(TttInvariance, SplittingASequenceCarriesTheStateAndItsGradient) {
   }
 }
 
+TEST_P(TttInvariance, NothingIsPendingAtTheStartOfABatch) {
+  TttCase c = with({7, 23});
+  c.phase = {0, 0};
+  const TttData data = inputs(c);
+  const TttResult expected = evaluate(c, data);
+  for (std::int64_t i = 0; i < data.x.state.numel(); ++i) {
+    if (i / c.P() % 2 == 1) data.x.state.data<float>()[i] = 5.0F;
+  }
+  expect_bitwise_equal(evaluate(c, data), expected);
+}
+
 TEST_P(TttInvariance, ThreadsGiveTheSameBits) {
   const int threads = omp_get_max_threads();
   for (const TttCase& c : {with({300}), with({5, 100, 0, 64, 7, 20})}) {
