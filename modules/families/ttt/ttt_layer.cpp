@@ -91,6 +91,9 @@ TttLayerConfig ttt_layer_config(const MixerSite& site, const Options& options, c
     config_error("{}: head_dim = {} is odd; rope = true turns channels in pairs and needs an even number", where,
                  head_dim);
   }
+  if (!rope && options.real("rope_base") != 10000.0) {
+    config_error("{}: rope_base = {} has no effect with rope = false; remove one", where, options.real("rope_base"));
+  }
   const double eta = options.real("inner_learning_rate");
   if (!(eta > 0.0)) {
     config_error("{}: inner_learning_rate = {} must be positive: a memory that does not learn is a fixed network",

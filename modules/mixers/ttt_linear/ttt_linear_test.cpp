@@ -36,6 +36,8 @@ TEST(TttLinear, RefusesWhatCannotBe) {
             "at least 2");
   EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"head_dim", std::int64_t{5}}}),
             "[mixer.test]: head_dim = 5 is odd; rope = true turns channels in pairs and needs an even number");
+  EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"rope", false}, {"rope_base", 500.0}}),
+            "[mixer.test]: rope_base = 500 has no effect with rope = false; remove one");
   EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"inner_learning_rate", 0.0}}),
             "[mixer.test]: inner_learning_rate = 0 must be positive: a memory that does not learn is a fixed network");
   EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"conv", std::int64_t{1}}}),
