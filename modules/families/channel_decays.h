@@ -58,6 +58,7 @@ class ChannelDecays {
   const T* from_entry() const { return from_entry_; }  // [n, D]
   const T* to_exit() const { return to_exit_; }        // [n, D]
   const T* total() const { return total_; }            // [D]
+  const T* log_total() const { return sums_; }         // [D]
 
   // Rows [begin, end) of `to` [n, D] = rows * factors; `rows` ld apart, the others contiguous.
   void multiply(const T* rows, std::int64_t ld, const T* factors, std::int64_t begin, std::int64_t end, T* to) const {

@@ -47,7 +47,7 @@ class ScalarDecayChunk {
       backward_powers_ = powers_ + p_.C + 1;
       from_entry_ = powers_ + 1;
       to_exit_ = backward_powers_ + p_.C - n + 1;
-      decay_ = powers_[n];
+      total_ = static_cast<T>(static_cast<double>(static_cast<const T*>(p_.g)[tile.h]) * static_cast<double>(n));
     } else {
       // Sums in fp64, and of nothing below where e^g is zero anyway: after a fast gate, differences of large sums must
       // still be exact for slow ones.
@@ -62,12 +62,12 @@ class ScalarDecayChunk {
       for (std::int64_t i = 0; i < n; ++i) own_to_exit_[i] = fast_exp(static_cast<T>(sum - sums_[i]));
       from_entry_ = own_from_entry_;
       to_exit_ = own_to_exit_;
-      decay_ = fast_exp(static_cast<T>(sum));
+      total_ = static_cast<T>(sum);
     }
   }
 
-  // The factor by which the chunk multiplies row x of the state.
-  T decay(std::int64_t) const { return decay_; }
+  // The chunk multiplies row x of the state by e to this.
+  T log_decay(std::int64_t) const { return total_; }
 
   // o = scale (Q e^G) S + P V. S may be null (zero). Leaves the decays prepared.
   void outputs(const ChunkTile<T>& tile, const T* S, T* o) {
@@ -218,7 +218,8 @@ class ScalarDecayChunk {
   // the entry state that is still alive at the exit. Local to the chunk: no sum over the whole document cancels.
   void gate_gradient(std::int64_t n, const T* S, const T* dS, const ChunkGradients<T>& to) {
     double* dg = sums_;  // the sums of g are no longer needed
-    double suffix = S != nullptr && dS != nullptr ? static_cast<double>(decay_ * dot(S, dS, p_.d_k * p_.d_v)) : 0.0;
+    double suffix =
+        S != nullptr && dS != nullptr ? static_cast<double>(fast_exp(total_) * dot(S, dS, p_.d_k * p_.d_v)) : 0.0;
     for (std::int64_t t = n - 1; t >= 0; --t) dg[t] = suffix += crossing_[t];
     double prefix = 0.0;
     for (std::int64_t t = 0; t < n; ++t) {
@@ -234,7 +235,7 @@ class ScalarDecayChunk {
   double *sums_, *crossing_;
   const T *powers_ = nullptr, *backward_powers_ = nullptr;
   const T *from_entry_ = nullptr, *to_exit_ = nullptr;  // e^{G_i}, e^{G_n - G_i}
-  T decay_ = 0;                                         // e^{G_n}
+  T total_ = 0;                                         // G_n
 };
 
 }  // namespace weft

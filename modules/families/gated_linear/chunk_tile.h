@@ -1,6 +1,8 @@
 // One chunk of one head as the CPU kernels see it.
 #pragma once
 
+#include <cmath>
+
 #include "autograd/carver.h"
 #include "autograd/vec_math.h"
 #include "modules/families/gated_linear/gated_linear.h"
@@ -26,6 +28,18 @@ struct ChunkTile {
   std::int64_t n, h, ld_k, ld_v;
   std::int64_t key_offset, value_offset, gate_offset;  // first element in [T,H_k,d_k], [T,H,d_v], [T,H]
   const T *q, *k, *v;
+};
+
+// The decay of a state by e^G. A factor close to 1 that comes again and again repeats its rounding: over 1000 chunks of
+// a slow head, the last digit of fp32 grows to 3e-5. What such a factor takes away, 1 - e^G, keeps all its digits.
+template <class T>
+struct StateDecay {
+  explicit StateDecay(T G) : kept(fast_exp(G)), lost(kept > T(0.5) ? -std::expm1(G) : T(1)) {}
+
+  // e^G s + u
+  T advance(T s, T u) const { return kept > T(0.5) ? s + std::fma(-lost, s, u) : std::fma(kept, s, u); }
+
+  T kept, lost;  // `lost` of slow decays only
 };
 
 // Where the gradients of one chunk go; rows as in the tile. Null: not wanted.

@@ -26,8 +26,8 @@ class VectorDecayChunk {
     walk(tile, [](std::int64_t, std::int64_t, std::int64_t) {});
   }
 
-  // The factor by which the chunk multiplies row x of the state.
-  T decay(std::int64_t x) const { return decays_.total()[x]; }
+  // The chunk multiplies row x of the state by e to this.
+  T log_decay(std::int64_t x) const { return decays_.log_total()[x]; }
 
   // o = scale (Q e^G) S + P V. S may be null (zero). Leaves the decays prepared.
   void outputs(const ChunkTile<T>& tile, const T* S, T* o) {

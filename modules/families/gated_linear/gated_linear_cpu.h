@@ -28,14 +28,14 @@ struct ChunkKernelOf<T, DecayKind::vector> {
 
 // --- pieces shared by both directions --------------------------------------------------------------------------------
 
-// S <- diag(decay) S + U and U <- what S was, for rows [begin, end): one rounding, wherever it is called.
-template <class T, class Decay>
-void advance_state(T* S, T* U, Decay&& decay, std::int64_t begin, std::int64_t end, std::int64_t d_v) {
+// S <- diag(e^log_decay) S + U and U <- what S was, for rows [begin, end): rounded in one way, wherever it is called.
+template <class T, class LogDecay>
+void advance_state(T* S, T* U, LogDecay&& log_decay, std::int64_t begin, std::int64_t end, std::int64_t d_v) {
   for (std::int64_t x = begin; x < end; ++x) {
-    const T e = decay(x);
+    const StateDecay<T> decay(log_decay(x));
     for (std::int64_t y = x * d_v; y < (x + 1) * d_v; ++y) {
       const T before = S[y];
-      S[y] = std::fma(e, before, U[y]);
+      S[y] = decay.advance(before, U[y]);
       U[y] = before;
     }
   }
@@ -62,7 +62,7 @@ class GatedLinearWalk {
     if (!fused_) {
       window_ = gated_linear_window(p);
       states_ = carver.take(window_ * p.H * size_);
-      decays_ = carver.take(window_ * p.H * p.d_k);
+      log_decays_ = carver.take(window_ * p.H * p.d_k);
       carried_ = carver.take(p.H * size_);
     }
     bytes_ = static_cast<std::size_t>(carver.used()) * sizeof(T);
@@ -203,15 +203,15 @@ class GatedLinearWalk {
         const std::int64_t at = (c - begin) * p_.H + h;
         enter(c, h, first_row * p_.d_v, last_row * p_.d_v, S);
         advance_state(
-            S, states + at * size_, [&](std::int64_t x) { return decays_[at * p_.d_k + x]; }, first_row, last_row,
+            S, states + at * size_, [&](std::int64_t x) { return log_decays_[at * p_.d_k + x]; }, first_row, last_row,
             p_.d_v);
         leave(c, h, first_row * p_.d_v, last_row * p_.d_v, S);
       }
     });
   }
 
-  void keep_decays(const Kernel& kernel, std::int64_t item) {
-    for (std::int64_t x = 0; x < p_.d_k; ++x) decays_[item * p_.d_k + x] = kernel.decay(x);
+  void keep_log_decays(const Kernel& kernel, std::int64_t item) {
+    for (std::int64_t x = 0; x < p_.d_k; ++x) log_decays_[item * p_.d_k + x] = kernel.log_decay(x);
   }
 
   // states[(c - begin), h] <- state at the entry of chunk c; final states go to st unless it is null.
@@ -219,7 +219,7 @@ class GatedLinearWalk {
     for_each_chunk(begin, end, [&](Kernel& kernel, const ChunkTile<T>& tile, std::int64_t, std::int64_t item) {
       kernel.prepare(tile);
       kernel.contribution(tile, states + item * size_);
-      keep_decays(kernel, item);
+      keep_log_decays(kernel, item);
     });
     scan(
         begin, end, false, states,
@@ -236,7 +236,7 @@ class GatedLinearWalk {
     for_each_chunk(begin, end, [&](Kernel& kernel, const ChunkTile<T>& tile, std::int64_t, std::int64_t item) {
       kernel.prepare(tile);
       kernel.gradient_contribution(tile, ChunkGradients<T>(a, tile), states_ + item * size_);
-      keep_decays(kernel, item);
+      keep_log_decays(kernel, item);
     });
     scan(
         begin, end, true, states_,
@@ -270,14 +270,14 @@ class GatedLinearWalk {
   void forward_fused(const GatedLinearForward& a) {
     for_each_group([&](Kernel& kernel, const Group& group) {
       const auto S = [&](std::int64_t h) { return group.states + (h - group.begin) * size_; };
-      const auto decay = [&](std::int64_t x) { return kernel.decay(x); };
+      const auto log_decay = [&](std::int64_t x) { return kernel.log_decay(x); };
       for (std::int64_t h = group.begin; h < group.end; ++h) load(p_.s0, group.n, h, 0, size_, S(h));
       for (std::int64_t c = p_.document_offset[group.n]; c < p_.document_offset[group.n + 1]; ++c) {
         for (std::int64_t h = group.begin; h < group.end; ++h) {
           const ChunkTile<T> tile = tile_of(c, h);
           kernel.outputs(tile, starts_at_zero(c) ? nullptr : S(h), static_cast<T*>(a.o) + tile.value_offset);
           kernel.contribution(tile, group.spare);
-          advance_state(S(h), group.spare, decay, 0, p_.d_k, p_.d_v);
+          advance_state(S(h), group.spare, log_decay, 0, p_.d_k, p_.d_v);
         }
       }
       for (std::int64_t h = group.begin; h < group.end; ++h) {
@@ -290,7 +290,7 @@ class GatedLinearWalk {
     for_each_group([&](Kernel& kernel, const Group& group) {
       const auto S = [&](std::int64_t h) { return group.states + (h - group.begin) * size_; };  // then dS
       const auto entry = [&](std::int64_t c, std::int64_t h) { return entries_ + (c * p_.H + h) * size_; };
-      const auto decay = [&](std::int64_t x) { return kernel.decay(x); };
+      const auto log_decay = [&](std::int64_t x) { return kernel.log_decay(x); };
       const std::int64_t first = p_.document_offset[group.n];
       const std::int64_t last = p_.document_offset[group.n + 1] - 1;
       for (std::int64_t h = group.begin; h < group.end; ++h) load(p_.s0, group.n, h, 0, size_, S(h));
@@ -299,7 +299,7 @@ class GatedLinearWalk {
           const ChunkTile<T> tile = tile_of(c, h);
           kernel.prepare(tile);
           kernel.contribution(tile, entry(c, h));
-          advance_state(S(h), entry(c, h), decay, 0, p_.d_k, p_.d_v);
+          advance_state(S(h), entry(c, h), log_decay, 0, p_.d_k, p_.d_v);
         }
       }
       for (std::int64_t h = group.begin; h < group.end; ++h) {
@@ -313,7 +313,7 @@ class GatedLinearWalk {
           const ChunkGradients<T> to(a, tile);
           input_gradients(kernel, tile, starts_at_zero(c) ? nullptr : entry(c, h), ends_at_zero ? nullptr : S(h), to);
           kernel.gradient_contribution(tile, to, group.spare);
-          advance_state(S(h), group.spare, decay, 0, p_.d_k, p_.d_v);
+          advance_state(S(h), group.spare, log_decay, 0, p_.d_k, p_.d_v);
         }
       }
       for (std::int64_t h = group.begin; h < group.end; ++h) save(S(h), group.n, h, 0, size_, a.ds0, a.write_ds0);
@@ -326,8 +326,9 @@ class GatedLinearWalk {
   std::int64_t window_ = 0, group_ = 0, scratch_stride_ = 0, thread_states_ = 0, thread_staged_ = 0;
   std::size_t bytes_ = 0;
   T *tables_ = nullptr, *scratch_ = nullptr;
-  T* entries_ = nullptr;                                          // [chunk_count, H] states
-  T *states_ = nullptr, *decays_ = nullptr, *carried_ = nullptr;  // [window, H] states, [window, H, d_k], [H] states
+  T* entries_ = nullptr;  // [chunk_count, H] states
+  // [window, H] states, [window, H, d_k] log decays of the chunks, [H] states.
+  T *states_ = nullptr, *log_decays_ = nullptr, *carried_ = nullptr;
 };
 
 // --- decode ----------------------------------------------------------------------------------------------------------
@@ -348,11 +349,11 @@ void gated_linear_decode_cpu(const GatedLinearDecode& a) {
         const T log_decay = a.kind == DecayKind::constant ? g[i % a.H]
                             : a.kind == DecayKind::scalar ? g[i]
                                                           : g[i * a.d_k + x];
-        const T e = std::exp(log_decay);
+        const StateDecay<T> decay(log_decay);
         const T query = q[x] * static_cast<T>(a.scale);
         T* row = S + x * a.d_v;
         for (std::int64_t y = 0; y < a.d_v; ++y) {
-          row[y] = e * row[y] + k[x] * v[y];
+          row[y] = decay.advance(row[y], k[x] * v[y]);
           o[y] += query * row[y];
         }
       }

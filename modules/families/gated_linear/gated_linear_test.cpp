@@ -114,6 +114,36 @@ TEST(GatedLinear, HoldsItsToleranceForSlowFastAndMixedGates) {
   }
 }
 
+// Every chunk of a slow head, and every decoded token, multiplies the state by the same number close to 1, whose
+// rounding must not add up.
+TEST(GatedLinear, SlowDecaysDoNotDriftInALongDocument) {
+  for (const DecayKind kind : kAllKinds) {
+    const std::int32_t T = 65536;
+    const RecurrenceCase c{.lengths = {T}, .kind = kind, .H = 4, .d_k = 2, .d_v = 2, .final_gradient = false};
+    SCOPED_TRACE(c.str());
+    RecurrenceInputs in = make_inputs(c);
+    const std::int64_t per_head = kind == DecayKind::vector ? c.d_k : 1;
+    for (std::int64_t i = 0; i < in.g.numel(); ++i) {
+      in.g.data<double>()[i] = -1e-5 / static_cast<double>(1 + i / per_head % c.H);
+    }
+    // Only the first tokens write, so that nothing hides how their trace fades.
+    in.v.rows(64, T).fill_zero();
+    in = rounded(in, DType::f32);
+    const RecurrenceInputs exact = rounded(in, DType::f64);
+    const RecurrenceResult expected = evaluate(c, exact);
+    EXPECT_TRUE(close(evaluate(c, in).st, expected.st, kFp32.forward, kFp32.max));
+
+    if (kind != DecayKind::constant) continue;
+    Tape tape(heap_allocator(), Tape::Mode::inference);
+    const Tensor state = cast(in.s0, DType::f32);
+    for (std::int64_t t = 0; t < T; ++t) {
+      gated_linear_decode(tape, in.q.rows(t, t + 1), in.k.rows(t, t + 1), in.v.rows(t, t + 1), in.g, state, c.scale);
+    }
+    // Each token's own rounding of the state is left; that of the factor alone would be 1e-3.
+    EXPECT_TRUE(close(state, expected.st, 1e-4, 1e-4));
+  }
+}
+
 TEST(GatedLinear, EqualChannelsAreTheScalarKindAndEqualTokensTheConstantOne) {
   const RecurrenceCase constant{.lengths = {70, 9}, .kind = DecayKind::constant};
   const RecurrenceInputs in = make_inputs(constant);
