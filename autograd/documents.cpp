@@ -1,6 +1,7 @@
 #include "autograd/documents.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "autograd/check.h"
 
@@ -30,6 +31,13 @@ DocumentsPtr Documents::from_lengths(std::span<const std::int32_t> lengths) {
   std::vector<std::int32_t> cu{0};
   for (const std::int32_t n : lengths) cu.push_back(cu.back() + n);
   return std::make_shared<const Documents>(std::move(cu));
+}
+
+DocumentsPtr Documents::single_tokens(std::span<const std::int32_t> positions) {
+  std::vector<std::int32_t> cu(positions.size() + 1);
+  std::iota(cu.begin(), cu.end(), 0);
+  return std::make_shared<const Documents>(std::move(cu),
+                                           std::vector<std::int32_t>(positions.begin(), positions.end()));
 }
 
 std::int32_t Documents::max_position() const {

@@ -36,6 +36,8 @@ class Documents {
                      Anchor anchor = Anchor::none);
   static std::shared_ptr<const Documents> single(std::int64_t tokens, std::int32_t pos0 = 0);
   static std::shared_ptr<const Documents> from_lengths(std::span<const std::int32_t> lengths);
+  // One token for each of the positions, which continues a document begun elsewhere: a decode step.
+  static std::shared_ptr<const Documents> single_tokens(std::span<const std::int32_t> positions);
 
   std::int64_t tokens() const { return cu_seqlens_.back(); }
   std::int64_t count() const { return static_cast<std::int64_t>(pos0_.size()); }

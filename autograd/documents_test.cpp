@@ -23,6 +23,11 @@ TEST(Documents, Makers) {
   EXPECT_EQ(Documents::single(4, 2)->positions(), (std::vector<std::int32_t>{2, 3, 4, 5}));
   const std::vector<std::int32_t> lengths{2, 0, 1};
   EXPECT_EQ(Documents::from_lengths(lengths)->cu_seqlens(), (std::vector<std::int32_t>{0, 2, 2, 3}));
+  const std::vector<std::int32_t> positions{4, 0, 9};
+  const auto tokens = Documents::single_tokens(positions);
+  EXPECT_EQ(tokens->cu_seqlens(), (std::vector<std::int32_t>{0, 1, 2, 3}));
+  EXPECT_EQ(tokens->positions(), positions);
+  EXPECT_EQ(Documents::single_tokens({})->count(), 0);
   const auto nothing = Documents::single(0);
   EXPECT_EQ(nothing->tokens(), 0);
   EXPECT_EQ(nothing->max_position(), 0);

@@ -52,8 +52,8 @@ class Mixer {
   virtual Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) = 0;
 
   // One token for each of N sequences: x [N, d] -> [N, d]; `positions` [N] are the tokens' positions. Advances the
-  // state.
-  virtual Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) = 0;
+  // state. By default, forward of a row of one-token documents.
+  virtual Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state);
 
   virtual std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const = 0;
 

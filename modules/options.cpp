@@ -4,6 +4,26 @@
 
 namespace weft {
 
+OptionSpec integer_option(const char* key, std::int64_t default_value, const char* help, double minimum,
+                          double maximum) {
+  return {
+      .key = key, .default_value = default_value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
+}
+
+OptionSpec real_option(const char* key, double default_value, const char* help, double minimum, double maximum) {
+  return {
+      .key = key, .default_value = default_value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
+}
+
+OptionSpec flag_option(const char* key, bool default_value, const char* help) {
+  return {.key = key, .default_value = default_value, .help = help, .choices = {}};
+}
+
+OptionSpec choice_option(const char* key, const char* default_value, const char* help,
+                         std::vector<std::string> choices) {
+  return {.key = key, .default_value = std::string(default_value), .help = help, .choices = std::move(choices)};
+}
+
 Options::Options(std::span<const OptionSpec> specs) {
   for (const OptionSpec& spec : specs) values_[spec.key] = spec.default_value;
 }

@@ -26,6 +26,13 @@ struct OptionSpec {
   bool required = false;
 };
 
+OptionSpec integer_option(const char* key, std::int64_t default_value, const char* help, double minimum,
+                          double maximum);
+OptionSpec real_option(const char* key, double default_value, const char* help, double minimum, double maximum);
+OptionSpec flag_option(const char* key, bool default_value, const char* help);
+OptionSpec choice_option(const char* key, const char* default_value, const char* help,
+                         std::vector<std::string> choices);
+
 // Values of one table after checking: every key of the specs is present. Asking for a key or type that was not declared
 // is a defect (Error, internal).
 class Options {

@@ -26,7 +26,7 @@ class SparseAttentionState final : public MixerState {
 
 std::vector<OptionSpec> sparse_attention_options() {
   std::vector<OptionSpec> specs = block_sparse::head_options();
-  specs.push_back(block_sparse::flag_option("qk_norm", true, "RMS norm of queries and keys, for each head"));
+  specs.push_back(flag_option("qk_norm", true, "RMS norm of queries and keys, for each head"));
   return specs;
 }
 
@@ -99,13 +99,6 @@ Tensor SparseAttentionLayer::continued(Tape& tape, const SelectorInputs& in, Mix
   return block_sparse_attention_cached(tape, in.q, own->keys, c_.heads.kv_heads, c_.heads.head_dim, idx,
                                        selector_->block(), documents)
       .o;
-}
-
-Tensor SparseAttentionLayer::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions,
-                                    MixerState& state) {
-  WEFT_CHECK(x.dim(0) == static_cast<std::int64_t>(positions.size()), "sparse attention: {} tokens, {} positions",
-             x.dim(0), positions.size());
-  return forward(tape, Tape::constant(x), block_sparse::decode_documents(positions), &state).value;
 }
 
 std::unique_ptr<MixerState> SparseAttentionLayer::initial_state(std::int64_t sequences, DType dtype) const {

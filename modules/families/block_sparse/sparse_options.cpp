@@ -1,53 +1,24 @@
 #include "modules/families/block_sparse/sparse_options.h"
 
-#include <numeric>
+#include "modules/head_options.h"
+#include "modules/rope_options.h"
 
 namespace weft::block_sparse {
 
-OptionSpec integer_option(const char* key, std::int64_t value, const char* help, double minimum, double maximum) {
-  return {.key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-}
-
-OptionSpec flag_option(const char* key, bool value, const char* help) {
-  return {.key = key, .default_value = value, .help = help, .choices = {}};
-}
-
 std::vector<OptionSpec> head_options() {
-  return {integer_option("heads", 4, "query heads", 1, 65536),
-          integer_option("kv_heads", 0, "key/value heads, each shared by heads / kv_heads query heads; 0 = heads", 0,
-                         65536),
-          integer_option("head_dim", 0, "width of a head; 0 = width / heads", 0, 65536),
-          flag_option("rope", true, "rotary positions; false = no position encoding"),
-          OptionSpec{.key = "rope_base",
-                     .default_value = 10000.0,
-                     .help = "base of the rotary frequencies",
-                     .minimum = 1.0,
-                     .maximum = 1e30,
-                     .choices = {}}};
+  return {integer_option("heads", 4, "query heads", 1, 65536), kv_heads_option(),
+          integer_option("head_dim", 0, "width of a head; 0 = width / heads", 0, 65536), rope_option(),
+          rope_base_option()};
 }
 
 SparseHeads heads_from(const MixerSite& site, const Options& options, const std::string& where) {
   const std::int64_t heads = options.integer("heads");
-  const std::int64_t kv_heads = options.integer("kv_heads") == 0 ? heads : options.integer("kv_heads");
-  if (heads % kv_heads != 0) {
-    config_error("{}: heads = {} is not a multiple of kv_heads = {}", where, heads, kv_heads);
-  }
-  std::int64_t head_dim = options.integer("head_dim");
-  if (head_dim == 0) {
-    if (site.width % heads != 0) {
-      config_error("{}: heads = {} does not divide the model's width = {}; set head_dim", where, heads, site.width);
-    }
-    head_dim = site.width / heads;
-  }
-  std::optional<RopeConfig> rope;
-  if (options.flag("rope")) {
-    if (head_dim % 2 != 0) {
-      config_error("{}: head_dim = {} is odd; rope = true turns channels in pairs and needs an even number", where,
-                   head_dim);
-    }
-    rope = RopeConfig{.rotary_dim = head_dim, .base = options.real("rope_base")};
-  }
-  return {.heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .rope = rope};
+  const std::int64_t kv_heads = kv_heads_from(options, where);
+  const std::int64_t head_dim = head_dim_from(site, options, where);
+  return {.heads = heads,
+          .kv_heads = kv_heads,
+          .head_dim = head_dim,
+          .rope = rope_from(options, "head_dim", head_dim, where)};
 }
 
 std::vector<OptionSpec> block_options(std::int64_t selected) {
@@ -82,13 +53,6 @@ BlockRule block_rule_from(const Options& options, KeySpan span, std::int64_t loc
         where, selected, first, local, first + local);
   }
   return {.block = block, .selected = selected, .first = first, .local = local, .dense = dense};
-}
-
-DocumentsPtr decode_documents(std::span<const std::int32_t> positions) {
-  std::vector<std::int32_t> cu(positions.size() + 1);
-  std::iota(cu.begin(), cu.end(), 0);
-  return std::make_shared<const Documents>(std::move(cu),
-                                           std::vector<std::int32_t>(positions.begin(), positions.end()));
 }
 
 }  // namespace weft::block_sparse

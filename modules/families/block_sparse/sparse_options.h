@@ -10,9 +10,6 @@
 
 namespace weft::block_sparse {
 
-OptionSpec integer_option(const char* key, std::int64_t value, const char* help, double minimum, double maximum);
-OptionSpec flag_option(const char* key, bool value, const char* help);
-
 // heads, kv_heads, head_dim, rope, rope_base.
 struct SparseHeads {
   std::int64_t heads, kv_heads, head_dim;
@@ -27,8 +24,5 @@ std::vector<OptionSpec> block_options(std::int64_t selected);
 KeySpan compression_span_from(const Options& options, const std::string& where);
 BlockRule block_rule_from(const Options& options, KeySpan span, std::int64_t local, std::int64_t dense,
                           const std::string& where);
-
-// Documents of one token each at the given positions: a decode step.
-DocumentsPtr decode_documents(std::span<const std::int32_t> positions);
 
 }  // namespace weft::block_sparse

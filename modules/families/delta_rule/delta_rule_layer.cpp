@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "autograd/ops/activation/activation.h"
 #include "autograd/ops/elementwise/elementwise.h"
@@ -28,40 +27,15 @@ Tensor copy_of(const Tensor& from) {
 }  // namespace
 
 std::vector<OptionSpec> delta_rule_layer_options() {
-  return {{.key = "heads",
-           .default_value = std::int64_t{8},
-           .help = "key heads H_K: heads of queries and keys",
-           .minimum = 1,
-           .maximum = 4096,
-           .choices = {}},
-          {.key = "value_heads",
-           .default_value = std::int64_t{0},
-           .help = "value heads H, a multiple of heads: states, decays and write strengths; 0 = heads",
-           .minimum = 0,
-           .maximum = 4096,
-           .choices = {}},
-          {.key = "head_dim",
-           .default_value = std::int64_t{64},
-           .help = "width d_k of a head's queries and keys",
-           .minimum = 1,
-           .maximum = 4096,
-           .choices = {}},
-          {.key = "value_dim",
-           .default_value = std::int64_t{0},
-           .help = "width d_v of a head's values; 0 = head_dim",
-           .minimum = 0,
-           .maximum = 4096,
-           .choices = {}},
-          {.key = "conv_width",
-           .default_value = std::int64_t{4},
-           .help = "taps of the short convolutions of queries, keys and values; 0 = none",
-           .minimum = 0,
-           .maximum = static_cast<double>(kMaxConvolutionTaps),
-           .choices = {}},
-          {.key = "negative_eigenvalues",
-           .default_value = false,
-           .help = "write strengths up to 2, so that a write may reflect the state, not only erase",
-           .choices = {}}};
+  return {integer_option("heads", 8, "key heads H_K: heads of queries and keys", 1, 4096),
+          integer_option("value_heads", 0,
+                         "value heads H, a multiple of heads: states, decays and write strengths; 0 = heads", 0, 4096),
+          integer_option("head_dim", 64, "width d_k of a head's queries and keys", 1, 4096),
+          integer_option("value_dim", 0, "width d_v of a head's values; 0 = head_dim", 0, 4096),
+          integer_option("conv_width", 4, "taps of the short convolutions of queries, keys and values; 0 = none", 0,
+                         static_cast<double>(kMaxConvolutionTaps)),
+          flag_option("negative_eigenvalues", false,
+                      "write strengths up to 2, so that a write may reflect the state, not only erase")};
 }
 
 DeltaRuleLayerConfig delta_rule_layer_config(const MixerSite& site, const Options& options, const std::string& where) {
@@ -202,10 +176,7 @@ Var DeltaRuleLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& docume
 Tensor DeltaRuleLayer::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) {
   const std::int64_t N = x.dim(0);
   WEFT_CHECK(static_cast<std::int64_t>(positions.size()) == N, "{} positions for {} sequences", positions.size(), N);
-  std::vector<std::int32_t> offsets(static_cast<std::size_t>(N) + 1);
-  std::iota(offsets.begin(), offsets.end(), 0);
-  const auto documents = std::make_shared<const Documents>(
-      std::move(offsets), std::vector<std::int32_t>(positions.begin(), positions.end()));
+  const DocumentsPtr documents = Documents::single_tokens(positions);
   DeltaRuleState& carried = own(state, N);
   const Var token = Tape::constant(x);
   const Inputs in = inputs(tape, token, documents, &carried);

@@ -2,31 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "autograd/ops/linear/linear.h"
 
 namespace weft {
 
 std::vector<OptionSpec> gated_linear_head_options() {
-  return {{.key = "heads",
-           .default_value = std::int64_t{8},
-           .help = "heads H",
-           .minimum = 1,
-           .maximum = 4096,
-           .choices = {}},
-          {.key = "head_dim",
-           .default_value = std::int64_t{64},
-           .help = "width d_k of a head's queries and keys",
-           .minimum = 1,
-           .maximum = 4096,
-           .choices = {}},
-          {.key = "value_dim",
-           .default_value = std::int64_t{0},
-           .help = "width d_v of a head's values; 0 = head_dim",
-           .minimum = 0,
-           .maximum = 4096,
-           .choices = {}}};
+  return {integer_option("heads", 8, "heads H", 1, 4096),
+          integer_option("head_dim", 64, "width d_k of a head's queries and keys", 1, 4096),
+          integer_option("value_dim", 0, "width d_v of a head's values; 0 = head_dim", 0, 4096)};
 }
 
 std::unique_ptr<MixerState> GatedLinearState::clone() const {
@@ -96,17 +80,6 @@ Var GatedLinearMixer::forward(Tape& tape, const Var& x, const DocumentsPtr& docu
                expected[i].str());
   }
   return mix(tape, x, documents, own);
-}
-
-Tensor GatedLinearMixer::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions,
-                                MixerState& state) {
-  const std::int64_t N = x.dim(0);
-  WEFT_CHECK(static_cast<std::int64_t>(positions.size()) == N, "{} positions for {} sequences", positions.size(), N);
-  std::vector<std::int32_t> offsets(static_cast<std::size_t>(N) + 1);
-  std::iota(offsets.begin(), offsets.end(), 0);
-  const auto documents = std::make_shared<const Documents>(
-      std::move(offsets), std::vector<std::int32_t>(positions.begin(), positions.end()));
-  return forward(tape, Tape::constant(x), documents, &state).value;
 }
 
 Var GatedLinearMixer::recurrence(Tape& tape, const Inputs& in, const DocumentsPtr& documents, const Tensor& matrices) {

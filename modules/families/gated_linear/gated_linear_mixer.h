@@ -64,7 +64,6 @@ Parameter& declare_output(const ParameterScope& scope, const MixerSite& site, st
 class GatedLinearMixer : public Mixer {
  public:
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
-  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override;
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override;
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
   double state_bytes(std::int64_t length) const override;

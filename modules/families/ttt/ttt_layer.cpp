@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "autograd/ops/activation/activation.h"
 #include "autograd/ops/elementwise/elementwise.h"
@@ -10,6 +9,8 @@
 #include "autograd/ops/linear/linear.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
 #include "autograd/ops/short_conv/short_conv.h"
+#include "modules/head_options.h"
+#include "modules/rope_options.h"
 
 namespace weft {
 namespace {
@@ -39,60 +40,27 @@ DocumentsPtr inner_batches(const Documents& documents, const std::vector<std::in
 }  // namespace
 
 std::vector<OptionSpec> ttt_layer_options(double learning_rate) {
-  const auto integer = [](const char* key, std::int64_t value, const char* help, double minimum, double maximum) {
-    return OptionSpec{
-        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-  };
-  return {
-      integer("heads", 4, "heads H", 1, 4096),
-      integer("head_dim", 0, "width d_h of a head; 0 = width / heads", 0, 4096),
-      integer("batch", 16, "tokens b of an inner batch: gradients are taken at the weights it starts with", 1, 4096),
-      OptionSpec{.key = "inner_learning_rate",
-                 .default_value = learning_rate,
-                 .help = "eta: a token's inner learning rate is eta sigma(.) / d_h",
-                 .minimum = 0.0,
-                 .maximum = 1e3,
-                 .choices = {}},
-      integer("conv", 4, "taps of the short convolutions of queries and keys, 2 to 8; 0 = none", 0,
-              static_cast<double>(kMaxConvolutionTaps)),
-      OptionSpec{.key = "rope",
-                 .default_value = true,
-                 .help = "rotary positions of queries and keys inside an inner batch; false = none",
-                 .choices = {}},
-      OptionSpec{.key = "rope_base",
-                 .default_value = 10000.0,
-                 .help = "base of the rotary frequencies",
-                 .minimum = 1.0,
-                 .maximum = 1e30,
-                 .choices = {}},
-      OptionSpec{.key = "gate",
-                 .default_value = std::string("gelu"),
-                 .help = "gate of the output from the layer's input",
-                 .choices = {"none", "gelu"}}};
+  return {integer_option("heads", 4, "heads H", 1, 4096),
+          integer_option("head_dim", 0, "width d_h of a head; 0 = width / heads", 0, 4096),
+          integer_option("batch", 16, "tokens b of an inner batch: gradients are taken at the weights it starts with",
+                         1, 4096),
+          real_option("inner_learning_rate", learning_rate, "eta: a token's inner learning rate is eta sigma(.) / d_h",
+                      0.0, 1e3),
+          integer_option("conv", 4, "taps of the short convolutions of queries and keys, 2 to 8; 0 = none", 0,
+                         static_cast<double>(kMaxConvolutionTaps)),
+          rope_option("rotary positions of queries and keys inside an inner batch; false = none"),
+          rope_base_option(),
+          choice_option("gate", "gelu", "gate of the output from the layer's input", {"none", "gelu"})};
 }
 
 TttLayerConfig ttt_layer_config(const MixerSite& site, const Options& options, const std::string& where) {
   const std::int64_t heads = options.integer("heads");
-  std::int64_t head_dim = options.integer("head_dim");
-  if (head_dim == 0) {
-    if (site.width % heads != 0) {
-      config_error("{}: heads = {} does not divide the model's width = {}; set head_dim", where, heads, site.width);
-    }
-    head_dim = site.width / heads;
-  }
+  const std::int64_t head_dim = head_dim_from(site, options, where);
   if (head_dim < 2) {
     config_error(
         "{}: a head of width {} has nothing to learn, because its memory is normalised over the head; use at "
         "least 2",
         where, head_dim);
-  }
-  const bool rope = options.flag("rope");
-  if (rope && head_dim % 2 != 0) {
-    config_error("{}: head_dim = {} is odd; rope = true turns channels in pairs and needs an even number", where,
-                 head_dim);
-  }
-  if (!rope && options.real("rope_base") != 10000.0) {
-    config_error("{}: rope_base = {} has no effect with rope = false; remove one", where, options.real("rope_base"));
   }
   const double eta = options.real("inner_learning_rate");
   if (!(eta > 0.0)) {
@@ -102,17 +70,15 @@ TttLayerConfig ttt_layer_config(const MixerSite& site, const Options& options, c
   const std::int64_t conv = options.integer("conv");
   if (conv == 1) config_error("{}: conv = 1 is no convolution; use 2 to {} taps, or 0", where, kMaxConvolutionTaps);
   using Gate = TttLayerConfig::Gate;
-  TttLayerConfig config{.site = site,
-                        .heads = heads,
-                        .head_dim = head_dim,
-                        .hidden = 0,
-                        .batch = options.integer("batch"),
-                        .learning_rate = eta,
-                        .conv = conv,
-                        .gate = options.text("gate") == "gelu" ? Gate::gelu : Gate::none,
-                        .rope = {}};
-  if (rope) config.rope = RopeConfig{.rotary_dim = head_dim, .base = options.real("rope_base")};
-  return config;
+  return {.site = site,
+          .heads = heads,
+          .head_dim = head_dim,
+          .hidden = 0,
+          .batch = options.integer("batch"),
+          .learning_rate = eta,
+          .conv = conv,
+          .gate = options.text("gate") == "gelu" ? Gate::gelu : Gate::none,
+          .rope = rope_from(options, "head_dim", head_dim, where)};
 }
 
 TttState::TttState(Tensor memory_, Tensor conv_q_, Tensor conv_k_)
@@ -218,16 +184,6 @@ Var TttLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, M
   o = rms_norm(tape, o.reshape({T, inner_width()}), tape.parameter(*norm_w_));
   if (wg_ != nullptr) o = gelu_gate(tape, o, linear(tape, x, tape.parameter(*wg_)));
   return linear(tape, o, tape.parameter(*wo_));
-}
-
-Tensor TttLayer::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) {
-  WEFT_CHECK(x.dim(0) == static_cast<std::int64_t>(positions.size()), "ttt: {} tokens, {} positions", x.dim(0),
-             positions.size());
-  std::vector<std::int32_t> cu(positions.size() + 1);
-  std::iota(cu.begin(), cu.end(), 0);
-  const auto documents =
-      std::make_shared<const Documents>(std::move(cu), std::vector<std::int32_t>(positions.begin(), positions.end()));
-  return forward(tape, Tape::constant(x), documents, &state).value;
 }
 
 std::unique_ptr<MixerState> TttLayer::initial_state(std::int64_t sequences, DType dtype) const {

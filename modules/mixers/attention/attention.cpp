@@ -10,6 +10,8 @@
 #include "autograd/ops/rope/rope.h"
 #include "modules/families/attention/attention.h"
 #include "modules/families/attention/key_value_cache.h"
+#include "modules/head_options.h"
+#include "modules/rope_options.h"
 
 namespace weft {
 namespace {
@@ -30,48 +32,23 @@ Gate gate_from(const std::string& name) {
   return name == "headwise" ? Gate::headwise : Gate::none;
 }
 
-std::optional<RopeConfig> rope_from(const Options& options, std::int64_t head_dim, const std::string& where) {
-  const double factor = options.real("yarn_factor");
-  const std::int64_t original = options.integer("yarn_original_length");
-  if (!options.flag("rope")) {
-    if (factor != 1.0) config_error("{}: yarn_factor = {} has no effect with rope = false; remove one", where, factor);
-    return std::nullopt;
-  }
-  if (factor > 1.0 && original == 0) {
-    config_error("{}: yarn_factor = {} needs yarn_original_length, the length the model was first trained on", where,
-                 factor);
-  }
+std::optional<RopeConfig> partial_rope_from(const Options& options, std::int64_t head_dim, const std::string& where) {
   const double fraction = options.real("rope_fraction");
-  if (fraction == 1.0 && head_dim % 2 != 0) {
-    config_error("{}: head_dim = {} is odd; rope = true turns channels in pairs and needs an even number", where,
-                 head_dim);
-  }
-  const auto rotary_dim = 2 * static_cast<std::int64_t>(static_cast<double>(head_dim) * fraction / 2.0);
-  if (rotary_dim == 0) {
+  if (fraction == 1.0) return yarn_rope_from(options, "head_dim", head_dim, where);
+  const auto turned = 2 * static_cast<std::int64_t>(static_cast<double>(head_dim) * fraction / 2.0);
+  if (options.flag("rope") && turned == 0) {
     config_error(
         "{}: rope_fraction = {} of head_dim = {} leaves no pair of channels to turn; raise it, or set rope = "
         "false",
         where, fraction, head_dim);
   }
-  return RopeConfig{.rotary_dim = rotary_dim,
-                    .base = options.real("rope_base"),
-                    .yarn_factor = factor,
-                    .yarn_original_length = original};
+  return yarn_rope_from(options, "head_dim", turned, where);
 }
 
 Config config_from(const MixerSite& site, const Options& options, const std::string& where) {
   const std::int64_t heads = options.integer("heads");
-  const std::int64_t kv_heads = options.integer("kv_heads") == 0 ? heads : options.integer("kv_heads");
-  if (heads % kv_heads != 0) {
-    config_error("{}: heads = {} is not a multiple of kv_heads = {}", where, heads, kv_heads);
-  }
-  std::int64_t head_dim = options.integer("head_dim");
-  if (head_dim == 0) {
-    if (site.width % heads != 0) {
-      config_error("{}: heads = {} does not divide the model's width = {}; set head_dim", where, heads, site.width);
-    }
-    head_dim = site.width / heads;
-  }
+  const std::int64_t kv_heads = kv_heads_from(options, where);
+  const std::int64_t head_dim = head_dim_from(site, options, where);
   const std::int64_t window = options.integer("window");
   const std::int64_t sinks = options.integer("sinks");
   if (sinks > 0 && window == 0) {
@@ -89,7 +66,7 @@ Config config_from(const MixerSite& site, const Options& options, const std::str
           .qk_norm = options.flag("qk_norm"),
           .bias = options.flag("bias"),
           .gate = gate_from(options.text("gate")),
-          .rope = rope_from(options, head_dim, where)};
+          .rope = partial_rope_from(options, head_dim, where)};
 }
 
 class AttentionState final : public MixerState {
@@ -144,16 +121,6 @@ class AttentionMixer final : public Mixer {
       o = sigmoid_gate(tape, o, c_.gate == Gate::headwise ? g : g.reshape(o.shape()));
     }
     return linear(tape, o.reshape({T, c_.heads * c_.head_dim}), tape.parameter(*wo_));
-  }
-
-  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override {
-    WEFT_CHECK(x.dim(0) == static_cast<std::int64_t>(positions.size()), "attention: {} tokens, {} positions", x.dim(0),
-               positions.size());
-    std::vector<std::int32_t> cu(positions.size() + 1);
-    for (std::size_t n = 0; n < cu.size(); ++n) cu[n] = static_cast<std::int32_t>(n);
-    const auto documents =
-        std::make_shared<const Documents>(std::move(cu), std::vector<std::int32_t>(positions.begin(), positions.end()));
-    return forward(tape, Tape::constant(x), documents, &state).value;
   }
 
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
@@ -223,35 +190,23 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
 
 std::vector<OptionSpec> option_specs() {
   constexpr double kMany = std::numeric_limits<std::int32_t>::max();
-  const auto integer = [](const char* key, std::int64_t value, const char* help, double minimum, double maximum) {
-    return OptionSpec{
-        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-  };
-  const auto real = [](const char* key, double value, const char* help, double minimum, double maximum) {
-    return OptionSpec{
-        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-  };
-  const auto flag = [](const char* key, bool value, const char* help) {
-    return OptionSpec{.key = key, .default_value = value, .help = help, .choices = {}};
-  };
-  return {integer("heads", 4, "query heads", 1, 65536),
-          integer("kv_heads", 0, "key/value heads, each shared by heads / kv_heads query heads; 0 = heads", 0, 65536),
-          integer("head_dim", 0, "width of a head; 0 = width / heads", 0, 65536),
-          integer("window", 0, "tokens a query sees, itself included; 0 = all before it", 0, kMany),
-          integer("sinks", 0, "first tokens of a document that stay visible behind the window", 0, kMany),
-          flag("sink_logit", false, "a learned logit for each head that only enlarges the softmax denominator"),
-          real("soft_cap", 0.0, "logits a become c tanh(a / c); 0 = off", 0.0, 1e30),
-          flag("qk_norm", true, "RMS norm of queries and keys, for each head"),
-          OptionSpec{.key = "gate",
-                     .default_value = std::string("none"),
-                     .help = "sigmoid gate of the output from the layer's input: one for each channel or head",
-                     .choices = {"none", "elementwise", "headwise"}},
-          flag("rope", true, "rotary positions; false = no position encoding"),
-          real("rope_base", 10000.0, "base of the rotary frequencies", 1.0, 1e30),
-          real("rope_fraction", 1.0, "part of a head's channels that turn", 0.0, 1.0),
-          real("yarn_factor", 1.0, "YaRN: new length / original length; 1 = off", 1.0, 1e9),
-          integer("yarn_original_length", 0, "YaRN: length the model was first trained on", 0, kMany),
-          flag("bias", false, "biases of the query, key and value projections")};
+  return {
+      integer_option("heads", 4, "query heads", 1, 65536),
+      kv_heads_option(),
+      integer_option("head_dim", 0, "width of a head; 0 = width / heads", 0, 65536),
+      integer_option("window", 0, "tokens a query sees, itself included; 0 = all before it", 0, kMany),
+      integer_option("sinks", 0, "first tokens of a document that stay visible behind the window", 0, kMany),
+      flag_option("sink_logit", false, "a learned logit for each head that only enlarges the softmax denominator"),
+      real_option("soft_cap", 0.0, "logits a become c tanh(a / c); 0 = off", 0.0, 1e30),
+      flag_option("qk_norm", true, "RMS norm of queries and keys, for each head"),
+      choice_option("gate", "none", "sigmoid gate of the output from the layer's input: one for each channel or head",
+                    {"none", "elementwise", "headwise"}),
+      rope_option(),
+      rope_base_option(),
+      real_option("rope_fraction", 1.0, "part of a head's channels that turn", 0.0, 1.0),
+      yarn_factor_option(),
+      yarn_original_length_option(),
+      flag_option("bias", false, "biases of the query, key and value projections")};
 }
 
 }  // namespace

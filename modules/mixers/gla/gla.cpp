@@ -60,18 +60,9 @@ MixerType make_type() {
                  .context_parallel = ContextParallel::state,
                  .limits = {},
                  .create = create};
-  type.options.push_back({.key = "decay_rank",
-                          .default_value = std::int64_t{16},
-                          .help = "rank of the projection that gives the decays",
-                          .minimum = 1,
-                          .maximum = 65536,
-                          .choices = {}});
-  type.options.push_back({.key = "decay_temperature",
-                          .default_value = 16.0,
-                          .help = "tau: log decays are log sigma(.) / tau, so larger forgets more slowly",
-                          .minimum = 0.0,
-                          .maximum = 1e6,
-                          .choices = {}});
+  type.options.push_back(integer_option("decay_rank", 16, "rank of the projection that gives the decays", 1, 65536));
+  type.options.push_back(real_option(
+      "decay_temperature", 16.0, "tau: log decays are log sigma(.) / tau, so larger forgets more slowly", 0.0, 1e6));
   return type;
 }
 

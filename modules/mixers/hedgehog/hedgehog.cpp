@@ -62,17 +62,9 @@ MixerType make_type() {
                  .context_parallel = ContextParallel::state,
                  .limits = {},
                  .create = create};
-  type.options.push_back(
-      {.key = "rope",
-       .default_value = true,
-       .help = "rotary positions of queries and keys before their maps; false = no position encoding",
-       .choices = {}});
-  type.options.push_back({.key = "rope_base",
-                          .default_value = 10000.0,
-                          .help = "base of the rotary frequencies",
-                          .minimum = 1.0,
-                          .maximum = 1e12,
-                          .choices = {}});
+  type.options.push_back(flag_option(
+      "rope", true, "rotary positions of queries and keys before their maps; false = no position encoding"));
+  type.options.push_back(real_option("rope_base", 10000.0, "base of the rotary frequencies", 1.0, 1e12));
   return type;
 }
 

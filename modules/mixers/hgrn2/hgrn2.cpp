@@ -48,12 +48,8 @@ MixerType make_type() {
                  .limits = {},
                  .create = create};
   type.options.push_back(
-      {.key = "lower_bound",
-       .default_value = -1.0,
-       .help = "least value of a forget gate; -1 = layer / layers, so deeper layers forget more slowly",
-       .minimum = -1.0,
-       .maximum = 1.0,
-       .choices = {}});
+      real_option("lower_bound", -1.0,
+                  "least value of a forget gate; -1 = layer / layers, so deeper layers forget more slowly", -1.0, 1.0));
   return type;
 }
 

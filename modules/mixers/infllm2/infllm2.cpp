@@ -29,9 +29,9 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
 std::vector<OptionSpec> option_specs() {
   std::vector<OptionSpec> specs = sparse_attention_options();
   for (OptionSpec& spec : block_sparse::block_options(96)) specs.push_back(std::move(spec));
-  specs.push_back(block_sparse::integer_option("window", 2048,
-                                               "tokens of the last blocks that a query always attends to", 1, 1 << 30));
-  specs.push_back(block_sparse::integer_option(
+  specs.push_back(
+      integer_option("window", 2048, "tokens of the last blocks that a query always attends to", 1, 1 << 30));
+  specs.push_back(integer_option(
       "dense_length", 8192, "queries with so many tokens or fewer up to them attend to all; 0 = none", 0, 1 << 30));
   return specs;
 }

@@ -73,27 +73,15 @@ MixerType make_type() {
                  .context_parallel = ContextParallel::state,
                  .limits = {},
                  .create = create};
-  type.options.push_back({.key = "gate",
-                          .default_value = std::string("bounded"),
-                          .help = "forget gate: bounded below, or -e^a_log softplus(.), which may forget at once",
-                          .choices = {"bounded", "softplus"}});
-  type.options.push_back({.key = "lower_bound",
-                          .default_value = kLowerBound,
-                          .help = "smallest log decay of one token, bounded gate only",
-                          .minimum = -5.0,
-                          .maximum = 0.0,
-                          .choices = {}});
+  type.options.push_back(choice_option("gate", "bounded",
+                                       "forget gate: bounded below, or -e^a_log softplus(.), which may forget at once",
+                                       {"bounded", "softplus"}));
   type.options.push_back(
-      {.key = "rank",
-       .default_value = std::int64_t{0},
-       .help = "rank of the projections of the forget gate and a low-rank output gate; 0 = value_dim",
-       .minimum = 0,
-       .maximum = 65536,
-       .choices = {}});
-  type.options.push_back({.key = "output_gate",
-                          .default_value = std::string("low_rank"),
-                          .help = "projection of the output gate",
-                          .choices = {"low_rank", "full"}});
+      real_option("lower_bound", kLowerBound, "smallest log decay of one token, bounded gate only", -5.0, 0.0));
+  type.options.push_back(integer_option(
+      "rank", 0, "rank of the projections of the forget gate and a low-rank output gate; 0 = value_dim", 0, 65536));
+  type.options.push_back(
+      choice_option("output_gate", "low_rank", "projection of the output gate", {"low_rank", "full"}));
   return type;
 }
 

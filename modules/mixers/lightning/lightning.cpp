@@ -124,12 +124,7 @@ MixerType make_type() {
          {"joint", "per_head", "simple"});
   choice("gate", "what multiplies the normalised output: a function of its own projection",
          {"sigmoid", "silu", "linear", "none"});
-  type.options.push_back({.key = "gate_rank",
-                          .default_value = std::int64_t{0},
-                          .help = "rank of the output gate; 0 = full",
-                          .minimum = 0,
-                          .maximum = 65536,
-                          .choices = {}});
+  type.options.push_back(integer_option("gate_rank", 0, "rank of the output gate; 0 = full", 0, 65536));
   choice("value_activation", "activation of values; that of queries and keys is silu", {"silu", "none"});
   choice("lrpe", "layers that turn queries and keys by trained frequencies", {"none", "first_layer", "all"});
   return type;

@@ -115,18 +115,14 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
 }
 
 MixerType make_type() {
-  const auto integer = [](const char* key, std::int64_t value, const char* help, double minimum, double maximum) {
-    return OptionSpec{
-        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-  };
   return {.name = "mamba2",
           .summary = "state space duality: a linear recurrence with step sizes and decays of each token (Mamba-2)",
-          .options = {integer("heads", 8, "heads H", 1, 4096),
-                      integer("head_dim", 64, "width d_v of a head's values", 1, 4096),
-                      integer("state_dim", 128, "width d_k of queries and keys (C and B), the channels of the state", 1,
-                              4096),
-                      integer("groups", 1, "groups of heads that share queries and keys", 1, 4096),
-                      integer("conv_width", 4, "taps of the short convolutions", 2, kMaxConvolutionTaps)},
+          .options = {integer_option("heads", 8, "heads H", 1, 4096),
+                      integer_option("head_dim", 64, "width d_v of a head's values", 1, 4096),
+                      integer_option("state_dim", 128,
+                                     "width d_k of queries and keys (C and B), the channels of the state", 1, 4096),
+                      integer_option("groups", 1, "groups of heads that share queries and keys", 1, 4096),
+                      integer_option("conv_width", 4, "taps of the short convolutions", 2, kMaxConvolutionTaps)},
           .context_parallel = ContextParallel::state,
           .limits = {},
           .create = create};

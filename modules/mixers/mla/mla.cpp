@@ -1,7 +1,6 @@
 #include "modules/mixers/mla/mla.h"
 
 #include <cmath>
-#include <limits>
 #include <optional>
 
 #include "autograd/ops/columns/columns.h"
@@ -11,6 +10,7 @@
 #include "modules/families/attention/attention.h"
 #include "modules/families/attention/key_value_cache.h"
 #include "modules/mixers/mla/head_products.h"
+#include "modules/rope_options.h"
 
 // T tokens, N sequences, d model width, H heads, d_c latent, d_q query latent, D_n content and D_r shared width of
 // queries and keys, D = D_n + D_r, D_V value width.
@@ -26,26 +26,6 @@ struct Config {
   std::int64_t D() const { return D_n + D_r; }
 };
 
-std::optional<RopeConfig> rope_from(const Options& options, const std::string& where) {
-  const double factor = options.real("yarn_factor");
-  const std::int64_t original = options.integer("yarn_original_length");
-  const std::int64_t D_r = options.integer("shared_dim");
-  if (!options.flag("rope")) {
-    if (factor != 1.0) config_error("{}: yarn_factor = {} has no effect with rope = false; remove one", where, factor);
-    return std::nullopt;
-  }
-  if (D_r % 2 != 0) {
-    config_error("{}: shared_dim = {} is odd; rope = true turns channels in pairs and needs an even number", where,
-                 D_r);
-  }
-  if (factor > 1.0 && original == 0) {
-    config_error("{}: yarn_factor = {} needs yarn_original_length, the length the model was first trained on", where,
-                 factor);
-  }
-  return RopeConfig{
-      .rotary_dim = D_r, .base = options.real("rope_base"), .yarn_factor = factor, .yarn_original_length = original};
-}
-
 Config config_from(const MixerSite& site, const Options& options, const std::string& where) {
   const std::int64_t D_n = options.integer("content_dim");
   const std::int64_t D_V = options.integer("value_dim");
@@ -56,7 +36,7 @@ Config config_from(const MixerSite& site, const Options& options, const std::str
                  .D_n = D_n,
                  .D_r = options.integer("shared_dim"),
                  .D_V = D_V == 0 ? D_n : D_V,
-                 .rope = rope_from(options, where)};
+                 .rope = yarn_rope_from(options, "shared_dim", options.integer("shared_dim"), where)};
   if (c.d_c >= c.H * (c.D_n + c.D_V)) {
     config_error(
         "{}: latent_dim = {} is no smaller than the keys and values it stands for, {} heads of {} + {} channels; use a "
@@ -117,16 +97,6 @@ class Mla final : public Mixer {
       o = is_empty(cache) ? prefill(tape, p, documents, cache) : absorbed(tape, p, *documents, cache);
     }
     return linear(tape, o.reshape({x.dim(0), c_.H * c_.D_V}), tape.parameter(*wo_));
-  }
-
-  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override {
-    WEFT_CHECK(x.dim(0) == static_cast<std::int64_t>(positions.size()), "mla: {} tokens, {} positions", x.dim(0),
-               positions.size());
-    std::vector<std::int32_t> cu(positions.size() + 1);
-    for (std::size_t n = 0; n < cu.size(); ++n) cu[n] = static_cast<std::int32_t>(n);
-    const auto documents =
-        std::make_shared<const Documents>(std::move(cu), std::vector<std::int32_t>(positions.begin(), positions.end()));
-    return forward(tape, Tape::constant(x), documents, &state).value;
   }
 
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
@@ -250,28 +220,17 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
 }
 
 std::vector<OptionSpec> option_specs() {
-  constexpr double kMany = std::numeric_limits<std::int32_t>::max();
-  const auto integer = [](const char* key, std::int64_t value, const char* help, double minimum, double maximum) {
-    return OptionSpec{
-        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-  };
-  const auto real = [](const char* key, double value, const char* help, double minimum, double maximum) {
-    return OptionSpec{
-        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-  };
-  return {integer("heads", 8, "heads H", 1, 65536),
-          integer("latent_dim", 512, "width d_c of the latent that keys and values come from", 1, 65536),
-          integer("content_dim", 128, "width D_n of a head's queries and keys that comes from the latent", 1, 65536),
-          integer("shared_dim", 64, "width D_r of the queries and of the one key that all heads share", 1, 65536),
-          integer("value_dim", 0, "width D_V of a head's values; 0 = content_dim", 0, 65536),
-          integer("query_latent_dim", 0, "width d_q of a latent that the queries come from; 0 = none", 0, 65536),
-          OptionSpec{.key = "rope",
-                     .default_value = true,
-                     .help = "rotary positions on the shared width; false = no position encoding",
-                     .choices = {}},
-          real("rope_base", 10000.0, "base of the rotary frequencies", 1.0, 1e30),
-          real("yarn_factor", 1.0, "YaRN: new length / original length; 1 = off", 1.0, 1e9),
-          integer("yarn_original_length", 0, "YaRN: length the model was first trained on", 0, kMany)};
+  return {
+      integer_option("heads", 8, "heads H", 1, 65536),
+      integer_option("latent_dim", 512, "width d_c of the latent that keys and values come from", 1, 65536),
+      integer_option("content_dim", 128, "width D_n of a head's queries and keys that comes from the latent", 1, 65536),
+      integer_option("shared_dim", 64, "width D_r of the queries and of the one key that all heads share", 1, 65536),
+      integer_option("value_dim", 0, "width D_V of a head's values; 0 = content_dim", 0, 65536),
+      integer_option("query_latent_dim", 0, "width d_q of a latent that the queries come from; 0 = none", 0, 65536),
+      rope_option("rotary positions on the shared width; false = no position encoding"),
+      rope_base_option(),
+      yarn_factor_option(),
+      yarn_original_length_option()};
 }
 
 }  // namespace

@@ -23,11 +23,9 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
 
 std::vector<OptionSpec> option_specs() {
   std::vector<OptionSpec> specs = sparse_attention_options();
-  specs.push_back(block_sparse::integer_option("block", 512, "tokens of a block", 1, 1 << 20));
-  specs.push_back(
-      block_sparse::integer_option("selected", 3, "blocks a query head attends to, its own included", 1, 1 << 20));
-  specs.push_back(
-      block_sparse::flag_option("full", false, "full attention with the same parameters: to switch layers or stages"));
+  specs.push_back(integer_option("block", 512, "tokens of a block", 1, 1 << 20));
+  specs.push_back(integer_option("selected", 3, "blocks a query head attends to, its own included", 1, 1 << 20));
+  specs.push_back(flag_option("full", false, "full attention with the same parameters: to switch layers or stages"));
   return specs;
 }
 

@@ -130,12 +130,6 @@ class NsaMixer final : public Mixer {
     return linear(tape, mixed.reshape({x.dim(0), c_.heads * c_.value_dim}), tape.parameter(*wo_));
   }
 
-  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override {
-    WEFT_CHECK(x.dim(0) == static_cast<std::int64_t>(positions.size()), "nsa: {} tokens, {} positions", x.dim(0),
-               positions.size());
-    return forward(tape, Tape::constant(x), block_sparse::decode_documents(positions), &state).value;
-  }
-
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
     const auto cache = [&](const AttentionOptions& options) {
       return KeyValueCache(sequences, c_.kv_heads, c_.head_dim, c_.value_dim, options, dtype);
@@ -255,19 +249,15 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
 std::vector<OptionSpec> option_specs() {
   constexpr double kMany = std::numeric_limits<std::int32_t>::max();
   std::vector<OptionSpec> specs = block_sparse::head_options();
-  specs.push_back(block_sparse::integer_option("value_dim", 0, "width of a head's values; 0 = head_dim", 0, 65536));
+  specs.push_back(integer_option("value_dim", 0, "width of a head's values; 0 = head_dim", 0, 65536));
   for (OptionSpec& spec : block_sparse::block_options(16)) specs.push_back(std::move(spec));
-  specs.push_back(block_sparse::integer_option(
-      "local_blocks", 2, "last blocks that are always selected, the query's own included", 1, 1 << 20));
   specs.push_back(
-      block_sparse::integer_option("window", 512, "tokens of the window branch, the query included", 1, kMany));
-  specs.push_back(
-      OptionSpec{.key = "phi",
-                 .default_value = std::string("mlp"),
-                 .help = "how a block is compressed: its mean, plus a linear map, or plus an MLP of its tokens",
-                 .choices = {"mean", "linear", "mlp"}});
-  specs.push_back(
-      block_sparse::integer_option("phi_width", 0, "hidden width of the MLP; 0 = twice the width of a head", 0, 65536));
+      integer_option("local_blocks", 2, "last blocks that are always selected, the query's own included", 1, 1 << 20));
+  specs.push_back(integer_option("window", 512, "tokens of the window branch, the query included", 1, kMany));
+  specs.push_back(choice_option("phi", "mlp",
+                                "how a block is compressed: its mean, plus a linear map, or plus an MLP of its tokens",
+                                {"mean", "linear", "mlp"}));
+  specs.push_back(integer_option("phi_width", 0, "hidden width of the MLP; 0 = twice the width of a head", 0, 65536));
   return specs;
 }
 

@@ -49,12 +49,7 @@ MixerType make_type() {
                  .context_parallel = ContextParallel::state,
                  .limits = {},
                  .create = create};
-  type.options.push_back({.key = "rope_base",
-                          .default_value = 10000.0,
-                          .help = "base of the rotation's frequencies",
-                          .minimum = 1.0,
-                          .maximum = 1e12,
-                          .choices = {}});
+  type.options.push_back(real_option("rope_base", 10000.0, "base of the rotation's frequencies", 1.0, 1e12));
   return type;
 }
 

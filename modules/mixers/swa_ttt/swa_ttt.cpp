@@ -49,16 +49,6 @@ class SwaTtt final : public Mixer {
     return add(tape, joined(o), mul_row(tape, from_memory, tape.parameter(*alpha_)));
   }
 
-  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override {
-    WEFT_CHECK(x.dim(0) == static_cast<std::int64_t>(positions.size()), "swa_ttt: {} tokens, {} positions", x.dim(0),
-               positions.size());
-    std::vector<std::int32_t> cu(positions.size() + 1);
-    for (std::size_t n = 0; n < cu.size(); ++n) cu[n] = static_cast<std::int32_t>(n);
-    const auto documents =
-        std::make_shared<const Documents>(std::move(cu), std::vector<std::int32_t>(positions.begin(), positions.end()));
-    return forward(tape, Tape::constant(x), documents, &state).value;
-  }
-
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
     return std::make_unique<SwaTttState>(
         KeyValueCache(sequences, c_.kv_heads, c_.head_dim, c_.head_dim, c_.attention, dtype),

@@ -2,6 +2,9 @@
 
 #include <limits>
 
+#include "modules/head_options.h"
+#include "modules/rope_options.h"
+
 namespace weft {
 namespace {
 
@@ -48,16 +51,6 @@ NormMode norm_from(const std::string& name) {
   return name == "read_raw" ? NormMode::read_raw : NormMode::none;
 }
 
-std::int64_t head_dim_from(const MixerSite& site, const Options& options, const std::string& where) {
-  const std::int64_t heads = options.integer("heads"), head_dim = options.integer("head_dim");
-  if (head_dim > 0) return head_dim;
-  if (site.width % heads != 0) {
-    config_error("{}: heads = {} does not divide the model's width = {}; set head_dim", where, heads, site.width);
-  }
-  return site.width / heads;
-}
-
-// Width of a memory head; shared projections and per-head gates tie all of them to the width of the queries.
 std::int64_t memory_dim_from(const MixerSite& site, const Options& options, std::int64_t query_width, bool shared,
                              MemoryGate gate, const std::string& where) {
   const std::int64_t memory_heads = options.integer("memory_heads"), set = options.integer("memory_dim");
@@ -125,16 +118,8 @@ void check_without_effect(const Options& options, const SwaTttConfig& c, const s
 SwaTttConfig swa_ttt_config(const MixerSite& site, const Options& options, const std::string& where) {
   const Preset& preset = options.text("preset") == "lact" ? kLact : kAllMem;
   const std::int64_t heads = options.integer("heads");
-  const std::int64_t kv_heads = options.integer("kv_heads") == 0 ? heads : options.integer("kv_heads");
-  if (heads % kv_heads != 0) {
-    config_error("{}: heads = {} is not a multiple of kv_heads = {}", where, heads, kv_heads);
-  }
+  const std::int64_t kv_heads = kv_heads_from(options, where);
   const std::int64_t head_dim = head_dim_from(site, options, where);
-  const bool rope = options.flag("rope");
-  if (rope && head_dim % 2 != 0) {
-    config_error("{}: head_dim = {} is odd; rope = true turns channels in pairs and needs an even number", where,
-                 head_dim);
-  }
   const bool shared = options.text("projections") == "shared";
   const MemoryGate gate = chosen(options, "gate", preset.gate) == "head" ? MemoryGate::head : MemoryGate::channel;
   const std::int64_t memory_dim = memory_dim_from(site, options, heads * head_dim, shared, gate, where);
@@ -148,8 +133,7 @@ SwaTttConfig swa_ttt_config(const MixerSite& site, const Options& options, const
       .attention = attention_from(options, chunk, where),
       .sink_logit = options.flag("sink_logit"),
       .qk_norm = options.flag("qk_norm"),
-      .rope =
-          rope ? std::optional(RopeConfig{.rotary_dim = head_dim, .base = options.real("rope_base")}) : std::nullopt,
+      .rope = rope_from(options, "head_dim", head_dim, where),
       .memory_heads = options.integer("memory_heads"),
       .memory_dim = memory_dim,
       .memory_hidden = options.integer("memory_hidden") == 0 ? memory_dim : options.integer("memory_hidden"),
@@ -176,56 +160,44 @@ SwaTttConfig swa_ttt_config(const MixerSite& site, const Options& options, const
 
 std::vector<OptionSpec> swa_ttt_options() {
   constexpr double kMany = std::numeric_limits<std::int32_t>::max();
-  const auto integer = [](const char* key, std::int64_t value, const char* help, double minimum, double maximum) {
-    return OptionSpec{
-        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-  };
-  const auto real = [](const char* key, double value, const char* help, double minimum, double maximum) {
-    return OptionSpec{
-        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-  };
-  const auto flag = [](const char* key, bool value, const char* help) {
-    return OptionSpec{.key = key, .default_value = value, .help = help, .choices = {}};
-  };
-  const auto choice = [](const char* key, const char* value, const char* help, std::vector<std::string> choices) {
-    return OptionSpec{.key = key, .default_value = std::string(value), .help = help, .choices = std::move(choices)};
-  };
   const std::vector<std::string> on_off{"auto", "on", "off"};
   return {
-      choice("preset", "allmem", "what \"auto\" (and chunk = 0) stands for in the options below", {"allmem", "lact"}),
-      integer("heads", 4, "query heads of the attention", 1, 65536),
-      integer("kv_heads", 0, "key/value heads, each shared by heads / kv_heads query heads; 0 = heads", 0, 65536),
-      integer("head_dim", 0, "width of an attention head; 0 = width / heads", 0, 65536),
-      integer("window", 0, "tokens a query sees, itself included, at least chunk; 0 = chunk", 0, kMany),
-      integer("sinks", 0, "first tokens of a document that stay visible behind the window", 0, kMany),
-      flag("sink_logit", false, "a learned logit for each head that only enlarges the softmax denominator"),
-      flag("qk_norm", true, "RMS norm of the attention's queries and keys, for each head"),
-      flag("rope", true, "rotary positions in the attention; the memory has none"),
-      real("rope_base", 10000.0, "base of the rotary frequencies", 1.0, 1e30),
-      integer("memory_heads", 4, "memories side by side, H_m", 1, 65536),
-      integer("memory_dim", 0,
-              "width d_m of a memory's keys and values; 0 = width, or the queries' where tied to them, / memory_heads",
-              0, 65536),
-      integer("memory_hidden", 0, "hidden width d_h of a memory's network; 0 = memory_dim", 0, 65536),
-      integer("chunk", 0, "tokens L that are written together; 0 = preset", 0, kMany),
-      choice("loss", "auto", "what writing minimises: -<f(k), v> or |f(k) - v|^2 / 2", {"auto", "dot", "l2"}),
-      choice("norm", "auto", "when rows of the fast weights go back to their first norms",
-             {"auto", "none", "post", "pre", "read_raw"}),
-      choice("residual", "auto", "f(x) = x + network(x)", on_off),
-      choice("orthogonalise", "auto", "orthogonalise each update by Newton-Schulz steps", on_off),
-      choice("momentum", "auto", "updates carry a learned part of the one before", on_off),
-      choice("forget", "auto", "a learned part of the weights decays with each update", on_off),
-      choice("value_norm", "auto", "RMS norm of the memory's values, for each head", on_off),
-      choice("value_silu", "auto", "SiLU of the memory's values", on_off),
-      choice("gate", "auto", "a learned factor a channel after wo_m, or a gate a memory head before wo",
-             {"auto", "channel", "head"}),
-      choice("projections", "own", "queries, keys and values of the memory: its own, or the attention's",
-             {"own", "shared"}),
-      real("alpha_init", 1.0, "first value of the channel gate; 0 starts as attention alone", -1e3, 1e3),
-      real("eta_init", 1e-3, "first inner learning rate of every token", 0.0, 1e3),
-      real("forget_init", kForgetInit, "first part of the weights that decays with an update", 0.0, 1.0),
-      real("eta_max", 0.0, "bound of the inner learning rates; 0 = none", 0.0, 1e3),
-      flag("detach_norm", false, "no gradient through the first norms of the fast weights")};
+      choice_option("preset", "allmem", "what \"auto\" (and chunk = 0) stands for in the options below",
+                    {"allmem", "lact"}),
+      integer_option("heads", 4, "query heads of the attention", 1, 65536),
+      kv_heads_option(),
+      integer_option("head_dim", 0, "width of an attention head; 0 = width / heads", 0, 65536),
+      integer_option("window", 0, "tokens a query sees, itself included, at least chunk; 0 = chunk", 0, kMany),
+      integer_option("sinks", 0, "first tokens of a document that stay visible behind the window", 0, kMany),
+      flag_option("sink_logit", false, "a learned logit for each head that only enlarges the softmax denominator"),
+      flag_option("qk_norm", true, "RMS norm of the attention's queries and keys, for each head"),
+      rope_option("rotary positions in the attention; the memory has none"),
+      rope_base_option(),
+      integer_option("memory_heads", 4, "memories side by side, H_m", 1, 65536),
+      integer_option(
+          "memory_dim", 0,
+          "width d_m of a memory's keys and values; 0 = width, or the queries' where tied to them, / memory_heads", 0,
+          65536),
+      integer_option("memory_hidden", 0, "hidden width d_h of a memory's network; 0 = memory_dim", 0, 65536),
+      integer_option("chunk", 0, "tokens L that are written together; 0 = preset", 0, kMany),
+      choice_option("loss", "auto", "what writing minimises: -<f(k), v> or |f(k) - v|^2 / 2", {"auto", "dot", "l2"}),
+      choice_option("norm", "auto", "when rows of the fast weights go back to their first norms",
+                    {"auto", "none", "post", "pre", "read_raw"}),
+      choice_option("residual", "auto", "f(x) = x + network(x)", on_off),
+      choice_option("orthogonalise", "auto", "orthogonalise each update by Newton-Schulz steps", on_off),
+      choice_option("momentum", "auto", "updates carry a learned part of the one before", on_off),
+      choice_option("forget", "auto", "a learned part of the weights decays with each update", on_off),
+      choice_option("value_norm", "auto", "RMS norm of the memory's values, for each head", on_off),
+      choice_option("value_silu", "auto", "SiLU of the memory's values", on_off),
+      choice_option("gate", "auto", "a learned factor a channel after wo_m, or a gate a memory head before wo",
+                    {"auto", "channel", "head"}),
+      choice_option("projections", "own", "queries, keys and values of the memory: its own, or the attention's",
+                    {"own", "shared"}),
+      real_option("alpha_init", 1.0, "first value of the channel gate; 0 starts as attention alone", -1e3, 1e3),
+      real_option("eta_init", 1e-3, "first inner learning rate of every token", 0.0, 1e3),
+      real_option("forget_init", kForgetInit, "first part of the weights that decays with an update", 0.0, 1.0),
+      real_option("eta_max", 0.0, "bound of the inner learning rates; 0 = none", 0.0, 1e3),
+      flag_option("detach_norm", false, "no gradient through the first norms of the fast weights")};
 }
 
 }  // namespace weft

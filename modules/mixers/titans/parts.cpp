@@ -1,7 +1,6 @@
 #include "modules/mixers/titans/parts.h"
 
 #include <cmath>
-#include <numeric>
 
 #include "autograd/ops/activation/activation.h"
 #include "autograd/ops/elementwise/elementwise.h"
@@ -208,13 +207,6 @@ double ShortAttention::products() const {
 // q and k before and after norm and rotation, with inverse norms; v, o and its log-sum-exp.
 double ShortAttention::saved() const {
   return static_cast<double>(6 * c_.inner() + 3 * c_.heads);
-}
-
-DocumentsPtr decode_documents(std::span<const std::int32_t> positions) {
-  std::vector<std::int32_t> cu(positions.size() + 1);
-  std::iota(cu.begin(), cu.end(), 0);
-  return std::make_shared<const Documents>(std::move(cu),
-                                           std::vector<std::int32_t>(positions.begin(), positions.end()));
 }
 
 }  // namespace weft::titans

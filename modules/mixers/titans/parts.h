@@ -98,7 +98,4 @@ class ShortAttention {
   RopeTable rope_;
 };
 
-// One token of each sequence as documents of one token at the given positions.
-DocumentsPtr decode_documents(std::span<const std::int32_t> positions);
-
 }  // namespace weft::titans

@@ -183,11 +183,6 @@ Var SegmentedTitans::forward(Tape& tape, const Var& x, const DocumentsPtr& docum
   return linear(tape, z, tape.parameter(*wo_));
 }
 
-Tensor SegmentedTitans::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions,
-                               MixerState& state) {
-  return forward(tape, Tape::constant(x), decode_documents(positions), &state).value;
-}
-
 std::unique_ptr<MixerState> SegmentedTitans::initial_state(std::int64_t sequences, DType dtype) const {
   MemoryState memory = memory_.initial_state(sequences, dtype);
   const Tensor start = Memory::read_part(memory);

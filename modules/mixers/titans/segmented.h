@@ -33,7 +33,6 @@ class SegmentedTitans final : public Mixer {
   SegmentedTitans(const ParameterScope& scope, const Config& config);
 
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
-  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override;
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override;
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
   double state_bytes(std::int64_t length) const override;

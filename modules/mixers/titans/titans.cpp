@@ -1,7 +1,9 @@
 #include "modules/mixers/titans/titans.h"
 
+#include "modules/head_options.h"
 #include "modules/mixers/titans/segmented.h"
 #include "modules/mixers/titans/windowed.h"
+#include "modules/rope_options.h"
 
 namespace weft {
 namespace {
@@ -11,13 +13,7 @@ using titans::Variant;
 
 Config config_from(const MixerSite& site, const Options& options, const std::string& where) {
   const std::int64_t heads = options.integer("heads");
-  std::int64_t head_dim = options.integer("head_dim");
-  if (head_dim == 0) {
-    if (site.width % heads != 0) {
-      config_error("{}: heads = {} does not divide the model's width = {}; set head_dim", where, heads, site.width);
-    }
-    head_dim = site.width / heads;
-  }
+  const std::int64_t head_dim = head_dim_from(site, options, where);
   if (head_dim % 2 != 0) {
     config_error(
         "{}: head_dim = {} is odd; the attention's rotary positions turn channels in pairs and need an even "
@@ -52,34 +48,21 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
 }
 
 std::vector<OptionSpec> option_specs() {
-  const auto integer = [](const char* key, std::int64_t value, const char* help, double minimum, double maximum) {
-    return OptionSpec{
-        .key = key, .default_value = value, .help = help, .minimum = minimum, .maximum = maximum, .choices = {}};
-  };
-  return {OptionSpec{.key = "variant",
-                     .default_value = std::string("mag"),
-                     .help = "memory as a gate of the attention, as context of its segments, or as a layer before it",
-                     .choices = {"mag", "mac", "mal"}},
-          integer("heads", 4, "heads H, of the memory and of the attention", 1, 4096),
-          integer("head_dim", 0, "width D of a head; 0 = width / heads", 0, 4096),
-          integer("window", 64, "tokens that a query's attention sees, itself included; mac: tokens of a segment", 1,
-                  1 << 24),
-          integer("persistent", 4, "learned tokens n_p that every query sees", 0, 65536),
-          integer("chunk", 16, "tokens C of a chunk: the memory's gradients are taken at the weights it starts with", 1,
-                  4096),
-          integer("hidden_factor", 0, "hidden width of the memory in head widths; 0 = a linear memory", 0, 64),
-          OptionSpec{.key = "inner_learning_rate",
-                     .default_value = 0.1,
-                     .help = "largest step theta of the memory; above about 2 (1 - mu) / C it can diverge",
-                     .minimum = 0.0,
-                     .maximum = 1e3,
-                     .choices = {}},
-          OptionSpec{.key = "rope_base",
-                     .default_value = 10000.0,
-                     .help = "base of the attention's rotary frequencies",
-                     .minimum = 1.0,
-                     .maximum = 1e30,
-                     .choices = {}}};
+  return {
+      choice_option("variant", "mag",
+                    "memory as a gate of the attention, as context of its segments, or as a layer before it",
+                    {"mag", "mac", "mal"}),
+      integer_option("heads", 4, "heads H, of the memory and of the attention", 1, 4096),
+      integer_option("head_dim", 0, "width D of a head; 0 = width / heads", 0, 4096),
+      integer_option("window", 64, "tokens that a query's attention sees, itself included; mac: tokens of a segment", 1,
+                     1 << 24),
+      integer_option("persistent", 4, "learned tokens n_p that every query sees", 0, 65536),
+      integer_option("chunk", 16, "tokens C of a chunk: the memory's gradients are taken at the weights it starts with",
+                     1, 4096),
+      integer_option("hidden_factor", 0, "hidden width of the memory in head widths; 0 = a linear memory", 0, 64),
+      real_option("inner_learning_rate", 0.1,
+                  "largest step theta of the memory; above about 2 (1 - mu) / C it can diverge", 0.0, 1e3),
+      rope_base_option("base of the attention's rotary frequencies")};
 }
 
 }  // namespace

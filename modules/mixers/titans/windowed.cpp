@@ -35,10 +35,6 @@ Var WindowedTitans::forward(Tape& tape, const Var& x, const DocumentsPtr& docume
   return linear(tape, y, tape.parameter(*wo_));
 }
 
-Tensor WindowedTitans::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) {
-  return forward(tape, Tape::constant(x), decode_documents(positions), &state).value;
-}
-
 std::unique_ptr<MixerState> WindowedTitans::initial_state(std::int64_t sequences, DType dtype) const {
   return std::make_unique<WindowedState>(memory_.initial_state(sequences, dtype), attention_.cache(sequences, dtype));
 }

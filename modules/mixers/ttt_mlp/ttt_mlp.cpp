@@ -19,12 +19,8 @@ MixerType make_type() {
                  .context_parallel = ContextParallel::state,
                  .limits = {},
                  .create = create};
-  type.options.push_back({.key = "hidden_factor",
-                          .default_value = std::int64_t{4},
-                          .help = "width of the memory's hidden layer in head widths",
-                          .minimum = 1,
-                          .maximum = 64,
-                          .choices = {}});
+  type.options.push_back(
+      integer_option("hidden_factor", 4, "width of the memory's hidden layer in head widths", 1, 64));
   return type;
 }
 
