@@ -3,13 +3,18 @@
 #include "autograd/check.h"
 
 namespace weft {
+namespace {
+
+constexpr double kBase = 10000.0;  // unless the recipe says otherwise
+
+}  // namespace
 
 OptionSpec rope_option(const char* help) {
   return flag_option("rope", true, help);
 }
 
 OptionSpec rope_base_option(const char* help) {
-  return real_option("rope_base", 10000.0, help, 1.0, 1e30);
+  return real_option("rope_base", kBase, help, 1.0, 1e30);
 }
 
 OptionSpec yarn_factor_option() {
@@ -23,11 +28,15 @@ OptionSpec yarn_original_length_option() {
 
 std::optional<RopeConfig> rope_from(const Options& options, const char* key, std::int64_t width,
                                     const std::string& where) {
-  if (!options.flag("rope")) return std::nullopt;
+  const double base = options.real("rope_base");
+  if (!options.flag("rope")) {
+    if (base != kBase) config_error("{}: rope_base = {} has no effect with rope = false; remove one", where, base);
+    return std::nullopt;
+  }
   if (width % 2 != 0) {
     config_error("{}: {} = {} is odd; rope = true turns channels in pairs and needs an even number", where, key, width);
   }
-  return RopeConfig{.rotary_dim = width, .base = options.real("rope_base")};
+  return RopeConfig{.rotary_dim = width, .base = base};
 }
 
 std::optional<RopeConfig> yarn_rope_from(const Options& options, const char* key, std::int64_t width,

@@ -14,7 +14,7 @@ OptionSpec yarn_factor_option();
 OptionSpec yarn_original_length_option();
 
 // What rope and rope_base say for heads of which `width` channels turn; nullopt for rope = false. Throws config_error
-// for an odd width, which it names by its `key`.
+// for an odd width, which it names by its `key`, and for a rope_base without rope.
 std::optional<RopeConfig> rope_from(const Options& options, const char* key, std::int64_t width,
                                     const std::string& where);
 
