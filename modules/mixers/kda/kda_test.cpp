@@ -69,9 +69,10 @@ TEST(Kda, RefusesWhatCannotBe) {
             "[mixer.test]: conv_width = 1 mixes no tokens; use 0 for no convolutions, or 2 to 8");
   EXPECT_EQ(creation_error<DeltaLayerUnderTest>(kda_mixer(), {{"lower_bound", 0.0}}),
             "[mixer.test]: lower_bound = 0 would keep everything for ever; use a number from -5 to below 0");
-  EXPECT_EQ(creation_error(kda_mixer(), {{"gate", std::string("softplus")}, {"lower_bound", -3.0}}),
-            "[mixer.test]: lower_bound = -3 with gate = \"softplus\", which has none; leave it out, or use gate = "
-            "\"bounded\"");
+  EXPECT_EQ(
+      creation_error<DeltaLayerUnderTest>(kda_mixer(), {{"gate", std::string("softplus")}, {"lower_bound", -3.0}}),
+      "[mixer.test]: lower_bound = -3 with gate = \"softplus\", which has none; leave it out, or use gate = "
+      "\"bounded\"");
 }
 
 }  // namespace

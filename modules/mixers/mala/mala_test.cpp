@@ -44,7 +44,7 @@ double output_size(const std::string& scores, std::int64_t begin) {
   layer.store.initialise(1, DType::f32);
   constexpr std::int32_t T = 8192;
   Tape tape(heap_allocator(), Tape::Mode::inference);
-  const Var x = Tape::constant(cast(normal({T, layer.width}, 5), DType::f32));
+  const Var x = Tape::constant(cast(normal({T, layer.site.width}, 5), DType::f32));
   const Tensor y = layer.mixer->forward(tape, x, Documents::single(T), nullptr).value.rows(begin, begin + 256);
   double squares = 0.0;
   for (const float a : y.span<float>()) squares += static_cast<double>(a) * static_cast<double>(a);
