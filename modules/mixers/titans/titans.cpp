@@ -20,11 +20,9 @@ Config config_from(const MixerSite& site, const Options& options, const std::str
         "number",
         where, head_dim);
   }
+  const std::int64_t chunk = options.integer("chunk"), hidden = options.integer("hidden_factor") * head_dim;
   const double rate = options.real("inner_learning_rate");
-  if (!(rate > 0.0)) {
-    config_error("{}: inner_learning_rate = {} must be positive: a memory that does not learn is a fixed map", where,
-                 rate);
-  }
+  const double default_rate = (hidden > 0 ? 0.16 : 1.6) / static_cast<double>(chunk);
   const std::string& name = options.text("variant");
   return {.site = site,
           .variant = name == "mag"   ? Variant::gate
@@ -34,9 +32,9 @@ Config config_from(const MixerSite& site, const Options& options, const std::str
           .head_dim = head_dim,
           .window = options.integer("window"),
           .persistent = options.integer("persistent"),
-          .chunk = options.integer("chunk"),
-          .hidden = options.integer("hidden_factor") * head_dim,
-          .rate_max = rate,
+          .chunk = chunk,
+          .hidden = hidden,
+          .rate_max = rate > 0.0 ? rate : default_rate,
           .rope = {.rotary_dim = head_dim, .base = options.real("rope_base")}};
 }
 
@@ -60,8 +58,8 @@ std::vector<OptionSpec> option_specs() {
       integer_option("chunk", 16, "tokens C of a chunk: the memory's gradients are taken at the weights it starts with",
                      1, 4096),
       integer_option("hidden_factor", 0, "hidden width of the memory in head widths; 0 = a linear memory", 0, 64),
-      real_option("inner_learning_rate", 0.1,
-                  "largest step theta of the memory; above about 2 (1 - mu) / C it can diverge", 0.0, 1e3),
+      real_option("inner_learning_rate", 0.0,
+                  "largest step theta of the memory; 0 = 1.6 / chunk, with a hidden layer 0.16 / chunk", 0.0, 1e3),
       rope_base_option("base of the attention's rotary frequencies")};
 }
 
