@@ -31,6 +31,17 @@ Var stacked(Tape& tape, std::vector<Var> parts) {
   return parts.front();
 }
 
+// The states of those sequences of a wave that have a next one; both lists are in order.
+Var going_on(Tape& tape, const Var& states, const std::vector<std::int32_t>& sequences,
+             const std::vector<std::int32_t>& next) {
+  if (next.size() == sequences.size()) return states;
+  std::vector<std::int32_t> kept;
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    if (std::binary_search(next.begin(), next.end(), sequences[i])) kept.push_back(static_cast<std::int32_t>(i));
+  }
+  return take_rows(tape, {states}, map_of(std::move(kept), states.dim(0)));
+}
+
 }  // namespace
 
 std::unique_ptr<MixerState> SegmentedState::clone() const {
@@ -167,14 +178,7 @@ Var SegmentedTitans::forward(Tape& tape, const Var& x, const DocumentsPtr& docum
     parts.push_back(gate(tape, y, out.o));
     phase = (phase + S) % C;
     states = out.final_state;
-    if (next.sequences.size() < wave.sequences.size() && !next.tokens.empty()) {
-      std::vector<std::int32_t> kept;  // both lists are in order, and the next is part of this one
-      for (std::size_t i = 0; i < wave.sequences.size(); ++i) {
-        const bool goes_on = kept.size() < next.sequences.size() && next.sequences[kept.size()] == wave.sequences[i];
-        if (goes_on) kept.push_back(static_cast<std::int32_t>(i));
-      }
-      states = take_rows(tape, {states}, map_of(std::move(kept), states.dim(0)));
-    }
+    if (!next.tokens.empty()) states = going_on(tape, states, wave.sequences, next.sequences);
     wave = std::move(next);
   }
   if (parts.empty()) parts.push_back(Tape::constant(tape.empty({0, c_.inner()}, x.dtype())));
