@@ -303,6 +303,28 @@ TEST(Titans, ItsStateHasConstantBytes) {
   }
 }
 
+// The worst case for steps on stale gradients: every token of every chunk is the same.
+TEST(Titans, ItsDefaultsStayBoundedOnEqualTokens) {
+  for (const char* variant : {"mag", "mac", "mal"}) {
+    for (const std::int64_t chunk : {1, 16, 64}) {
+      for (const std::int64_t hidden_factor : {0, 4}) {
+        LayerUnderTest layer(titans_mixer(),
+                             {{"variant", std::string(variant)}, {"chunk", chunk}, {"hidden_factor", hidden_factor}});
+        layer.store.initialise(1, DType::f32);
+        const Tensor row = cast(normal({1, layer.site.width}, 1), DType::f32);
+        const Tensor x = Tensor::empty({1000, layer.site.width}, DType::f32);
+        for (std::int64_t t = 0; t < 1000; ++t) x.rows(t, t + 1).copy_from(row);
+        Tape tape(heap_allocator(), Tape::Mode::inference);
+        const auto state = layer.mixer->initial_state(1, DType::f32);
+        const Var y = layer.mixer->forward(tape, Tape::constant(x), Documents::single(1000), state.get());
+        for (const float v : y.value.span<float>()) {
+          ASSERT_LT(std::abs(v), 10.0F) << fmt::format("{} C {} hidden {}", variant, chunk, hidden_factor);
+        }
+      }
+    }
+  }
+}
+
 TEST(Titans, RefusesWhatCannotBe) {
   EXPECT_EQ(creation_error<LayerUnderTest>(titans_mixer(), {{"heads", std::int64_t{3}}, {"head_dim", std::int64_t{0}}}),
             "[mixer.test]: heads = 3 does not divide the model's width = 10; set head_dim");
