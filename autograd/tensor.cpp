@@ -116,4 +116,11 @@ void Tensor::copy_from(const Tensor& source) const {
   });
 }
 
+Tensor Tensor::clone() const {
+  if (!defined()) return {};
+  Tensor copy = empty(shape_, dtype_);
+  copy.copy_from(*this);
+  return copy;
+}
+
 }  // namespace weft

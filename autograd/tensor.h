@@ -58,6 +58,8 @@ class Tensor {
   void fill_zero() const;
   // Element-wise copy with conversion between floating types; shapes must hold the same number of elements. Host only.
   void copy_from(const Tensor& source) const;
+  // A host tensor with the same content and storage of its own; undefined if this one is.
+  Tensor clone() const;
 
  private:
   struct Storage;

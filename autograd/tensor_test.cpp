@@ -81,6 +81,14 @@ TEST(Tensor, CopiesConvertBetweenFloatingTypes) {
   EXPECT_THROW(f32.copy_from(Tensor::zeros({5}, DType::i32)), Error);
 }
 
+TEST(Tensor, ClonesShareNothing) {
+  const Tensor t = counting({4}), part = t.rows(1, 3), clone = part.clone();
+  EXPECT_TRUE(testing::bitwise_equal(clone, part));
+  t.fill_zero();
+  EXPECT_FALSE(testing::bitwise_equal(clone, part));
+  EXPECT_FALSE(Tensor().clone().defined());
+}
+
 TEST(Tensor, CopiesWithinAView) {
   const Tensor t = Tensor::zeros({3, 2}, DType::f32);
   t.rows(1, 2).copy_from(counting({2}));

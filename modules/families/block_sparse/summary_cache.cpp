@@ -5,12 +5,6 @@
 namespace weft {
 namespace {
 
-Tensor copy_of(const Tensor& t) {
-  const Tensor copy = Tensor::empty(t.shape(), t.dtype());
-  copy.copy_from(t);
-  return copy;
-}
-
 void copy_rows(const Tensor& from, std::int64_t from_row, std::int64_t rows, const Tensor& to, std::int64_t to_row) {
   if (rows == 0 || to.numel() == 0) return;
   const std::size_t row = to.nbytes() / static_cast<std::size_t>(to.dim(0));
@@ -38,8 +32,8 @@ SummaryCache::SummaryCache(const SummaryCache& other)
       D_V_(other.D_V_),
       span_(other.span_),
       summaries_(other.summaries_),
-      k_tail_(copy_of(other.k_tail_)),
-      v_tail_(copy_of(other.v_tail_)),
+      k_tail_(other.k_tail_.clone()),
+      v_tail_(other.v_tail_.clone()),
       lengths_(other.lengths_) {}
 
 std::size_t SummaryCache::bytes() const {

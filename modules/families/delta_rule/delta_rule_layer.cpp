@@ -17,13 +17,6 @@ namespace {
 constexpr double kKeyNormEps = 1e-6;
 constexpr double kOutputNormEps = 1e-5;
 
-Tensor copy_of(const Tensor& from) {
-  if (!from.defined()) return {};
-  Tensor copy = Tensor::empty(from.shape(), from.dtype());
-  copy.copy_from(from);
-  return copy;
-}
-
 }  // namespace
 
 std::vector<OptionSpec> delta_rule_layer_options() {
@@ -74,7 +67,7 @@ DeltaRuleState::DeltaRuleState(const DeltaRuleLayerConfig& config, std::int64_t 
 
 std::unique_ptr<MixerState> DeltaRuleState::clone() const {
   auto copy = std::make_unique<DeltaRuleState>(*this);
-  for (Tensor* tensor : {&copy->matrices, &copy->conv_q, &copy->conv_k, &copy->conv_v}) *tensor = copy_of(*tensor);
+  for (Tensor* tensor : {&copy->matrices, &copy->conv_q, &copy->conv_k, &copy->conv_v}) *tensor = tensor->clone();
   return copy;
 }
 

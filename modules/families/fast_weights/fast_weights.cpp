@@ -200,16 +200,11 @@ FastWeightState::FastWeightState(std::int64_t sequences, const Tensor& w0, const
 }
 
 FastWeightState::FastWeightState(const FastWeightState& other) : pending(other.pending) {
-  const auto copy = [](const Tensor& t) {
-    const Tensor own = Tensor::empty(t.shape(), t.dtype());
-    own.copy_from(t);
-    return own;
-  };
-  weights = copy(other.weights);
-  momentum = copy(other.momentum);
-  keys = copy(other.keys);
-  values = copy(other.values);
-  rates = copy(other.rates);
+  weights = other.weights.clone();
+  momentum = other.momentum.clone();
+  keys = other.keys.clone();
+  values = other.values.clone();
+  rates = other.rates.clone();
 }
 
 std::size_t FastWeightState::bytes() const {

@@ -15,10 +15,7 @@ std::vector<OptionSpec> gated_linear_head_options() {
 
 std::unique_ptr<MixerState> GatedLinearState::clone() const {
   std::vector<Tensor> copies;
-  for (const Tensor& part : parts) {
-    copies.push_back(Tensor::empty(part.shape(), part.dtype()));
-    copies.back().copy_from(part);
-  }
+  for (const Tensor& part : parts) copies.push_back(part.clone());
   return std::make_unique<GatedLinearState>(std::move(copies));
 }
 

@@ -15,13 +15,6 @@
 namespace weft {
 namespace {
 
-Tensor copy_of(const Tensor& t) {
-  if (!t.defined()) return t;
-  Tensor copy = Tensor::empty(t.shape(), t.dtype());
-  copy.copy_from(t);
-  return copy;
-}
-
 // The inner batches of the documents as documents of their own, so that a token's position is its place in its batch.
 DocumentsPtr inner_batches(const Documents& documents, const std::vector<std::int32_t>& phase, std::int32_t b) {
   std::vector<std::int32_t> cu{0}, pos0;
@@ -88,7 +81,7 @@ TttState::TttState(Tensor memory_, Tensor conv_q_, Tensor conv_k_)
       phase(static_cast<std::size_t>(memory.dim(0)), 0) {}
 
 std::unique_ptr<MixerState> TttState::clone() const {
-  auto copy = std::make_unique<TttState>(copy_of(memory), copy_of(conv_q), copy_of(conv_k));
+  auto copy = std::make_unique<TttState>(memory.clone(), conv_q.clone(), conv_k.clone());
   copy->phase = phase;
   return copy;
 }

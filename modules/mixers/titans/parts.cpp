@@ -11,9 +11,7 @@
 namespace weft::titans {
 
 MemoryState MemoryState::clone() const {
-  MemoryState copy{Tensor::empty(states.shape(), states.dtype()), phase};
-  copy.states.copy_from(states);
-  return copy;
+  return {states.clone(), phase};
 }
 
 // --- memory ----------------------------------------------------------------------------------------------------------

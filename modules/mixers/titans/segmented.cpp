@@ -45,9 +45,7 @@ Var going_on(Tape& tape, const Var& states, const std::vector<std::int32_t>& seq
 }  // namespace
 
 std::unique_ptr<MixerState> SegmentedState::clone() const {
-  Tensor start = Tensor::empty(segment_start.shape(), segment_start.dtype());
-  start.copy_from(segment_start);
-  auto copy = std::make_unique<SegmentedState>(memory.clone(), start, KeyValueCache(cache));
+  auto copy = std::make_unique<SegmentedState>(memory.clone(), segment_start.clone(), KeyValueCache(cache));
   copy->place = place;
   return copy;
 }
