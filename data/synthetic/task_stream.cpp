@@ -1,6 +1,5 @@
 #include "data/synthetic/task_stream.h"
 
-#include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -11,6 +10,7 @@ namespace weft {
 namespace {
 
 constexpr std::int64_t kStateVersion = 1;
+constexpr std::int64_t kMostTokens = 1'000'000'000'000'000;  // of a run; a state beyond is damaged
 
 class TaskStream final : public RowStream {
  public:
@@ -55,7 +55,7 @@ class TaskStream final : public RowStream {
     require_unchanged("the task's digest", require_string(object, "digest", kSource), options_.digest);
     require_unchanged("the number of rows a step", require_int(object, "rows_per_step", kSource),
                       options_.rows_per_step);
-    step_ = require_int(object, "step", kSource, 0, std::numeric_limits<std::int64_t>::max());
+    step_ = require_int(object, "step", kSource, 0, kMostTokens / options_.rows_per_step / task_->row_length());
     return {};
   }
 
