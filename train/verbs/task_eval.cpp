@@ -94,6 +94,10 @@ void run_task_eval(World& world, const EvalArguments& arguments) {
   fmt::print("{} on the test split of {}: {} examples, loss {:.4f}; in brackets 95 % intervals\n",
              loaded.checkpoint.string(), table.type->name, table.test_examples, score.loss);
   print_scores(score);
+  if (const std::size_t all = task->buckets().size(); all > score.buckets.size()) {
+    fmt::print("  {} of {} buckets got no example: set test_examples to {} or more\n", all - score.buckets.size(), all,
+               all);
+  }
 }
 
 }  // namespace weft
