@@ -52,6 +52,10 @@ std::optional<RopeConfig> yarn_rope_from(const Options& options, const char* key
     config_error("{}: yarn_factor = {} needs yarn_original_length, the length the model was first trained on", where,
                  factor);
   }
+  if (factor == 1.0 && original != 0) {
+    config_error("{}: yarn_original_length = {} has no effect with yarn_factor = 1; remove it or set the factor", where,
+                 original);
+  }
   rope->yarn_factor = factor;
   rope->yarn_original_length = original;
   return rope;

@@ -39,7 +39,7 @@ std::vector<OptionSpec> ttt_layer_options(double learning_rate) {
                          1, 4096),
           real_option("inner_learning_rate", learning_rate, "eta: a token's inner learning rate is eta sigma(.) / d_h",
                       0.0, 1e3),
-          integer_option("conv", 4, "taps of the short convolutions of queries and keys, 2 to 8; 0 = none", 0,
+          integer_option("conv_width", 4, "taps of the short convolutions of queries and keys, 2 to 8; 0 = none", 0,
                          static_cast<double>(kMaxConvolutionTaps)),
           rope_option("rotary positions of queries and keys inside an inner batch; false = none"),
           rope_base_option(),
@@ -60,8 +60,9 @@ TttLayerConfig ttt_layer_config(const MixerSite& site, const Options& options, c
     config_error("{}: inner_learning_rate = {} must be positive: a memory that does not learn is a fixed network",
                  where, eta);
   }
-  const std::int64_t conv = options.integer("conv");
-  if (conv == 1) config_error("{}: conv = 1 is no convolution; use 2 to {} taps, or 0", where, kMaxConvolutionTaps);
+  const std::int64_t conv = options.integer("conv_width");
+  if (conv == 1)
+    config_error("{}: conv_width = 1 is no convolution; use 2 to {} taps, or 0", where, kMaxConvolutionTaps);
   using Gate = TttLayerConfig::Gate;
   return {.site = site,
           .heads = heads,

@@ -6,6 +6,7 @@
 #include "autograd/ops/head_linear/head_linear.h"
 #include "autograd/ops/rope/rope.h"
 #include "modules/families/gated_linear/linear_attention_layer.h"
+#include "modules/rope_options.h"
 
 namespace weft {
 namespace {
@@ -38,11 +39,7 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
                               const std::string& where) {
   const std::int64_t heads = options.integer("heads");
   const std::int64_t d_x = options.integer("head_dim");
-  const bool rotated = options.flag("rope");
-  if (rotated && d_x % 2 != 0) {
-    config_error("{}: head_dim = {} is odd; the rotation turns pairs of channels (rope = false turns it off)", where,
-                 d_x);
-  }
+  const std::optional<RopeConfig> rotation = rope_from(options, "head_dim", d_x, where);
   const LinearAttentionConfig config{.site = site,
                                      .heads = heads,
                                      .d_x = d_x,
@@ -50,8 +47,6 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
                                      .map = FeatureMap::softmax_pair,
                                      .extra_products = 2 * heads * d_x * d_x,
                                      .extra_saved = 2 * heads * d_x};  // queries and keys before their maps
-  std::optional<RopeConfig> rotation;
-  if (rotated) rotation = RopeConfig{.rotary_dim = d_x, .base = options.real("rope_base")};
   return std::make_unique<Hedgehog>(scope, config, rotation);
 }
 
@@ -62,9 +57,9 @@ MixerType make_type() {
                  .context_parallel = ContextParallel::state,
                  .limits = {},
                  .create = create};
-  type.options.push_back(flag_option(
-      "rope", true, "rotary positions of queries and keys before their maps; false = no position encoding"));
-  type.options.push_back(real_option("rope_base", 10000.0, "base of the rotary frequencies", 1.0, 1e12));
+  type.options.push_back(
+      rope_option("rotary positions of queries and keys before their maps; false = no position encoding"));
+  type.options.push_back(rope_base_option());
   return type;
 }
 

@@ -49,7 +49,9 @@ Tensor mapped(LayerUnderTest& layer, const Tensor& x, const std::string& map, do
 
 TEST(Hedgehog, IsTheLayerOfItsReadme) {
   for (const double base : {0.0, 50.0}) {
-    LayerUnderTest layer(hedgehog_mixer(), {{"value_dim", std::int64_t{5}}, {"rope", base > 0.0}, {"rope_base", base}});
+    OptionList options = {{"value_dim", std::int64_t{5}}, {"rope", base > 0.0}};
+    if (base > 0.0) options.emplace_back("rope_base", base);
+    LayerUnderTest layer(hedgehog_mixer(), options);
     const Tensor q = mapped(layer, layer.product(layer.x, "wq"), "map_q", base);
     const Tensor k = mapped(layer, layer.product(layer.x, "wk"), "map_k", base);
     const Tensor o = weighted_values(layer, q, k, layer.product(layer.x, "wv"), softmaxes, shares);
@@ -78,7 +80,7 @@ TEST(Hedgehog, PlansTheMemoryItKeeps) {
 
 TEST(Hedgehog, RefusesToTurnAnOddWidth) {
   EXPECT_EQ(creation_error<LayerUnderTest>(hedgehog_mixer(), {{"head_dim", std::int64_t{7}}}),
-            "[mixer.test]: head_dim = 7 is odd; the rotation turns pairs of channels (rope = false turns it off)");
+            "[mixer.test]: head_dim = 7 is odd; rope = true turns channels in pairs and needs an even number");
 }
 
 }  // namespace

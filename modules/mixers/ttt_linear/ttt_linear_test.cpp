@@ -7,7 +7,7 @@ namespace {
 
 using namespace testing;
 
-const OptionList kBare{{"conv", std::int64_t{0}}, {"rope", false}, {"gate", std::string("none")}};
+const OptionList kBare{{"conv_width", std::int64_t{0}}, {"rope", false}, {"gate", std::string("none")}};
 
 TEST(TttLinear, IsTheLayerOfItsReadme) {
   LayerUnderTest full(ttt_linear_mixer(), {{"batch", std::int64_t{3}}, {"inner_learning_rate", 0.7}});
@@ -40,8 +40,8 @@ TEST(TttLinear, RefusesWhatCannotBe) {
             "[mixer.test]: rope_base = 500 has no effect with rope = false; remove one");
   EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"inner_learning_rate", 0.0}}),
             "[mixer.test]: inner_learning_rate = 0 must be positive: a memory that does not learn is a fixed network");
-  EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"conv", std::int64_t{1}}}),
-            "[mixer.test]: conv = 1 is no convolution; use 2 to 8 taps, or 0");
+  EXPECT_EQ(creation_error<LayerUnderTest>(ttt_linear_mixer(), {{"conv_width", std::int64_t{1}}}),
+            "[mixer.test]: conv_width = 1 is no convolution; use 2 to 8 taps, or 0");
 }
 
 }  // namespace
