@@ -45,7 +45,7 @@ void long_row(benchmark::State& state, const std::string& name) {
 // Every mixer, and the window of softmax attention, up to 64k tokens or to where one pass is too much work: the time of
 // attention to all tokens grows with the square of the length.
 void register_lengths() {
-  constexpr double kMostFlops = 1.5e12;
+  constexpr double kMostFlops = 5e12;
   std::vector<std::string> names{"window"};
   for (const MixerType* type : mixer_types()) names.push_back(type->name);
   for (const std::string& name : names) {
