@@ -57,18 +57,8 @@ std::unique_ptr<Task> create(const Options& options, std::uint64_t seed, const s
 TaskType make_type() {
   TaskType type{.name = "copy", .summary = "symbols, a separator, the same symbols", .options = {}, .create = create};
   type.options = {
-      {.key = "symbols",
-       .default_value = std::int64_t{32},
-       .help = "symbols of an example; it has twice as many tokens",
-       .minimum = 1,
-       .maximum = 1 << 20,
-       .choices = {}},
-      {.key = "alphabet",
-       .default_value = std::int64_t{26},
-       .help = "different symbols",
-       .minimum = 2,
-       .maximum = 1 << 20,
-       .choices = {}},
+      integer_option("symbols", 32, "symbols of an example; it has twice as many tokens", 1, 1 << 20),
+      integer_option("alphabet", 26, "different symbols", 2, 1 << 20),
       test_length_option("as many symbols"),
   };
   return type;

@@ -62,18 +62,8 @@ TaskType make_type() {
                 .options = {},
                 .create = create};
   type.options = {
-      {.key = "length",
-       .default_value = std::int64_t{256},
-       .help = "tokens of an example",
-       .minimum = 4,
-       .maximum = 1 << 24,
-       .choices = {}},
-      {.key = "alphabet",
-       .default_value = std::int64_t{16},
-       .help = "different symbols",
-       .minimum = 2,
-       .maximum = 1 << 20,
-       .choices = {}},
+      integer_option("length", 256, "tokens of an example", 4, 1 << 24),
+      integer_option("alphabet", 16, "different symbols", 2, 1 << 20),
       test_length_option("as many tokens"),
   };
   return type;

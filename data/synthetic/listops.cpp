@@ -114,18 +114,8 @@ TaskType make_type() {
                 .options = {},
                 .create = create};
   type.options = {
-      {.key = "min_length",
-       .default_value = std::int64_t{500},
-       .help = "expressions have more tokens than this",
-       .minimum = 0,
-       .maximum = 4000,
-       .choices = {}},
-      {.key = "max_length",
-       .default_value = std::int64_t{2000},
-       .help = "and fewer than this; the query token comes on top",
-       .minimum = 10,
-       .maximum = 1 << 16,
-       .choices = {}},
+      integer_option("min_length", 500, "expressions have more tokens than this", 0, 4000),
+      integer_option("max_length", 2000, "and fewer than this; the query token comes on top", 10, 1 << 16),
   };
   return type;
 }

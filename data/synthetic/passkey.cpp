@@ -131,26 +131,13 @@ TaskType make_type() {
                 .options = {},
                 .create = create};
   type.options = {
-      {.key = "length",
-       .default_value = std::int64_t{1024},
-       .help = "tokens of an example, within one sentence",
-       .minimum = 64,
-       .maximum = 1 << 24,
-       .choices = {}},
-      {.key = "digits",
-       .default_value = std::int64_t{5},
-       .help = "digits of the number",
-       .minimum = 1,
-       .maximum = 32,
-       .choices = {}},
-      {.key = "depths",
-       .default_value = std::int64_t{11},
-       .help = "different places of the number, evenly from the start to the end of the text; 1: in the middle",
-       .minimum = 1,
-       .maximum = 1 << 10,
-       .choices = {}},
+      integer_option("length", 1024, "tokens of an example, within one sentence", 64, 1 << 24),
+      integer_option("digits", 5, "digits of the number", 1, 32),
+      integer_option("depths", 11,
+                     "different places of the number, evenly from the start to the end of the text; 1: in the middle",
+                     1, 1 << 10),
       test_length_option("as many tokens"),
-      {.key = "tokenizer", .default_value = std::string("byte"), .help = "of the text", .choices = {"byte"}},
+      choice_option("tokenizer", "byte", "of the text", {"byte"}),
   };
   return type;
 }

@@ -70,24 +70,9 @@ TaskType make_type() {
                 .options = {},
                 .create = create};
   type.options = {
-      {.key = "length",
-       .default_value = std::int64_t{4096},
-       .help = "tokens before the markers",
-       .minimum = 1,
-       .maximum = 1 << 24,
-       .choices = {}},
-      {.key = "symbols",
-       .default_value = std::int64_t{16},
-       .help = "symbols among them, and markers behind them; at most length",
-       .minimum = 1,
-       .maximum = 1 << 20,
-       .choices = {}},
-      {.key = "alphabet",
-       .default_value = std::int64_t{16},
-       .help = "different symbols",
-       .minimum = 2,
-       .maximum = 1 << 20,
-       .choices = {}},
+      integer_option("length", 4096, "tokens before the markers", 1, 1 << 24),
+      integer_option("symbols", 16, "symbols among them, and markers behind them; at most length", 1, 1 << 20),
+      integer_option("alphabet", 16, "different symbols", 2, 1 << 20),
       test_length_option("as many tokens"),
   };
   return type;
