@@ -4,6 +4,7 @@
 
 #include "modules/families/attention/attention.h"
 #include "modules/families/block_sparse/block_sparse_case.h"
+#include "tests/support/derivative.h"
 #include "tests/support/op_check.h"
 
 namespace weft::testing::block_sparse {
@@ -30,21 +31,9 @@ TEST(BlockSparseReference, BackwardIsTheDerivative) {
       for (std::size_t i = 0; i < result.o.size(); ++i) total += result.o[i] * in.d_o.data<double>()[i];
       return total;
     };
-    for (const auto& [x, gradient] : {std::pair{in.q, r.dq}, std::pair{in.k, r.dk}, std::pair{in.v, r.dv}}) {
-      double worst = 0.0, largest = 0.0;
-      for (std::int64_t i = 0; i < x.numel(); ++i) {
-        double& value = x.data<double>()[i];
-        const double original = value, h = 1e-6 * std::max(1.0, std::abs(value));
-        value = original + h;
-        const double up = loss();
-        value = original - h;
-        const double down = loss();
-        value = original;
-        worst = std::max(worst, std::abs((up - down) / (2.0 * h) - gradient.data<double>()[i]));
-        largest = std::max(largest, std::abs(gradient.data<double>()[i]));
-      }
-      EXPECT_LE(worst, 1e-6 * largest);
-    }
+    expect_derivative(in.q, r.dq, loss, "dq");
+    expect_derivative(in.k, r.dk, loss, "dk");
+    expect_derivative(in.v, r.dv, loss, "dv");
   }
 }
 

@@ -2,18 +2,13 @@
 #include <cmath>
 
 #include "modules/families/ttt/ttt_memory_test_cases.h"
+#include "tests/support/derivative.h"
 #include "tests/support/op_check.h"
 
 namespace weft {
 namespace {
 
 using namespace testing;
-
-double inner(const Tensor& a, const Tensor& b) {
-  double sum = 0.0;
-  for (std::int64_t i = 0; i < a.numel(); ++i) sum += a.data<double>()[i] * b.data<double>()[i];
-  return sum;
-}
 
 TEST(TttMemoryOracle, AgreesWithFiniteDifferences) {
   for (const std::int64_t m : {0, 5}) {
@@ -31,20 +26,7 @@ TEST(TttMemoryOracle, AgreesWithFiniteDifferences) {
         const Tensor &x = data.x.*kTttMembers[k], &gradient = r.d.*kTttMembers[k];
         const bool unused = state && k >= 7 && k <= 10;  // the weights, when documents continue
         if (!x.defined() || unused) continue;
-        double worst = 0.0, largest = 0.0;
-        for (std::int64_t i = 0; i < x.numel(); i += 1 + x.numel() / 40) {
-          double& value = x.data<double>()[i];
-          const double original = value, h = 1e-6 * std::max(1.0, std::abs(original));
-          value = original + h;
-          const double up = loss();
-          value = original - h;
-          const double down = loss();
-          value = original;
-          worst = std::max(worst, std::abs((up - down) / (2.0 * h) - gradient.data<double>()[i]));
-          largest = std::max(largest, std::abs(gradient.data<double>()[i]));
-        }
-        EXPECT_GT(largest, 0.0) << kTttNames[k];
-        EXPECT_LE(worst, 1e-6 * largest) << kTttNames[k];
+        EXPECT_GT(expect_derivative(x, gradient, loss, kTttNames[k], 1 + x.numel() / 40), 0.0) << kTttNames[k];
       }
     }
   }
