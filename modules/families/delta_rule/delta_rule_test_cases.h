@@ -6,7 +6,7 @@
 #include "autograd/ops/l2_norm/l2_norm.h"
 #include "modules/families/delta_rule/delta_rule.h"
 #include "modules/families/delta_rule/delta_rule_reference.h"
-#include "tests/support/compare.h"
+#include "tests/support/packed_tensors.h"
 #include "tests/support/random.h"
 
 namespace weft::testing {
@@ -34,6 +34,17 @@ struct DeltaCase {
 // Inputs and the gradients that arrive, fp64; undefined where the case has none.
 struct DeltaInputs {
   Tensor q, k, v, g, beta, s0, d_o, dst;
+
+  Fields fields() {
+    return {{"q", &q, RowsOf::tokens},
+            {"k", &k, RowsOf::tokens},
+            {"v", &v, RowsOf::tokens},
+            {"g", &g, RowsOf::tokens},
+            {"beta", &beta, RowsOf::tokens},
+            {"S0", &s0, RowsOf::documents},
+            {"d o", &d_o, RowsOf::tokens, Role::gradient},
+            {"d final state", &dst, RowsOf::documents, Role::gradient}};
+  }
 };
 
 // Queries and keys have unit norms.
@@ -58,40 +69,30 @@ inline DeltaInputs make_inputs(const DeltaCase& c, std::uint64_t seed = 1) {
   return in;
 }
 
-inline DeltaInputs rounded(const DeltaInputs& in, DType dtype) {
-  const auto round = [&](const Tensor& t) { return t.defined() ? cast(t, dtype) : t; };
-  return {round(in.q),    round(in.k),  round(in.v),   round(in.g),
-          round(in.beta), round(in.s0), round(in.d_o), round(in.dst)};
-}
-
 struct DeltaResult {
   Tensor o, st, dq, dk, dv, dg, dbeta, ds0;  // dg undefined without decay, ds0 without an initial state
+
+  Fields fields() {
+    return {{"o", &o, RowsOf::tokens},
+            {"final state", &st, RowsOf::documents},
+            {"dq", &dq, RowsOf::tokens, Role::gradient},
+            {"dk", &dk, RowsOf::tokens, Role::gradient},
+            {"dv", &dv, RowsOf::tokens, Role::gradient},
+            {"dg", &dg, RowsOf::tokens, Role::gradient},
+            {"dbeta", &dbeta, RowsOf::tokens, Role::gradient},
+            {"dS0", &ds0, RowsOf::documents, Role::gradient}};
+  }
 };
 
 inline DocumentsPtr documents_of(const DeltaCase& c) {
   return Documents::from_lengths(c.lengths);
 }
 
-// The operation on a tape in hostile memory; the dtype is that of the inputs.
 inline DeltaResult evaluate(const DeltaCase& c, const DeltaInputs& in) {
-  Tape tape(heap_allocator(Hygiene::hostile));
-  const auto leaf = [&](const Tensor& t) { return t.defined() ? tape.leaf(t) : Var{}; };
-  const Var q = leaf(in.q), k = leaf(in.k), v = leaf(in.v), g = leaf(in.g), beta = leaf(in.beta), s0 = leaf(in.s0);
-  const DeltaRuleOutput out = delta_rule(tape, q, k, v, g, beta, s0, documents_of(c), c.scale, c.plan);
-  std::vector<Var> outputs{out.o};
-  std::vector<Tensor> seeds{in.d_o};
-  if (in.dst.defined()) outputs.push_back(out.final_state), seeds.push_back(in.dst);
-  tape.backward(outputs, seeds);
-  const auto keep = [](const Tensor& t) { return cast(t, t.dtype()); };
-  const auto gradient = [&](const Var& x) { return x.requires_grad() ? keep(tape.gradient(x)) : Tensor{}; };
-  return {.o = keep(out.o.value),
-          .st = keep(out.final_state.value),
-          .dq = gradient(q),
-          .dk = gradient(k),
-          .dv = gradient(v),
-          .dg = gradient(g),
-          .dbeta = gradient(beta),
-          .ds0 = gradient(s0)};
+  return run_on_tape<DeltaResult>(in, [&](Tape& tape, std::span<const Var> x) {
+    const DeltaRuleOutput out = delta_rule(tape, x[0], x[1], x[2], x[3], x[4], x[5], documents_of(c), c.scale, c.plan);
+    return std::vector{out.o, out.final_state};
+  });
 }
 
 // The oracle on fp64 inputs.
@@ -143,41 +144,6 @@ inline DeltaResult evaluate_reference(const DeltaCase& c, const DeltaInputs& in)
   backward.ds0 = raw(r.ds0);
   delta_rule_backward_reference(backward);
   return r;
-}
-
-// Calls f(name, tensor of x, tensor of y, whether it is a gradient) for whatever both results hold.
-template <class F>
-void for_each_pair(const DeltaResult& x, const DeltaResult& y, F&& f) {
-  struct Field {
-    const char* name;
-    Tensor DeltaResult::*tensor;
-    bool gradient;
-  };
-  for (const Field& field : {Field{"o", &DeltaResult::o, false}, Field{"final state", &DeltaResult::st, false},
-                             Field{"dq", &DeltaResult::dq, true}, Field{"dk", &DeltaResult::dk, true},
-                             Field{"dv", &DeltaResult::dv, true}, Field{"dg", &DeltaResult::dg, true},
-                             Field{"dbeta", &DeltaResult::dbeta, true}, Field{"dS0", &DeltaResult::ds0, true}}) {
-    ASSERT_EQ((x.*field.tensor).defined(), (y.*field.tensor).defined()) << field.name;
-    if ((x.*field.tensor).defined()) f(field.name, x.*field.tensor, y.*field.tensor, field.gradient);
-  }
-}
-
-inline void expect_close(const DeltaResult& x, const DeltaResult& reference, const Tolerance& tolerance) {
-  for_each_pair(x, reference, [&](const char* name, const Tensor& a, const Tensor& b, bool gradient) {
-    EXPECT_TRUE(close(a, b, gradient ? tolerance.backward : tolerance.forward, tolerance.max)) << name;
-  });
-}
-
-inline void expect_bitwise_equal(const DeltaResult& x, const DeltaResult& y) {
-  for_each_pair(
-      x, y, [](const char* name, const Tensor& a, const Tensor& b, bool) { EXPECT_TRUE(bitwise_equal(a, b)) << name; });
-}
-
-// The fp64 kernels against the oracle, and the fp32 ones against it on the rounded inputs.
-inline void expect_the_recurrence(const DeltaCase& c, const DeltaInputs& in) {
-  expect_close(evaluate(c, in), evaluate_reference(c, in), kFp64Chunked);
-  const DeltaInputs single = rounded(in, DType::f32);
-  expect_close(evaluate(c, single), evaluate_reference(c, rounded(single, DType::f64)), kFp32);
 }
 
 inline constexpr DeltaDecay kAllDecays[] = {DeltaDecay::none, DeltaDecay::scalar, DeltaDecay::channel};

@@ -1,7 +1,6 @@
 // What must not change a bit: later tokens, other documents, packing, splits at chunks, schedules, threads.
-#include <omp.h>
-
 #include "modules/families/gated_linear/gated_linear_test_cases.h"
+#include "tests/support/packed_invariance.h"
 
 namespace weft {
 namespace {
@@ -10,192 +9,59 @@ using namespace testing;
 
 constexpr std::int64_t kChunk = 16;
 
-// Rows [begin, end) of the first dimension, on their own.
-Tensor slice(const Tensor& t, std::int64_t begin, std::int64_t end) {
-  return t.defined() ? cast(t.rows(begin, end), t.dtype()) : t;
-}
-
-// The inputs of tokens [begin, end) and documents [first, last).
-RecurrenceInputs slice(const RecurrenceCase& c, const RecurrenceInputs& in, std::int64_t begin, std::int64_t end,
-                       std::int64_t first, std::int64_t last) {
-  return {.q = slice(in.q, begin, end),
-          .k = slice(in.k, begin, end),
-          .v = slice(in.v, begin, end),
-          .g = c.kind == DecayKind::constant ? in.g : slice(in.g, begin, end),
-          .s0 = slice(in.s0, first, last),
-          .d_o = slice(in.d_o, begin, end),
-          .dst = slice(in.dst, first, last)};
-}
-
-RecurrenceResult slice(const RecurrenceResult& r, std::int64_t begin, std::int64_t end, std::int64_t first,
-                       std::int64_t last) {
-  return {.o = slice(r.o, begin, end),
-          .st = slice(r.st, first, last),
-          .dq = slice(r.dq, begin, end),
-          .dk = slice(r.dk, begin, end),
-          .dv = slice(r.dv, begin, end),
-          .dg = slice(r.dg, begin, end),
-          .ds0 = slice(r.ds0, first, last)};
-}
-
-// Other values for tokens [begin, end) of every input.
-void disturb(const RecurrenceCase& c, const RecurrenceInputs& in, std::int64_t begin, std::int64_t end) {
-  const RecurrenceInputs other = make_inputs(c, 901);
-  const auto overwrite = [&](const Tensor& t, const Tensor& by) {
-    t.rows(begin, end).copy_from(cast(by.rows(begin, end), t.dtype()));
-  };
-  overwrite(in.q, other.q);
-  overwrite(in.k, other.k);
-  overwrite(in.v, other.v);
-  overwrite(in.d_o, other.d_o);
-  if (c.kind != DecayKind::constant) overwrite(in.g, other.g);
-}
-
 class GatedLinearInvariance : public ::testing::TestWithParam<DecayKind> {
  protected:
   RecurrenceCase with(std::vector<std::int32_t> lengths) const {
     return {.lengths = std::move(lengths), .kind = GetParam(), .d_k = 24, .d_v = 12, .plan = {.chunk = kChunk}};
   }
-  static RecurrenceInputs inputs(const RecurrenceCase& c) { return rounded(make_inputs(c), DType::f32); }
+  static RecurrenceInputs inputs(const RecurrenceCase& c, std::uint64_t seed = 1) {
+    return rounded(make_inputs(c, seed), DType::f32);
+  }
 };
 
 TEST_P(GatedLinearInvariance, LaterTokensDoNotReachEarlierOutputs) {
-  for (const std::int64_t t : {1, 15, 16, 40, 47}) {
-    const RecurrenceCase c = with({50});
-    const Tensor before = evaluate(c, inputs(c)).o;
-    const RecurrenceInputs changed = inputs(c);
-    disturb(c, changed, t, 50);
-    const Tensor after = evaluate(c, changed).o;
-    EXPECT_TRUE(bitwise_equal(slice(after, 0, t), slice(before, 0, t))) << "t " << t;
-    EXPECT_FALSE(bitwise_equal(slice(after, t, 50), slice(before, t, 50))) << "t " << t;
-  }
+  const RecurrenceCase c = with({50});
+  expect_later_tokens_do_not_reach_earlier_outputs(c, inputs(c), inputs(c, 901));
 }
 
 TEST_P(GatedLinearInvariance, TokensAfterTheLastGradientGetNone) {
-  for (const std::int64_t t : {1, 15, 16, 40, 47}) {
-    RecurrenceCase c = with({50});
-    c.final_gradient = false;
-    const RecurrenceInputs in = inputs(c);
-    in.d_o.rows(t, 50).fill_zero();
-    const RecurrenceResult r = evaluate(c, in);
-    for (const Tensor* gradient : {&r.dq, &r.dk, &r.dv, &r.dg}) {
-      if (!gradient->defined()) continue;
-      const Tensor late = slice(*gradient, t, 50);
-      for (const float x : late.span<float>()) ASSERT_EQ(x, 0.0f) << "t " << t;
-    }
-  }
+  RecurrenceCase c = with({50});
+  c.final_gradient = false;
+  expect_tokens_after_the_last_gradient_get_none(c, inputs(c));
 }
 
 TEST_P(GatedLinearInvariance, DocumentsDoNotSeeEachOther) {
   const RecurrenceCase c = with({20, 33, 0, 17});
-  const RecurrenceResult before = evaluate(c, inputs(c));
-  const RecurrenceInputs changed = inputs(c);
-  disturb(c, changed, 20, 53);
-  const RecurrenceResult after = evaluate(c, changed);
-  expect_bitwise_equal(slice(after, 0, 20, 0, 1), slice(before, 0, 20, 0, 1));
-  expect_bitwise_equal(slice(after, 53, 70, 2, 4), slice(before, 53, 70, 2, 4));
+  expect_document_is_not_seen(c, inputs(c), inputs(c, 901), 1);
 }
 
 TEST_P(GatedLinearInvariance, PackedDocumentsEqualEachAlone) {
   const RecurrenceCase c = with({20, 0, 33, 1, 64, 17});
-  const RecurrenceInputs in = inputs(c);
-  const RecurrenceResult packed = evaluate(c, in);
-  std::int64_t begin = 0;
-  for (std::int64_t n = 0; n < c.documents(); ++n) {
-    const std::int64_t end = begin + c.lengths[static_cast<std::size_t>(n)];
-    RecurrenceCase alone = c;
-    alone.lengths = {static_cast<std::int32_t>(end - begin)};
-    SCOPED_TRACE(alone.str());
-    expect_bitwise_equal(slice(packed, begin, end, n, n + 1), evaluate(alone, slice(c, in, begin, end, n, n + 1)));
-    begin = end;
-  }
+  expect_packed_documents_equal_each_alone(c, inputs(c));
 }
 
 TEST_P(GatedLinearInvariance, SplittingASequenceCarriesTheStateAndItsGradient) {
   for (const std::int64_t split : {0, 16, 48, 23, 71}) {
-    RecurrenceCase c = with({71});
+    RecurrenceCase c = with({71}), tail = c;
     c.initial_state = split != 16;  // also from zero
-    const RecurrenceInputs in = inputs(c);
-    const RecurrenceResult whole = evaluate(c, in);
-    RecurrenceCase head = c, tail = c;
-    head.lengths = {static_cast<std::int32_t>(split)};
-    tail.lengths = {static_cast<std::int32_t>(71 - split)};
-    tail.initial_state = head.final_gradient = true;
-    RecurrenceInputs head_in = slice(c, in, 0, split, 0, 1), tail_in = slice(c, in, split, 71, 0, 1);
-    tail_in.s0 = evaluate(head, head_in).st;
-    const RecurrenceResult last = evaluate(tail, tail_in);
-    head_in.dst = last.ds0;
-    const RecurrenceResult first = evaluate(head, head_in);
-    RecurrenceResult expected_first = slice(whole, 0, split, 0, 1), expected_last = slice(whole, split, 71, 0, 1);
-    expected_first.st = first.st;
-    expected_last.ds0 = last.ds0;
-    SCOPED_TRACE(fmt::format("split at {}", split));
-    if (split % kChunk == 0) {
-      expect_bitwise_equal(first, expected_first);
-      expect_bitwise_equal(last, expected_last);
-    } else {
-      expect_close(first, expected_first, kFp32);
-      expect_close(last, expected_last, kFp32);
-    }
+    expect_split_carries_the_state(c, c, tail, inputs(c), split, kChunk, kFp32);
   }
 }
 
 TEST_P(GatedLinearInvariance, SchedulesAndThreadsGiveTheSameBits) {
-  const int threads = omp_get_max_threads();
   std::vector<RecurrenceCase> cases{with({1000}), with({5, 300, 0, 64})};
   cases.push_back(with({256}));  // a single chunk of a single head: products outside any threaded loop
   cases.back().H = 1;
   cases.back().d_k = cases.back().d_v = 128;
   cases.back().plan.chunk = 256;
-  for (RecurrenceCase& c : cases) {
-    const RecurrenceInputs in = inputs(c);
-    c.plan.schedule = ChunkSchedule::fused;
-    omp_set_num_threads(1);
-    const RecurrenceResult expected = evaluate(c, in);
-    for (const ChunkSchedule schedule : {ChunkSchedule::automatic, ChunkSchedule::fused, ChunkSchedule::two_level}) {
-      for (const int count : {1, 2, 3}) {
-        SCOPED_TRACE(fmt::format("{} schedule {} threads {}", c.str(), static_cast<int>(schedule), count));
-        c.plan.schedule = schedule;
-        omp_set_num_threads(count);
-        expect_bitwise_equal(evaluate(c, in), expected);
-      }
-    }
-    omp_set_num_threads(threads);
-  }
+  for (const RecurrenceCase& c : cases) expect_schedules_and_threads_give_the_same_bits(c, inputs(c));
 }
 
 TEST_P(GatedLinearInvariance, DecodingTokenByTokenEqualsOneRun) {
-  for (const DType dtype : {DType::f64, DType::f32}) {
-    const std::int32_t length = 70, N = 3;
-    RecurrenceCase c = with(std::vector<std::int32_t>(N, length));
-    c.plan.chunk = 0;
-    const RecurrenceInputs in = rounded(make_inputs(c), dtype);
-    const RecurrenceResult reference = evaluate_reference(c, rounded(in, DType::f64));
-    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-    const Tensor state = cast(in.s0, dtype);
-    const Tensor o = Tensor::zeros(in.v.shape(), dtype);
-    // Row n of a step is token t of sequence n.
-    const auto gather = [&](const Tensor& t, std::int32_t token) {
-      Shape shape = t.shape();
-      shape.set(0, N);
-      const Tensor rows = Tensor::empty(shape, dtype);
-      for (std::int32_t n = 0; n < N; ++n) {
-        rows.rows(n, n + 1).copy_from(t.rows(n * length + token, n * length + token + 1));
-      }
-      return rows;
-    };
-    for (std::int32_t t = 0; t < length; ++t) {
-      const Tensor g = c.kind == DecayKind::constant ? in.g : gather(in.g, t);
-      const Tensor step =
-          gated_linear_decode(tape, gather(in.q, t), gather(in.k, t), gather(in.v, t), g, state, c.scale);
-      for (std::int32_t n = 0; n < N; ++n) {
-        o.rows(n * length + t, n * length + t + 1).copy_from(step.rows(n, n + 1));
-      }
-    }
-    const Tolerance& tolerance = dtype == DType::f64 ? kFp64Chunked : kFp32;
-    EXPECT_TRUE(close(o, reference.o, tolerance.forward, tolerance.max));
-    EXPECT_TRUE(close(state, reference.st, tolerance.forward, tolerance.max));
-  }
+  const RecurrenceCase c = with({70, 70, 70});
+  expect_decoding_equals_one_run(c, [&](Tape& tape, const RecurrenceInputs& in, const Tensor& state) {
+    return gated_linear_decode(tape, in.q, in.k, in.v, in.g, state, c.scale);
+  });
 }
 
 std::string kind_name(const ::testing::TestParamInfo<DecayKind>& info) {

@@ -64,10 +64,7 @@ TEST(GatedLinear, ChunkedEqualsTheRecurrence) {
     cases.push_back({.lengths = {200}, .kind = kind, .H = 3, .d_k = 1, .d_v = 1});
     for (const RecurrenceCase& c : cases) {
       SCOPED_TRACE(c.str());
-      const RecurrenceInputs in = make_inputs(c);
-      expect_close(evaluate(c, in), evaluate_reference(c, in), kFp64Chunked);
-      const RecurrenceInputs single = rounded(in, DType::f32);
-      expect_close(evaluate(c, single), evaluate_reference(c, rounded(single, DType::f64)), kFp32);
+      expect_the_recurrence(c, make_inputs(c));
     }
   }
 }

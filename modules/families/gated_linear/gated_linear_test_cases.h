@@ -6,7 +6,7 @@
 
 #include "modules/families/gated_linear/gated_linear.h"
 #include "modules/families/gated_linear/gated_linear_reference.h"
-#include "tests/support/compare.h"
+#include "tests/support/packed_tensors.h"
 #include "tests/support/random.h"
 
 namespace weft::testing {
@@ -33,6 +33,17 @@ struct RecurrenceCase {
 // Inputs and the gradients that arrive, fp64; undefined where the case has none.
 struct RecurrenceInputs {
   Tensor q, k, v, g, s0, d_o, dst;
+
+  Fields fields() {
+    const bool constant = g.rank() == 1;
+    return {{"q", &q, RowsOf::tokens},
+            {"k", &k, RowsOf::tokens},
+            {"v", &v, RowsOf::tokens},
+            {"g", &g, constant ? RowsOf::parameters : RowsOf::tokens, constant ? Role::constant : Role::value},
+            {"S0", &s0, RowsOf::documents},
+            {"d o", &d_o, RowsOf::tokens, Role::gradient},
+            {"d final state", &dst, RowsOf::documents, Role::gradient}};
+  }
 };
 
 inline Shape decay_shape(const RecurrenceCase& c) {
@@ -55,38 +66,29 @@ inline RecurrenceInputs make_inputs(const RecurrenceCase& c, std::uint64_t seed 
   return in;
 }
 
-inline RecurrenceInputs rounded(const RecurrenceInputs& in, DType dtype) {
-  const auto round = [&](const Tensor& t) { return t.defined() ? cast(t, dtype) : t; };
-  return {round(in.q), round(in.k), round(in.v), round(in.g), round(in.s0), round(in.d_o), round(in.dst)};
-}
-
 struct RecurrenceResult {
   Tensor o, st, dq, dk, dv, dg, ds0;  // dg undefined for a constant decay, ds0 without an initial state
+
+  Fields fields() {
+    return {{"o", &o, RowsOf::tokens},
+            {"final state", &st, RowsOf::documents},
+            {"dq", &dq, RowsOf::tokens, Role::gradient},
+            {"dk", &dk, RowsOf::tokens, Role::gradient},
+            {"dv", &dv, RowsOf::tokens, Role::gradient},
+            {"dg", &dg, RowsOf::tokens, Role::gradient},
+            {"dS0", &ds0, RowsOf::documents, Role::gradient}};
+  }
 };
 
 inline DocumentsPtr documents_of(const RecurrenceCase& c) {
   return Documents::from_lengths(c.lengths);
 }
 
-// The operation on a tape in hostile memory; the dtype is that of the inputs.
 inline RecurrenceResult evaluate(const RecurrenceCase& c, const RecurrenceInputs& in) {
-  Tape tape(heap_allocator(Hygiene::hostile));
-  const Var q = tape.leaf(in.q), k = tape.leaf(in.k), v = tape.leaf(in.v);
-  const Var g = c.kind == DecayKind::constant ? Tape::constant(in.g) : tape.leaf(in.g);
-  const Var s0 = in.s0.defined() ? tape.leaf(in.s0) : Var{};
-  const GatedLinearOutput out = gated_linear(tape, q, k, v, g, s0, documents_of(c), c.scale, c.plan);
-  std::vector<Var> outputs{out.o};
-  std::vector<Tensor> seeds{in.d_o};
-  if (in.dst.defined()) outputs.push_back(out.final_state), seeds.push_back(in.dst);
-  tape.backward(outputs, seeds);
-  const auto keep = [](const Tensor& t) { return cast(t, t.dtype()); };
-  return {.o = keep(out.o.value),
-          .st = keep(out.final_state.value),
-          .dq = keep(tape.gradient(q)),
-          .dk = keep(tape.gradient(k)),
-          .dv = keep(tape.gradient(v)),
-          .dg = g.requires_grad() ? keep(tape.gradient(g)) : Tensor{},
-          .ds0 = s0.requires_grad() ? keep(tape.gradient(s0)) : Tensor{}};
+  return run_on_tape<RecurrenceResult>(in, [&](Tape& tape, std::span<const Var> x) {
+    const GatedLinearOutput out = gated_linear(tape, x[0], x[1], x[2], x[3], x[4], documents_of(c), c.scale, c.plan);
+    return std::vector{out.o, out.final_state};
+  });
 }
 
 // The oracle on fp64 inputs.
@@ -134,35 +136,6 @@ inline RecurrenceResult evaluate_reference(const RecurrenceCase& c, const Recurr
   backward.ds0 = raw(r.ds0);
   gated_linear_backward_reference(backward);
   return r;
-}
-
-// Calls f(name, tensor of x, tensor of y, whether it is a gradient) for whatever both results hold.
-template <class F>
-void for_each_pair(const RecurrenceResult& x, const RecurrenceResult& y, F&& f) {
-  struct Field {
-    const char* name;
-    Tensor RecurrenceResult::*tensor;
-    bool gradient;
-  };
-  for (const Field& field :
-       {Field{"o", &RecurrenceResult::o, false}, Field{"final state", &RecurrenceResult::st, false},
-        Field{"dq", &RecurrenceResult::dq, true}, Field{"dk", &RecurrenceResult::dk, true},
-        Field{"dv", &RecurrenceResult::dv, true}, Field{"dg", &RecurrenceResult::dg, true},
-        Field{"dS0", &RecurrenceResult::ds0, true}}) {
-    ASSERT_EQ((x.*field.tensor).defined(), (y.*field.tensor).defined()) << field.name;
-    if ((x.*field.tensor).defined()) f(field.name, x.*field.tensor, y.*field.tensor, field.gradient);
-  }
-}
-
-inline void expect_close(const RecurrenceResult& x, const RecurrenceResult& reference, const Tolerance& tolerance) {
-  for_each_pair(x, reference, [&](const char* name, const Tensor& a, const Tensor& b, bool gradient) {
-    EXPECT_TRUE(close(a, b, gradient ? tolerance.backward : tolerance.forward, tolerance.max)) << name;
-  });
-}
-
-inline void expect_bitwise_equal(const RecurrenceResult& x, const RecurrenceResult& y) {
-  for_each_pair(
-      x, y, [](const char* name, const Tensor& a, const Tensor& b, bool) { EXPECT_TRUE(bitwise_equal(a, b)) << name; });
 }
 
 inline constexpr DecayKind kAllKinds[] = {DecayKind::constant, DecayKind::scalar, DecayKind::vector};
