@@ -3,9 +3,9 @@
 
 #include <numeric>
 
+#include "modules/families/memory_walk_test_cases.h"
 #include "modules/families/titans_memory/titans_memory.h"
 #include "modules/families/titans_memory/titans_memory_reference.h"
-#include "tests/support/compare.h"
 #include "tests/support/random.h"
 
 namespace weft::testing {
@@ -32,18 +32,24 @@ struct TitansCase {
 // Tensors by role, in the order of the operation's inputs; undefined where the case has none.
 struct TitansTensors {
   Tensor q, k, v, keep, momentum, rate, w1, w2, state;
-};
-inline constexpr const char* kTitansNames[] = {"q", "k", "v", "keep", "momentum", "rate", "w1", "w2", "state"};
-inline constexpr Tensor TitansTensors::*kTitansMembers[] = {
-    &TitansTensors::q,    &TitansTensors::k,  &TitansTensors::v,  &TitansTensors::keep, &TitansTensors::momentum,
-    &TitansTensors::rate, &TitansTensors::w1, &TitansTensors::w2, &TitansTensors::state};
-inline constexpr std::size_t kTitansTokenMembers = 6;  // the first ones belong to tokens
 
-struct TitansData {
-  TitansTensors x;
-  Tensor d_o, dfinal;
+  Fields fields(Role role = Role::value) {
+    return {{"q", &q, RowsOf::tokens, role},
+            {"k", &k, RowsOf::tokens, role},
+            {"v", &v, RowsOf::tokens, role},
+            {"keep", &keep, RowsOf::tokens, role},
+            {"momentum", &momentum, RowsOf::tokens, role},
+            {"rate", &rate, RowsOf::tokens, role},
+            {"w1", &w1, RowsOf::parameters, role},
+            {"w2", &w2, RowsOf::parameters, role},
+            {"state", &state, RowsOf::documents, role}};
+  }
 };
 
+using TitansData = MemoryWalkData<TitansTensors>;
+using TitansResult = MemoryWalkResult<TitansTensors>;
+
+// fp64.
 inline TitansData make_data(const TitansCase& c, std::uint64_t seed = 1) {
   const std::int64_t T = c.tokens();
   const double unit = 1.0 / std::sqrt(static_cast<double>(c.d_k));  // keys of about unit length
@@ -62,20 +68,6 @@ inline TitansData make_data(const TitansCase& c, std::uint64_t seed = 1) {
   return data;
 }
 
-inline TitansData rounded(const TitansData& data, DType dtype) {
-  const auto round = [&](const Tensor& t) { return t.defined() ? cast(t, dtype) : t; };
-  TitansData r;
-  for (const auto member : kTitansMembers) r.x.*member = round(data.x.*member);
-  r.d_o = round(data.d_o);
-  r.dfinal = round(data.dfinal);
-  return r;
-}
-
-struct TitansResult {
-  Tensor o, final_state;
-  TitansTensors d;  // gradients
-};
-
 inline TitansOutput titans_memory(Tape& tape, const TitansCase& c, std::span<const Var> x,
                                   const DocumentsPtr& documents) {
   const TitansStart start{x[8], c.phase};
@@ -83,23 +75,11 @@ inline TitansOutput titans_memory(Tape& tape, const TitansCase& c, std::span<con
                        c.continues() ? &start : nullptr);
 }
 
-// The operation on a tape in hostile memory; the dtype is that of the data.
 inline TitansResult evaluate(const TitansCase& c, const TitansData& data) {
-  Tape tape(heap_allocator(Hygiene::hostile));
-  std::vector<Var> x;
-  for (const auto member : kTitansMembers) {
-    x.push_back((data.x.*member).defined() ? tape.leaf(data.x.*member) : Var{});
-  }
-  const TitansOutput out = titans_memory(tape, c, x, Documents::from_lengths(c.lengths));
-  std::vector<Var> outputs{out.o};
-  std::vector<Tensor> seeds{data.d_o};
-  if (c.final_gradient) outputs.push_back(out.final_state), seeds.push_back(data.dfinal);
-  tape.backward(outputs, seeds);
-  TitansResult r{cast(out.o.value, out.o.dtype()), cast(out.final_state.value, out.o.dtype()), {}};
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    if (x[i].value.defined()) r.d.*kTitansMembers[i] = cast(tape.gradient(x[i]), x[i].dtype());
-  }
-  return r;
+  return run_on_tape<TitansResult>(data, [&](Tape& tape, std::span<const Var> x) {
+    const TitansOutput out = titans_memory(tape, c, x, Documents::from_lengths(c.lengths));
+    return std::vector{out.o, out.final_state};
+  });
 }
 
 // The oracle on fp64 data.
@@ -126,10 +106,7 @@ inline TitansResult evaluate_reference(const TitansCase& c, const TitansData& da
                     .state = raw(x.state),
                     .cu_seqlens = documents->cu_seqlens().data(),
                     .phase = c.phase.empty() ? nullptr : c.phase.data()}};
-  TitansResult r{Tensor::zeros(x.v.shape(), DType::f64), Tensor::zeros(c.state_shape(), DType::f64), {}};
-  for (const auto member : kTitansMembers) {
-    if ((x.*member).defined()) r.d.*member = Tensor::zeros((x.*member).shape(), DType::f64);
-  }
+  TitansResult r{Tensor::zeros(x.v.shape(), DType::f64), Tensor::zeros(c.state_shape(), DType::f64), zeros_like(x)};
   a.d_o = data.d_o.raw();
   a.dfinal_state = raw(data.dfinal);
   a.dq = r.d.q.raw();
@@ -149,29 +126,6 @@ inline TitansResult evaluate_reference(const TitansCase& c, const TitansData& da
     }
   }
   return r;
-}
-
-// Calls f(name, tensor of x, tensor of y, whether it is a gradient) for whatever both results hold.
-template <class F>
-void for_each_pair(const TitansResult& x, const TitansResult& y, F&& f) {
-  f("o", x.o, y.o, false);
-  f("final state", x.final_state, y.final_state, false);
-  for (std::size_t i = 0; i < std::size(kTitansMembers); ++i) {
-    const Tensor &a = x.d.*kTitansMembers[i], &b = y.d.*kTitansMembers[i];
-    ASSERT_EQ(a.defined(), b.defined()) << kTitansNames[i];
-    if (a.defined()) f(kTitansNames[i], a, b, true);
-  }
-}
-
-inline void expect_close(const TitansResult& x, const TitansResult& reference, const Tolerance& tolerance) {
-  for_each_pair(x, reference, [&](const char* name, const Tensor& a, const Tensor& b, bool gradient) {
-    EXPECT_TRUE(close(a, b, gradient ? tolerance.backward : tolerance.forward, tolerance.max)) << name;
-  });
-}
-
-inline void expect_bitwise_equal(const TitansResult& x, const TitansResult& y) {
-  for_each_pair(
-      x, y, [](const char* name, const Tensor& a, const Tensor& b, bool) { EXPECT_TRUE(bitwise_equal(a, b)) << name; });
 }
 
 }  // namespace weft::testing

@@ -3,9 +3,9 @@
 
 #include <numeric>
 
+#include "modules/families/memory_walk_test_cases.h"
 #include "modules/families/ttt/ttt_memory.h"
 #include "modules/families/ttt/ttt_memory_reference.h"
-#include "tests/support/compare.h"
 #include "tests/support/random.h"
 
 namespace weft::testing {
@@ -31,19 +31,27 @@ struct TttCase {
 // Tensors by role, in the order of the operation's inputs; undefined where the case has none.
 struct TttTensors {
   Tensor q, k, v, rate, offset, gamma, beta, w1, b1, w2, b2, state;
-};
-inline constexpr const char* kTttNames[] = {"q",    "k",  "v",  "rate", "offset", "gamma",
-                                            "beta", "w1", "b1", "w2",   "b2",     "state"};
-inline constexpr Tensor TttTensors::*kTttMembers[] = {
-    &TttTensors::q,    &TttTensors::k,  &TttTensors::v,  &TttTensors::rate, &TttTensors::offset, &TttTensors::gamma,
-    &TttTensors::beta, &TttTensors::w1, &TttTensors::b1, &TttTensors::w2,   &TttTensors::b2,     &TttTensors::state};
 
-// fp64 inputs and the gradients that arrive.
-struct TttData {
-  TttTensors x;
-  Tensor d_o, dfinal;
+  Fields fields(Role role = Role::value) {
+    return {{"q", &q, RowsOf::tokens, role},
+            {"k", &k, RowsOf::tokens, role},
+            {"v", &v, RowsOf::tokens, role},
+            {"rate", &rate, RowsOf::tokens, role},
+            {"offset", &offset, RowsOf::parameters, role},
+            {"gamma", &gamma, RowsOf::parameters, role},
+            {"beta", &beta, RowsOf::parameters, role},
+            {"w1", &w1, RowsOf::parameters, role},
+            {"b1", &b1, RowsOf::parameters, role},
+            {"w2", &w2, RowsOf::parameters, role},
+            {"b2", &b2, RowsOf::parameters, role},
+            {"state", &state, RowsOf::documents, role}};
+  }
 };
 
+using TttData = MemoryWalkData<TttTensors>;
+using TttResult = MemoryWalkResult<TttTensors>;
+
+// fp64.
 inline TttData make_data(const TttCase& c, std::uint64_t seed = 1) {
   const std::int64_t T = c.tokens(), into = c.m > 0 ? c.m : c.d;
   TttData data;
@@ -74,43 +82,17 @@ inline TttData make_data(const TttCase& c, std::uint64_t seed = 1) {
   return data;
 }
 
-inline TttData rounded(const TttData& data, DType dtype) {
-  const auto round = [&](const Tensor& t) { return t.defined() ? cast(t, dtype) : t; };
-  TttData r;
-  for (const auto member : kTttMembers) r.x.*member = round(data.x.*member);
-  r.d_o = round(data.d_o);
-  r.dfinal = round(data.dfinal);
-  return r;
-}
-
-struct TttResult {
-  Tensor o, final_state;
-  TttTensors d;  // gradients
-};
-
 inline TttOutput ttt_memory(Tape& tape, const TttCase& c, std::span<const Var> x, const DocumentsPtr& documents) {
   const TttStart start{x[11], c.phase};
   return ttt_memory(tape, {x[0], x[1], x[2], x[3], x[4], x[5], x[6]}, {x[7], x[8], x[9], x[10]}, documents,
                     FinalState::keep, c.continues() ? &start : nullptr);
 }
 
-// The operation on a tape in hostile memory; the dtype is that of the data.
 inline TttResult evaluate(const TttCase& c, const TttData& data) {
-  Tape tape(heap_allocator(Hygiene::hostile));
-  std::vector<Var> x;
-  for (const auto member : kTttMembers) {
-    x.push_back((data.x.*member).defined() ? tape.leaf(data.x.*member) : Var{});
-  }
-  const TttOutput out = ttt_memory(tape, c, x, Documents::from_lengths(c.lengths));
-  std::vector<Var> outputs{out.o};
-  std::vector<Tensor> seeds{data.d_o};
-  if (c.final_gradient) outputs.push_back(out.final_state), seeds.push_back(data.dfinal);
-  tape.backward(outputs, seeds);
-  TttResult r{cast(out.o.value, out.o.dtype()), cast(out.final_state.value, out.o.dtype()), {}};
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    if (x[i].value.defined()) r.d.*kTttMembers[i] = cast(tape.gradient(x[i]), x[i].dtype());
-  }
-  return r;
+  return run_on_tape<TttResult>(data, [&](Tape& tape, std::span<const Var> x) {
+    const TttOutput out = ttt_memory(tape, c, x, Documents::from_lengths(c.lengths));
+    return std::vector{out.o, out.final_state};
+  });
 }
 
 // The oracle on fp64 data.
@@ -139,10 +121,7 @@ inline TttResult evaluate_reference(const TttCase& c, const TttData& data) {
                  .state = raw(x.state),
                  .cu_seqlens = documents->cu_seqlens().data(),
                  .phase = c.phase.empty() ? nullptr : c.phase.data()}};
-  TttResult r{Tensor::zeros(x.q.shape(), DType::f64), Tensor::zeros(c.state_shape(), DType::f64), {}};
-  for (const auto member : kTttMembers) {
-    if ((x.*member).defined()) r.d.*member = Tensor::zeros((x.*member).shape(), DType::f64);
-  }
+  TttResult r{Tensor::zeros(x.q.shape(), DType::f64), Tensor::zeros(c.state_shape(), DType::f64), zeros_like(x)};
   a.d_o = data.d_o.raw();
   a.dfinal_state = raw(data.dfinal);
   a.dq = r.d.q.raw();
@@ -182,29 +161,6 @@ inline TttResult evaluate_reference(const TttCase& c, const TttData& data) {
     }
   }
   return r;
-}
-
-// Calls f(name, tensor of x, tensor of y, whether it is a gradient) for whatever both results hold.
-template <class F>
-void for_each_pair(const TttResult& x, const TttResult& y, F&& f) {
-  f("o", x.o, y.o, false);
-  f("final state", x.final_state, y.final_state, false);
-  for (std::size_t i = 0; i < std::size(kTttMembers); ++i) {
-    const Tensor &a = x.d.*kTttMembers[i], &b = y.d.*kTttMembers[i];
-    ASSERT_EQ(a.defined(), b.defined()) << kTttNames[i];
-    if (a.defined()) f(kTttNames[i], a, b, true);
-  }
-}
-
-inline void expect_close(const TttResult& x, const TttResult& reference, const Tolerance& tolerance) {
-  for_each_pair(x, reference, [&](const char* name, const Tensor& a, const Tensor& b, bool gradient) {
-    EXPECT_TRUE(close(a, b, gradient ? tolerance.backward : tolerance.forward, tolerance.max)) << name;
-  });
-}
-
-inline void expect_bitwise_equal(const TttResult& x, const TttResult& y) {
-  for_each_pair(
-      x, y, [](const char* name, const Tensor& a, const Tensor& b, bool) { EXPECT_TRUE(bitwise_equal(a, b)) << name; });
 }
 
 }  // namespace weft::testing
