@@ -1,9 +1,9 @@
 // Special cases with known answers, what must not change a bit, and continuing from a state.
 #include <algorithm>
-#include <omp.h>
 
 #include "modules/families/fast_weights/fast_weights_test_cases.h"
 #include "modules/families/fast_weights/orthogonalise_cpu.h"
+#include "tests/support/packed_invariance.h"
 
 namespace weft {
 namespace {
@@ -12,54 +12,8 @@ using namespace testing;
 
 constexpr std::int64_t kChunk = 16;
 
-Tensor slice(const Tensor& t, std::int64_t begin, std::int64_t end) {
-  return t.defined() ? cast(t.rows(begin, end), t.dtype()) : t;
-}
-
-// The inputs of tokens [begin, end) and documents [first, last).
-MemoryTensors slice(const MemoryTensors& t, std::int64_t begin, std::int64_t end, std::int64_t first,
-                    std::int64_t last) {
-  return {.q = slice(t.q, begin, end),
-          .k = slice(t.k, begin, end),
-          .v = slice(t.v, begin, end),
-          .eta = slice(t.eta, begin, end),
-          .mu = slice(t.mu, begin, end),
-          .lambda = slice(t.lambda, begin, end),
-          .w0 = t.w0,
-          .w1 = t.w1,
-          .w2 = t.w2,
-          .weights = slice(t.weights, first, last),
-          .momentum = slice(t.momentum, first, last),
-          .dout = slice(t.dout, begin, end),
-          .dweights = slice(t.dweights, first, last),
-          .dmomentum = slice(t.dmomentum, first, last)};
-}
-// Without what is summed over documents.
-MemoryResult slice(const MemoryResult& r, std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t last) {
-  return {.out = slice(r.out, begin, end),
-          .weights = slice(r.weights, first, last),
-          .momentum = slice(r.momentum, first, last),
-          .dq = slice(r.dq, begin, end),
-          .dk = slice(r.dk, begin, end),
-          .dv = slice(r.dv, begin, end),
-          .deta = slice(r.deta, begin, end),
-          .dmu = slice(r.dmu, begin, end),
-          .dlambda = slice(r.dlambda, begin, end),
-          .dw0 = {},
-          .dw1 = {},
-          .dw2 = {},
-          .dinitial_weights = slice(r.dinitial_weights, first, last),
-          .dinitial_momentum = slice(r.dinitial_momentum, first, last)};
-}
-
-// Other values for tokens [begin, end).
-void disturb(const MemoryCase& c, const MemoryTensors& in, std::int64_t begin, std::int64_t end) {
-  const MemoryTensors other = rounded(make_tensors(c, 901), in.q.dtype());
-  for (const auto& [t, by] : {std::pair{&in.q, &other.q}, std::pair{&in.k, &other.k}, std::pair{&in.v, &other.v},
-                              std::pair{&in.eta, &other.eta}, std::pair{&in.mu, &other.mu},
-                              std::pair{&in.lambda, &other.lambda}, std::pair{&in.dout, &other.dout}}) {
-    t->rows(begin, end).copy_from(by->rows(begin, end));
-  }
+MemoryTensors single(const MemoryCase& c, std::uint64_t seed = 1) {
+  return rounded(make_tensors(c, seed), DType::f32);
 }
 
 bool all_zero(const Tensor& t) {
@@ -171,8 +125,7 @@ TEST(FastWeights, TheOrderInsideAWrittenChunkDoesNotMatterLater) {
     const MemoryCase c{.lengths = {60}, .config = config, .H = 1, .d_m = 8, .d_h = 8};
     SCOPED_TRACE(c.str());
     const MemoryTensors in = make_tensors(c);
-    MemoryTensors permuted = in;
-    for_each(permuted, [](Tensor& t) { t = cast(t, DType::f64); });
+    const MemoryTensors permuted = cloned(in);
     for (const auto& [from, to] :
          {std::pair{&in.k, &permuted.k}, std::pair{&in.v, &permuted.v}, std::pair{&in.eta, &permuted.eta},
           std::pair{&in.mu, &permuted.mu}, std::pair{&in.lambda, &permuted.lambda}}) {
@@ -192,17 +145,8 @@ TEST(FastWeights, LaterTokensDoNotReachEarlierOnes) {
   for (const FastWeightConfig& config : all_configs(kChunk)) {
     const MemoryCase c{.lengths = {50}, .config = config, .final_gradient = false};
     SCOPED_TRACE(c.str());
-    for (const std::int64_t t : {1, 15, 16, 40, 47}) {
-      const MemoryTensors in = rounded(make_tensors(c), DType::f32);
-      const Tensor before = evaluate(c, in).out;
-      in.dout.rows(t, 50).fill_zero();
-      const MemoryResult r = evaluate(c, in);
-      for (const Tensor* g : {&r.dq, &r.dk, &r.dv, &r.deta, &r.dmu, &r.dlambda}) {
-        EXPECT_TRUE(all_zero(slice(*g, t, 50))) << "t " << t;
-      }
-      disturb(c, in, t, 50);
-      EXPECT_TRUE(bitwise_equal(slice(evaluate(c, in).out, 0, t), slice(before, 0, t))) << "t " << t;
-    }
+    expect_later_tokens_do_not_reach_earlier_outputs(c, single(c), single(c, 901));
+    expect_tokens_after_the_last_gradient_get_none(c, single(c));
   }
 }
 
@@ -210,39 +154,17 @@ TEST(FastWeights, DocumentsAreAloneWhereverTheyLie) {
   for (const FastWeightConfig& config : all_configs(kChunk)) {
     const MemoryCase c{.lengths = {20, 0, 33, 1, 64, 17}, .config = config, .H = 1, .initial_state = true};
     SCOPED_TRACE(c.str());
-    const MemoryTensors in = rounded(make_tensors(c), DType::f32);
-    const MemoryResult packed = evaluate(c, in);
-    std::int64_t begin = 0;
-    for (std::int64_t n = 0; n < c.documents(); ++n) {
-      const std::int64_t end = begin + c.lengths[static_cast<std::size_t>(n)];
-      MemoryCase alone = c;
-      alone.lengths = {static_cast<std::int32_t>(end - begin)};
-      const MemoryResult r = evaluate(alone, slice(in, begin, end, n, n + 1));
-      expect_bitwise_equal(slice(r, 0, end - begin, 0, 1), slice(packed, begin, end, n, n + 1));
-      begin = end;
-    }
-    disturb(c, in, 20, 53);
-    const MemoryResult after = evaluate(c, in);
-    expect_bitwise_equal(slice(after, 0, 20, 0, 1), slice(packed, 0, 20, 0, 1));
-    expect_bitwise_equal(slice(after, 53, 135, 3, 6), slice(packed, 53, 135, 3, 6));
+    expect_packed_documents_equal_each_alone(c, single(c));
+    expect_document_is_not_seen(c, single(c), single(c, 901), 2);
   }
 }
 
 TEST(FastWeights, ThreadsGiveTheSameBits) {
-  const int threads = omp_get_max_threads();
   const FastWeightConfig lact{.chunk = 300, .loss = InnerLoss::dot, .norm = NormMode::post, .orthogonalise = true};
   for (const MemoryCase& c : {MemoryCase{.lengths = {700}, .config = {.chunk = 300}, .H = 3, .d_m = 16, .d_h = 20},
                               MemoryCase{.lengths = {700}, .config = lact, .H = 1, .d_m = 64, .d_h = 32},
                               MemoryCase{.lengths = {5, 300, 0, 64}, .config = {.chunk = kChunk}}}) {
-    SCOPED_TRACE(c.str());
-    const MemoryTensors in = rounded(make_tensors(c), DType::f32);
-    omp_set_num_threads(1);
-    const MemoryResult expected = evaluate(c, in);
-    for (const int count : {2, 3, 5}) {
-      omp_set_num_threads(count);
-      expect_bitwise_equal(evaluate(c, in), expected);
-    }
-    omp_set_num_threads(threads);
+    expect_threads_give_the_same_bits(c, single(c), {2, 3, 5});
   }
 }
 

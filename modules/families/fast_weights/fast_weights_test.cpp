@@ -126,23 +126,24 @@ TEST(FastWeights, SinglePrecisionIsAsGoodAsItsInputsWhenOrthogonalised) {
     const MemoryCase c{.lengths = {130, 70}, .config = config, .d_m = 8, .d_h = 12, .initial_state = true};
     SCOPED_TRACE(c.str());
     const MemoryTensors single = rounded(make_tensors(c), DType::f32), exact = rounded(single, DType::f64);
-    MemoryTensors moved = exact;
+    MemoryTensors moved = cloned(exact);
     std::uint64_t seed = 500;
-    for_each(moved, [&](Tensor& t) {
-      t = cast(t, DType::f64);
+    for (const Field& field : moved.fields()) {
+      if (!field.tensor->defined()) continue;
+      const Tensor& t = *field.tensor;
       const Tensor noise = normal(t.shape(), ++seed, 4.0 * 0x1p-24);
       for (std::int64_t i = 0; i < t.numel(); ++i) t.data<double>()[i] *= 1.0 + noise.data<double>()[i];
-    });
+    }
     const MemoryResult expected = evaluate(c, exact), nearby = evaluate(c, moved), got = evaluate(c, single);
     std::vector<Distance> conditions;
     for_each_pair(nearby, expected,
-                  [&](const char*, const Tensor& a, const Tensor& b, bool) { conditions.push_back(distance(a, b)); });
+                  [&](const Field& a, const Field& b) { conditions.push_back(distance(*a.tensor, *b.tensor)); });
     std::size_t i = 0;
-    for_each_pair(got, expected, [&](const char* name, const Tensor& a, const Tensor& b, bool gradient) {
+    for_each_pair(got, expected, [&](const Field& a, const Field& b) {
       const Distance& condition = conditions[i++];
-      EXPECT_TRUE(close(a, b, std::max(condition.rel_f, gradient ? kFp32.backward : kFp32.forward),
-                        std::max(condition.rel_max, kFp32.max)))
-          << name;
+      const double rel_f = a.role == Role::gradient ? kFp32.backward : kFp32.forward;
+      EXPECT_TRUE(close(*a.tensor, *b.tensor, std::max(condition.rel_f, rel_f), std::max(condition.rel_max, kFp32.max)))
+          << a.name;
     });
   }
 }

@@ -3,12 +3,11 @@
 
 #include <cmath>
 #include <fmt/format.h>
-#include <gtest/gtest.h>
 #include <numeric>
 
 #include "modules/families/fast_weights/fast_weights.h"
 #include "modules/families/fast_weights/fast_weights_reference.h"
-#include "tests/support/compare.h"
+#include "tests/support/packed_tensors.h"
 #include "tests/support/random.h"
 
 namespace weft::testing {
@@ -54,16 +53,24 @@ inline std::vector<FastWeightConfig> all_configs(std::int64_t chunk) {
 struct MemoryTensors {
   Tensor q, k, v, eta, mu, lambda, w0, w1, w2, weights, momentum;
   Tensor dout, dweights, dmomentum;
-};
 
-// Calls f(tensor) for all of them.
-template <class F>
-void for_each(MemoryTensors& t, F&& f) {
-  for (Tensor* x : {&t.q, &t.k, &t.v, &t.eta, &t.mu, &t.lambda, &t.w0, &t.w1, &t.w2, &t.weights, &t.momentum, &t.dout,
-                    &t.dweights, &t.dmomentum}) {
-    if (x->defined()) f(*x);
+  Fields fields() {
+    return {{"q", &q, RowsOf::tokens},
+            {"k", &k, RowsOf::tokens},
+            {"v", &v, RowsOf::tokens},
+            {"eta", &eta, RowsOf::tokens},
+            {"mu", &mu, RowsOf::tokens},
+            {"lambda", &lambda, RowsOf::tokens},
+            {"w0", &w0, RowsOf::parameters},
+            {"w1", &w1, RowsOf::parameters},
+            {"w2", &w2, RowsOf::parameters},
+            {"initial weights", &weights, RowsOf::documents},
+            {"initial momentum", &momentum, RowsOf::documents},
+            {"d out", &dout, RowsOf::tokens, Role::gradient},
+            {"d final weights", &dweights, RowsOf::documents, Role::gradient},
+            {"d final momentum", &dmomentum, RowsOf::documents, Role::gradient}};
   }
-}
+};
 
 inline MemoryTensors make_tensors(const MemoryCase& c, std::uint64_t seed = 1) {
   const std::int64_t T = c.tokens();
@@ -96,48 +103,28 @@ inline MemoryTensors make_tensors(const MemoryCase& c, std::uint64_t seed = 1) {
   return t;
 }
 
-inline MemoryTensors rounded(MemoryTensors t, DType dtype) {
-  for_each(t, [&](Tensor& x) { x = cast(x, dtype); });
-  return t;
-}
-
 // Undefined where the case has no such input.
 struct MemoryResult {
   Tensor out, weights, momentum;
   Tensor dq, dk, dv, deta, dmu, dlambda, dw0, dw1, dw2, dinitial_weights, dinitial_momentum;
-};
 
-// Calls f(name, tensor of x, tensor of y, whether it is a gradient) for whatever both results hold.
-template <class F>
-void for_each_pair(const MemoryResult& x, const MemoryResult& y, F&& f) {
-  struct Field {
-    const char* name;
-    Tensor MemoryResult::*tensor;
-    bool gradient;
-  };
-  for (const Field& field :
-       {Field{"out", &MemoryResult::out, false}, Field{"final weights", &MemoryResult::weights, false},
-        Field{"final momentum", &MemoryResult::momentum, false}, Field{"dq", &MemoryResult::dq, true},
-        Field{"dk", &MemoryResult::dk, true}, Field{"dv", &MemoryResult::dv, true},
-        Field{"deta", &MemoryResult::deta, true}, Field{"dmu", &MemoryResult::dmu, true},
-        Field{"dlambda", &MemoryResult::dlambda, true}, Field{"dw0", &MemoryResult::dw0, true},
-        Field{"dw1", &MemoryResult::dw1, true}, Field{"dw2", &MemoryResult::dw2, true},
-        Field{"initial weights", &MemoryResult::dinitial_weights, true},
-        Field{"initial momentum", &MemoryResult::dinitial_momentum, true}}) {
-    ASSERT_EQ((x.*field.tensor).defined(), (y.*field.tensor).defined()) << field.name;
-    if ((x.*field.tensor).defined()) f(field.name, x.*field.tensor, y.*field.tensor, field.gradient);
+  Fields fields() {
+    return {{"out", &out, RowsOf::tokens},
+            {"final weights", &weights, RowsOf::documents},
+            {"final momentum", &momentum, RowsOf::documents},
+            {"dq", &dq, RowsOf::tokens, Role::gradient},
+            {"dk", &dk, RowsOf::tokens, Role::gradient},
+            {"dv", &dv, RowsOf::tokens, Role::gradient},
+            {"deta", &deta, RowsOf::tokens, Role::gradient},
+            {"dmu", &dmu, RowsOf::tokens, Role::gradient},
+            {"dlambda", &dlambda, RowsOf::tokens, Role::gradient},
+            {"dw0", &dw0, RowsOf::parameters, Role::gradient},
+            {"dw1", &dw1, RowsOf::parameters, Role::gradient},
+            {"dw2", &dw2, RowsOf::parameters, Role::gradient},
+            {"initial weights", &dinitial_weights, RowsOf::documents, Role::gradient},
+            {"initial momentum", &dinitial_momentum, RowsOf::documents, Role::gradient}};
   }
-}
-
-inline void expect_close(const MemoryResult& x, const MemoryResult& reference, const Tolerance& tolerance) {
-  for_each_pair(x, reference, [&](const char* name, const Tensor& a, const Tensor& b, bool gradient) {
-    EXPECT_TRUE(close(a, b, gradient ? tolerance.backward : tolerance.forward, tolerance.max)) << name;
-  });
-}
-inline void expect_bitwise_equal(const MemoryResult& x, const MemoryResult& y) {
-  for_each_pair(
-      x, y, [](const char* name, const Tensor& a, const Tensor& b, bool) { EXPECT_TRUE(bitwise_equal(a, b)) << name; });
-}
+};
 
 inline DocumentsPtr documents_of(const MemoryCase& c) {
   return Documents::from_lengths(c.lengths);
