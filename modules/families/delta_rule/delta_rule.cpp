@@ -1,6 +1,7 @@
 #include "modules/families/delta_rule/delta_rule.h"
 
 #include "modules/families/delta_rule/delta_rule_cpu.h"
+#include "modules/families/operation_arguments.h"
 
 namespace weft {
 namespace {
@@ -41,10 +42,6 @@ struct DeltaRuleSaved {
 
   void backward(Backward& pass) const;
 };
-
-const void* raw_or_null(const Tensor& t) {
-  return t.defined() ? t.raw() : nullptr;
-}
 
 DeltaDecay decay_of(const Tensor& g, const Shape& values, std::int64_t d_k) {
   if (!g.defined()) return DeltaDecay::none;
@@ -87,15 +84,13 @@ void DeltaRuleSaved::backward(Backward& pass) const {
   const Tensor dst = pass.grad(1);
   args.d_o = d_o.raw();
   args.dst = raw_or_null(dst);
-  const auto to = [&](int input, void*& gradient, Write& write) {
-    const GradTarget target = pass.target(input);
-    gradient = target.raw();
-    write = target.write;
-    return target.tensor;
-  };
-  const Tensor keep[] = {to(0, args.dq, args.write_dq),       to(1, args.dk, args.write_dk),
-                         to(2, args.dv, args.write_dv),       to(3, args.dg, args.write_dg),
-                         to(4, args.dbeta, args.write_dbeta), to(5, args.ds0, args.write_ds0)};
+  GradientTargets gradients(pass);
+  gradients.next(args.dq, args.write_dq);
+  gradients.next(args.dk, args.write_dk);
+  gradients.next(args.dv, args.write_dv);
+  gradients.next(args.dg, args.write_dg);
+  gradients.next(args.dbeta, args.write_dbeta);
+  gradients.next(args.ds0, args.write_ds0);
   kBackward(args, pass.launch(delta_rule_backward_workspace(args)));
 }
 

@@ -6,6 +6,7 @@
 #include "autograd/ops/l2_norm/l2_norm.h"
 #include "modules/families/delta_rule/delta_rule.h"
 #include "modules/families/delta_rule/delta_rule_reference.h"
+#include "modules/families/operation_arguments.h"
 #include "tests/support/packed_tensors.h"
 #include "tests/support/random.h"
 
@@ -99,7 +100,6 @@ inline DeltaResult evaluate(const DeltaCase& c, const DeltaInputs& in) {
 inline DeltaResult evaluate_reference(const DeltaCase& c, const DeltaInputs& in) {
   const DocumentsPtr documents = documents_of(c);
   const auto like = [](const Tensor& t) { return t.defined() ? Tensor::zeros(t.shape(), DType::f64) : Tensor{}; };
-  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
   DeltaResult r{.o = like(in.v),
                 .st = Tensor::zeros(c.state_shape(), DType::f64),
                 .dq = like(in.q),
@@ -122,9 +122,9 @@ inline DeltaResult evaluate_reference(const DeltaCase& c, const DeltaInputs& in)
                                  .q = in.q.raw(),
                                  .k = in.k.raw(),
                                  .v = in.v.raw(),
-                                 .g = raw(in.g),
+                                 .g = raw_or_null(in.g),
                                  .beta = in.beta.raw(),
-                                 .s0 = raw(in.s0),
+                                 .s0 = raw_or_null(in.s0),
                                  .cu_seqlens = documents->cu_seqlens().data(),
                                  .chunks = nullptr,
                                  .document_offset = nullptr,
@@ -135,13 +135,13 @@ inline DeltaResult evaluate_reference(const DeltaCase& c, const DeltaInputs& in)
   delta_rule_forward_reference(forward);
   DeltaRuleBackward backward{problem};
   backward.d_o = in.d_o.raw();
-  backward.dst = raw(in.dst);
+  backward.dst = raw_or_null(in.dst);
   backward.dq = r.dq.raw();
   backward.dk = r.dk.raw();
   backward.dv = r.dv.raw();
-  backward.dg = raw(r.dg);
+  backward.dg = raw_or_null(r.dg);
   backward.dbeta = r.dbeta.raw();
-  backward.ds0 = raw(r.ds0);
+  backward.ds0 = raw_or_null(r.ds0);
   delta_rule_backward_reference(backward);
   return r;
 }

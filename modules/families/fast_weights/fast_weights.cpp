@@ -1,6 +1,7 @@
 #include "modules/families/fast_weights/fast_weights.h"
 
 #include "modules/families/fast_weights/fast_weights_backward_cpu.h"
+#include "modules/families/operation_arguments.h"
 
 namespace weft {
 namespace {
@@ -39,10 +40,6 @@ struct FastWeightSaved {
   void backward(Backward& pass) const;
 };
 
-const void* raw_or_null(const Var& x) {
-  return x.value.defined() ? x.value.raw() : nullptr;
-}
-
 FastWeightProblem problem(const FastWeightInputs& in, const Documents& documents, const FastWeightConfig& config) {
   return {.dtype = in.q.dtype(),
           .config = config,
@@ -55,8 +52,8 @@ FastWeightProblem problem(const FastWeightInputs& in, const Documents& documents
           .k = in.k.value.raw(),
           .v = in.v.value.raw(),
           .eta = in.eta.value.raw(),
-          .mu = raw_or_null(in.mu),
-          .lambda = raw_or_null(in.lambda),
+          .mu = raw_or_null(in.mu.value),
+          .lambda = raw_or_null(in.lambda.value),
           .w0 = in.w0.value.raw(),
           .w1 = in.w1.value.raw(),
           .w2 = in.w2.value.raw(),
@@ -65,30 +62,25 @@ FastWeightProblem problem(const FastWeightInputs& in, const Documents& documents
 
 void FastWeightSaved::backward(Backward& pass) const {
   FastWeightBackward args{problem(in, *documents, config)};
-  args.initial_weights = raw_or_null(initial.weights);
-  args.initial_momentum = raw_or_null(initial.momentum);
+  args.initial_weights = raw_or_null(initial.weights.value);
+  args.initial_momentum = raw_or_null(initial.momentum.value);
   const Tensor dout = pass.grad_or_zero(0);
   const Tensor dweights = pass.grad(1), dmomentum = pass.grad(2);
   args.dout = dout.raw();
-  args.dfinal_weights = dweights.defined() ? dweights.raw() : nullptr;
-  args.dfinal_momentum = dmomentum.defined() ? dmomentum.raw() : nullptr;
-  const auto to = [&](int input, void*& gradient, Write& write) {
-    const GradTarget target = pass.target(input);
-    gradient = target.raw();
-    write = target.write;
-    return target.tensor;
-  };
-  const Tensor keep[] = {to(0, args.dq, args.write_dq),
-                         to(1, args.dk, args.write_dk),
-                         to(2, args.dv, args.write_dv),
-                         to(3, args.deta, args.write_deta),
-                         to(4, args.dmu, args.write_dmu),
-                         to(5, args.dlambda, args.write_dlambda),
-                         to(6, args.dw0, args.write_dw0),
-                         to(7, args.dw1, args.write_dw1),
-                         to(8, args.dw2, args.write_dw2),
-                         to(9, args.dinitial_weights, args.write_dinitial_weights),
-                         to(10, args.dinitial_momentum, args.write_dinitial_momentum)};
+  args.dfinal_weights = raw_or_null(dweights);
+  args.dfinal_momentum = raw_or_null(dmomentum);
+  GradientTargets gradients(pass);
+  gradients.next(args.dq, args.write_dq);
+  gradients.next(args.dk, args.write_dk);
+  gradients.next(args.dv, args.write_dv);
+  gradients.next(args.deta, args.write_deta);
+  gradients.next(args.dmu, args.write_dmu);
+  gradients.next(args.dlambda, args.write_dlambda);
+  gradients.next(args.dw0, args.write_dw0);
+  gradients.next(args.dw1, args.write_dw1);
+  gradients.next(args.dw2, args.write_dw2);
+  gradients.next(args.dinitial_weights, args.write_dinitial_weights);
+  gradients.next(args.dinitial_momentum, args.write_dinitial_momentum);
   kBackward(args, pass.launch(fast_weight_backward_workspace(args)));
 }
 
@@ -126,8 +118,8 @@ std::array<Var, 3> run(Tape& tape, const FastWeightInputs& in, const FastWeights
                        const DocumentsPtr& documents, const FastWeightConfig& config, bool final_state) {
   check_inputs(in, *documents, config);
   FastWeightForward args{problem(in, *documents, config)};
-  args.initial_weights = raw_or_null(initial.weights);
-  args.initial_momentum = raw_or_null(initial.momentum);
+  args.initial_weights = raw_or_null(initial.weights.value);
+  args.initial_momentum = raw_or_null(initial.momentum.value);
   const Tensor out = tape.empty(in.q.shape(), in.q.dtype());
   args.out = out.raw();
   Tensor weights, momentum;

@@ -7,6 +7,7 @@
 
 #include "modules/families/fast_weights/fast_weights.h"
 #include "modules/families/fast_weights/fast_weights_reference.h"
+#include "modules/families/operation_arguments.h"
 #include "tests/support/packed_tensors.h"
 #include "tests/support/random.h"
 
@@ -183,7 +184,6 @@ inline MemoryResult evaluate(const MemoryCase& c, const MemoryTensors& in) {
 inline MemoryResult evaluate_reference(const MemoryCase& c, const MemoryTensors& in) {
   const DocumentsPtr documents = documents_of(c);
   const auto like = [](const Tensor& t) { return t.defined() ? Tensor::zeros(t.shape(), DType::f64) : Tensor{}; };
-  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
   MemoryResult r{.out = like(in.q),
                  .weights = like(in.dweights),
                  .momentum = like(in.dmomentum),
@@ -205,37 +205,37 @@ inline MemoryResult evaluate_reference(const MemoryCase& c, const MemoryTensors&
                                   .H = c.H,
                                   .d_m = c.d_m,
                                   .d_h = c.d_h,
-                                  .q = raw(in.q),
-                                  .k = raw(in.k),
-                                  .v = raw(in.v),
-                                  .eta = raw(in.eta),
-                                  .mu = raw(in.mu),
-                                  .lambda = raw(in.lambda),
-                                  .w0 = raw(in.w0),
-                                  .w1 = raw(in.w1),
-                                  .w2 = raw(in.w2),
+                                  .q = raw_or_null(in.q),
+                                  .k = raw_or_null(in.k),
+                                  .v = raw_or_null(in.v),
+                                  .eta = raw_or_null(in.eta),
+                                  .mu = raw_or_null(in.mu),
+                                  .lambda = raw_or_null(in.lambda),
+                                  .w0 = raw_or_null(in.w0),
+                                  .w1 = raw_or_null(in.w1),
+                                  .w2 = raw_or_null(in.w2),
                                   .cu_seqlens = documents->cu_seqlens().data()};
   FastWeightForward forward{problem};
-  forward.initial_weights = raw(in.weights);
-  forward.initial_momentum = raw(in.momentum);
-  forward.out = raw(r.out);
-  forward.final_weights = raw(r.weights);
-  forward.final_momentum = raw(r.momentum);
+  forward.initial_weights = raw_or_null(in.weights);
+  forward.initial_momentum = raw_or_null(in.momentum);
+  forward.out = raw_or_null(r.out);
+  forward.final_weights = raw_or_null(r.weights);
+  forward.final_momentum = raw_or_null(r.momentum);
   FastWeightBackward backward{problem};
-  backward.dout = raw(in.dout);
-  backward.dfinal_weights = raw(in.dweights);
-  backward.dfinal_momentum = raw(in.dmomentum);
-  backward.dq = raw(r.dq);
-  backward.dk = raw(r.dk);
-  backward.dv = raw(r.dv);
-  backward.deta = raw(r.deta);
-  backward.dmu = raw(r.dmu);
-  backward.dlambda = raw(r.dlambda);
-  backward.dw0 = raw(r.dw0);
-  backward.dw1 = raw(r.dw1);
-  backward.dw2 = raw(r.dw2);
-  backward.dinitial_weights = raw(r.dinitial_weights);
-  backward.dinitial_momentum = raw(r.dinitial_momentum);
+  backward.dout = raw_or_null(in.dout);
+  backward.dfinal_weights = raw_or_null(in.dweights);
+  backward.dfinal_momentum = raw_or_null(in.dmomentum);
+  backward.dq = raw_or_null(r.dq);
+  backward.dk = raw_or_null(r.dk);
+  backward.dv = raw_or_null(r.dv);
+  backward.deta = raw_or_null(r.deta);
+  backward.dmu = raw_or_null(r.dmu);
+  backward.dlambda = raw_or_null(r.dlambda);
+  backward.dw0 = raw_or_null(r.dw0);
+  backward.dw1 = raw_or_null(r.dw1);
+  backward.dw2 = raw_or_null(r.dw2);
+  backward.dinitial_weights = raw_or_null(r.dinitial_weights);
+  backward.dinitial_momentum = raw_or_null(r.dinitial_momentum);
   fast_weight_reference::memory(forward, &backward);
   return r;
 }

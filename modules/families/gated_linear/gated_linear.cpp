@@ -1,6 +1,7 @@
 #include "modules/families/gated_linear/gated_linear.h"
 
 #include "modules/families/gated_linear/gated_linear_cpu.h"
+#include "modules/families/operation_arguments.h"
 
 namespace weft {
 namespace {
@@ -77,7 +78,7 @@ GatedLinearProblem problem(const GatedLinearSaved& in) {
           .k = in.k.raw(),
           .v = in.v.raw(),
           .g = in.g.raw(),
-          .s0 = in.s0.defined() ? in.s0.raw() : nullptr,
+          .s0 = raw_or_null(in.s0),
           .cu_seqlens = in.documents->cu_seqlens().data(),
           .chunks = table.chunks.data(),
           .document_offset = table.document_offset.data(),
@@ -92,15 +93,13 @@ void GatedLinearSaved::backward(Backward& pass) const {
   const Tensor d_o = pass.grad_or_zero(0);
   const Tensor dst = pass.grad(1);
   args.d_o = d_o.raw();
-  args.dst = dst.defined() ? dst.raw() : nullptr;
-  const auto to = [&](int input, void*& gradient, Write& write) {
-    const GradTarget target = pass.target(input);
-    gradient = target.raw();
-    write = target.write;
-    return target.tensor;
-  };
-  const Tensor keep[] = {to(0, args.dq, args.write_dq), to(1, args.dk, args.write_dk), to(2, args.dv, args.write_dv),
-                         to(3, args.dg, args.write_dg), to(4, args.ds0, args.write_ds0)};
+  args.dst = raw_or_null(dst);
+  GradientTargets gradients(pass);
+  gradients.next(args.dq, args.write_dq);
+  gradients.next(args.dk, args.write_dk);
+  gradients.next(args.dv, args.write_dv);
+  gradients.next(args.dg, args.write_dg);
+  gradients.next(args.ds0, args.write_ds0);
   kBackward(args, pass.launch(gated_linear_backward_workspace(args)));
 }
 

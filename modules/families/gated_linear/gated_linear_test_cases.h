@@ -6,6 +6,7 @@
 
 #include "modules/families/gated_linear/gated_linear.h"
 #include "modules/families/gated_linear/gated_linear_reference.h"
+#include "modules/families/operation_arguments.h"
 #include "tests/support/packed_tensors.h"
 #include "tests/support/random.h"
 
@@ -95,7 +96,6 @@ inline RecurrenceResult evaluate(const RecurrenceCase& c, const RecurrenceInputs
 inline RecurrenceResult evaluate_reference(const RecurrenceCase& c, const RecurrenceInputs& in) {
   const DocumentsPtr documents = documents_of(c);
   const auto like = [](const Tensor& t) { return Tensor::zeros(t.shape(), DType::f64); };
-  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
   RecurrenceResult r{.o = like(in.v),
                      .st = Tensor::zeros(c.state_shape(), DType::f64),
                      .dq = like(in.q),
@@ -117,7 +117,7 @@ inline RecurrenceResult evaluate_reference(const RecurrenceCase& c, const Recurr
                                    .k = in.k.raw(),
                                    .v = in.v.raw(),
                                    .g = in.g.raw(),
-                                   .s0 = raw(in.s0),
+                                   .s0 = raw_or_null(in.s0),
                                    .cu_seqlens = documents->cu_seqlens().data(),
                                    .chunks = nullptr,
                                    .document_offset = nullptr,
@@ -128,12 +128,12 @@ inline RecurrenceResult evaluate_reference(const RecurrenceCase& c, const Recurr
   gated_linear_forward_reference(forward);
   GatedLinearBackward backward{problem};
   backward.d_o = in.d_o.raw();
-  backward.dst = raw(in.dst);
+  backward.dst = raw_or_null(in.dst);
   backward.dq = r.dq.raw();
   backward.dk = r.dk.raw();
   backward.dv = r.dv.raw();
-  backward.dg = raw(r.dg);
-  backward.ds0 = raw(r.ds0);
+  backward.dg = raw_or_null(r.dg);
+  backward.ds0 = raw_or_null(r.ds0);
   gated_linear_backward_reference(backward);
   return r;
 }

@@ -1,5 +1,6 @@
 #include "modules/families/titans_memory/titans_memory.h"
 
+#include "modules/families/operation_arguments.h"
 #include "modules/families/titans_memory/titans_chunk_cpu.h"
 #include "modules/families/titans_memory/titans_read_cpu.h"
 
@@ -39,10 +40,6 @@ constexpr Dispatch<TitansReadBackward> kReadBackward{
                     [&]<class T>() { TitansReadCpu<T>(args, true, launch.workspace).backward(args); });
     }};
 
-void* raw_or_null(const Tensor& t) {
-  return t.defined() ? t.raw() : nullptr;
-}
-
 // What backward reads: the inputs alone.
 struct TitansSaved {
   Tensor q, k, v, keep, momentum, rate, w1, w2, state;
@@ -79,22 +76,16 @@ struct TitansSaved {
     const Tensor dfinal = final_state == FinalState::keep ? pass.grad(1) : Tensor{};
     args.d_o = d_o.raw();
     args.dfinal_state = raw_or_null(dfinal);
-    int input = 0;
-    const auto next = [&](void*& gradient, Write& write) {
-      const GradTarget target = pass.target(input++);
-      gradient = target.raw();
-      write = target.write;
-      return target.tensor;
-    };
-    const Tensor targets[] = {next(args.dq, args.write_dq),
-                              next(args.dk, args.write_dk),
-                              next(args.dv, args.write_dv),
-                              next(args.dkeep, args.write_dkeep),
-                              next(args.dmomentum, args.write_dmomentum),
-                              next(args.drate, args.write_drate),
-                              next(args.dw1, args.write_dw1),
-                              next(args.dw2, args.write_dw2),
-                              next(args.dstate, args.write_dstate)};
+    GradientTargets gradients(pass);
+    gradients.next(args.dq, args.write_dq);
+    gradients.next(args.dk, args.write_dk);
+    gradients.next(args.dv, args.write_dv);
+    gradients.next(args.dkeep, args.write_dkeep);
+    gradients.next(args.dmomentum, args.write_dmomentum);
+    gradients.next(args.drate, args.write_drate);
+    gradients.next(args.dw1, args.write_dw1);
+    gradients.next(args.dw2, args.write_dw2);
+    gradients.next(args.dstate, args.write_dstate);
     kBackward(args, pass.launch(titans_backward_workspace(args)));
   }
 };
@@ -138,12 +129,6 @@ struct TitansReadSaved {
   }
 };
 
-void check_shape(const char* op, const char* name, const Var& x, const Shape& expected, DType dtype) {
-  WEFT_CHECK(x.value.defined() && x.shape() == expected && x.dtype() == dtype, "{}: {} is {} {}, expected {} {}", op,
-             name, x.value.defined() ? x.shape().str() : "absent", name_of(x.value.dtype()), expected.str(),
-             name_of(dtype));
-}
-
 // Hidden width of the memory that the weights describe.
 std::int64_t check_weights(const char* op, const TitansWeights& w, const Var& q) {
   WEFT_CHECK(w.w2.value.defined() && w.w2.shape().rank() == 3 && w.w2.dim(2) > 0,
@@ -153,9 +138,9 @@ std::int64_t check_weights(const char* op, const TitansWeights& w, const Var& q)
   if (w.w1.value.defined()) {
     WEFT_CHECK(w.w1.shape().rank() == 3 && w.w1.dim(2) > 0, "{}: w1 {}, expected [H,d_k,m]", op, w.w1.shape().str());
     m = w.w1.dim(2);
-    check_shape(op, "w1", w.w1, {H, d_k, m}, q.dtype());
+    check_input(op, "w1", w.w1, {H, d_k, m}, q.dtype());
   }
-  check_shape(op, "w2", w.w2, {H, m > 0 ? m : d_k, w.w2.dim(2)}, q.dtype());
+  check_input(op, "w2", w.w2, {H, m > 0 ? m : d_k, w.w2.dim(2)}, q.dtype());
   return m;
 }
 
@@ -166,7 +151,7 @@ void check_inputs(const TitansInputs& in, const TitansWeights& weights, std::int
              "titans_memory: q {}, v {}, chunks of {}", in.q.shape().str(), in.v.shape().str(), chunk);
   const std::int64_t T = in.q.dim(0), H = in.q.dim(1), d_k = in.q.dim(2), d_v = in.v.dim(2);
   const auto check = [&](const char* name, const Var& x, const Shape& expected) {
-    check_shape("titans_memory", name, x, expected, in.q.dtype());
+    check_input("titans_memory", name, x, expected, in.q.dtype());
   };
   WEFT_CHECK(documents.tokens() == T, "titans_memory: {} tokens in q, {} in the documents", T, documents.tokens());
   check("k", in.k, {T, H, d_k});
@@ -178,11 +163,7 @@ void check_inputs(const TitansInputs& in, const TitansWeights& weights, std::int
   WEFT_CHECK(weights.w2.dim(2) == d_v, "titans_memory: w2 {} for values of width {}", weights.w2.shape().str(), d_v);
   if (start == nullptr) return;
   check("state", start->state, {documents.count(), H, 3, titans_memory_size(d_k, m, d_v)});
-  WEFT_CHECK(static_cast<std::int64_t>(start->phase.size()) == documents.count(),
-             "titans_memory: {} phases for {} documents", start->phase.size(), documents.count());
-  for (const std::int32_t phase : start->phase) {
-    WEFT_CHECK(phase >= 0 && phase < chunk, "titans_memory: phase {} in chunks of {}", phase, chunk);
-  }
+  check_phases("titans_memory", start->phase, documents, chunk);
 }
 
 }  // namespace
@@ -247,7 +228,7 @@ Var titans_read(Tape& tape, const Var& q, const TitansWeights& weights, const Va
   const std::int64_t P = titans_memory_size(q.dim(2), m, weights.w2.dim(2));
   if (state.value.defined()) {
     const bool parts = state.shape().rank() == 4;
-    check_shape("titans_read", "state", state, parts ? Shape{N, H, 3, P} : Shape{N, H, P}, q.dtype());
+    check_input("titans_read", "state", state, parts ? Shape{N, H, 3, P} : Shape{N, H, P}, q.dtype());
   }
   const TitansReadSaved saved{q.value, weights.w1.value, weights.w2.value, state.value, documents};
   const Tensor o = tape.empty({q.dim(0), H, weights.w2.dim(2)}, q.dtype());

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "modules/families/memory_walk_test_cases.h"
+#include "modules/families/operation_arguments.h"
 #include "modules/families/titans_memory/titans_memory.h"
 #include "modules/families/titans_memory/titans_memory_reference.h"
 #include "tests/support/random.h"
@@ -85,7 +86,6 @@ inline TitansResult evaluate(const TitansCase& c, const TitansData& data) {
 // The oracle on fp64 data.
 inline TitansResult evaluate_reference(const TitansCase& c, const TitansData& data) {
   const DocumentsPtr documents = Documents::from_lengths(c.lengths);
-  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
   const TitansTensors& x = data.x;
   TitansBackward a{{.dtype = DType::f64,
                     .T = c.tokens(),
@@ -101,23 +101,23 @@ inline TitansResult evaluate_reference(const TitansCase& c, const TitansData& da
                     .keep = x.keep.raw(),
                     .momentum = x.momentum.raw(),
                     .rate = x.rate.raw(),
-                    .w1 = raw(x.w1),
-                    .w2 = raw(x.w2),
-                    .state = raw(x.state),
+                    .w1 = raw_or_null(x.w1),
+                    .w2 = raw_or_null(x.w2),
+                    .state = raw_or_null(x.state),
                     .cu_seqlens = documents->cu_seqlens().data(),
                     .phase = c.phase.empty() ? nullptr : c.phase.data()}};
   TitansResult r{Tensor::zeros(x.v.shape(), DType::f64), Tensor::zeros(c.state_shape(), DType::f64), zeros_like(x)};
   a.d_o = data.d_o.raw();
-  a.dfinal_state = raw(data.dfinal);
+  a.dfinal_state = raw_or_null(data.dfinal);
   a.dq = r.d.q.raw();
   a.dk = r.d.k.raw();
   a.dv = r.d.v.raw();
   a.dkeep = r.d.keep.raw();
   a.dmomentum = r.d.momentum.raw();
   a.drate = r.d.rate.raw();
-  a.dw1 = raw(r.d.w1);
-  a.dw2 = raw(r.d.w2);
-  a.dstate = raw(r.d.state);
+  a.dw1 = raw_or_null(r.d.w1);
+  a.dw2 = raw_or_null(r.d.w2);
+  a.dstate = raw_or_null(r.d.state);
   for (std::int64_t n = 0; n < c.documents(); ++n) {
     for (std::int64_t h = 0; h < c.H; ++h) {
       TitansReference reference(a, n, h);

@@ -1,5 +1,6 @@
 #include "modules/families/ttt/ttt_memory.h"
 
+#include "modules/families/operation_arguments.h"
 #include "modules/families/ttt/ttt_batch_cpu.h"
 
 namespace weft {
@@ -51,10 +52,6 @@ struct TttSaved {
   void backward(Backward& pass) const;
 };
 
-void* raw_or_null(const Tensor& t) {
-  return t.defined() ? t.raw() : nullptr;
-}
-
 TttProblem TttSaved::problem() const {
   return {.dtype = q.dtype(),
           .T = q.dim(0),
@@ -85,57 +82,49 @@ void TttSaved::backward(Backward& pass) const {
   const Tensor dfinal = final_state == FinalState::keep ? pass.grad(1) : Tensor{};
   args.d_o = d_o.raw();
   args.dfinal_state = raw_or_null(dfinal);
-  int input = 0;
-  const auto next = [&](void*& gradient, Write& write) {
-    const GradTarget target = pass.target(input++);
-    gradient = target.raw();
-    write = target.write;
-    return target.tensor;
-  };
-  const Tensor keep[] = {
-      next(args.dq, args.write_dq),       next(args.dk, args.write_dk),           next(args.dv, args.write_dv),
-      next(args.drate, args.write_drate), next(args.doffset, args.write_doffset), next(args.dgamma, args.write_dgamma),
-      next(args.dbeta, args.write_dbeta), next(args.dw1, args.write_dw1),         next(args.db1, args.write_db1),
-      next(args.dw2, args.write_dw2),     next(args.db2, args.write_db2),         next(args.dstate, args.write_dstate)};
+  GradientTargets gradients(pass);
+  gradients.next(args.dq, args.write_dq);
+  gradients.next(args.dk, args.write_dk);
+  gradients.next(args.dv, args.write_dv);
+  gradients.next(args.drate, args.write_drate);
+  gradients.next(args.doffset, args.write_doffset);
+  gradients.next(args.dgamma, args.write_dgamma);
+  gradients.next(args.dbeta, args.write_dbeta);
+  gradients.next(args.dw1, args.write_dw1);
+  gradients.next(args.db1, args.write_db1);
+  gradients.next(args.dw2, args.write_dw2);
+  gradients.next(args.db2, args.write_db2);
+  gradients.next(args.dstate, args.write_dstate);
   kBackward(args, pass.launch(ttt_backward_workspace(args)));
-}
-
-void check_shape(const char* name, const Var& x, const Shape& expected, DType dtype) {
-  WEFT_CHECK(x.value.defined() && x.shape() == expected && x.dtype() == dtype,
-             "ttt_memory: {} is {} {}, expected {} {}", name, x.value.defined() ? x.shape().str() : "absent",
-             name_of(x.value.dtype()), expected.str(), name_of(dtype));
 }
 
 void check_inputs(const TttInputs& in, const TttWeights& w, const Documents& documents, const TttStart* start) {
   WEFT_CHECK(in.q.shape().rank() == 3 && in.q.dim(1) > 0 && in.q.dim(2) > 0, "ttt_memory: q {}", in.q.shape().str());
   const std::int64_t T = in.q.dim(0), H = in.q.dim(1), d = in.q.dim(2);
-  const DType dtype = in.q.dtype();
+  const auto check = [&](const char* name, const Var& x, const Shape& expected) {
+    check_input("ttt_memory", name, x, expected, in.q.dtype());
+  };
   WEFT_CHECK(documents.tokens() == T, "ttt_memory: {} tokens in q, {} in the documents", T, documents.tokens());
-  check_shape("k", in.k, {T, H, d}, dtype);
-  check_shape("v", in.v, {T, H, d}, dtype);
-  check_shape("rate", in.rate, {T, H}, dtype);
+  check("k", in.k, {T, H, d});
+  check("v", in.v, {T, H, d});
+  check("rate", in.rate, {T, H});
   WEFT_CHECK(in.offset.shape().rank() == 1 && in.offset.dim(0) > 0, "ttt_memory: offset {}, expected [b]",
              in.offset.shape().str());
-  check_shape("offset", in.offset, {in.offset.dim(0)}, dtype);
-  check_shape("gamma", in.gamma, {H, d}, dtype);
-  check_shape("beta", in.beta, {H, d}, dtype);
+  check("offset", in.offset, {in.offset.dim(0)});
+  check("gamma", in.gamma, {H, d});
+  check("beta", in.beta, {H, d});
   std::int64_t m = 0, into = d;
   if (w.w1.value.defined()) {
     WEFT_CHECK(w.w1.shape().rank() == 3 && w.w1.dim(2) > 0, "ttt_memory: w1 {}, expected [H,d,m]", w.w1.shape().str());
     into = m = w.w1.dim(2);
-    check_shape("w1", w.w1, {H, d, m}, dtype);
-    check_shape("b1", w.b1, {H, m}, dtype);
+    check("w1", w.w1, {H, d, m});
+    check("b1", w.b1, {H, m});
   }
-  check_shape("w2", w.w2, {H, into, d}, dtype);
-  check_shape("b2", w.b2, {H, d}, dtype);
+  check("w2", w.w2, {H, into, d});
+  check("b2", w.b2, {H, d});
   if (start == nullptr) return;
-  check_shape("state", start->state, {documents.count(), H, 2 * ttt_memory_size(d, m)}, dtype);
-  WEFT_CHECK(static_cast<std::int64_t>(start->phase.size()) == documents.count(),
-             "ttt_memory: {} phases for {} documents", start->phase.size(), documents.count());
-  for (const std::int32_t phase : start->phase) {
-    WEFT_CHECK(phase >= 0 && phase < in.offset.dim(0), "ttt_memory: phase {} in batches of {}", phase,
-               in.offset.dim(0));
-  }
+  check("state", start->state, {documents.count(), H, 2 * ttt_memory_size(d, m)});
+  check_phases("ttt_memory", start->phase, documents, in.offset.dim(0));
 }
 
 }  // namespace

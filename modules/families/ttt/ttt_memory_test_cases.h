@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "modules/families/memory_walk_test_cases.h"
+#include "modules/families/operation_arguments.h"
 #include "modules/families/ttt/ttt_memory.h"
 #include "modules/families/ttt/ttt_memory_reference.h"
 #include "tests/support/random.h"
@@ -98,7 +99,6 @@ inline TttResult evaluate(const TttCase& c, const TttData& data) {
 // The oracle on fp64 data.
 inline TttResult evaluate_reference(const TttCase& c, const TttData& data) {
   const DocumentsPtr documents = Documents::from_lengths(c.lengths);
-  const auto raw = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
   const TttTensors& x = data.x;
   TttBackward a{{.dtype = DType::f64,
                  .T = c.tokens(),
@@ -114,16 +114,16 @@ inline TttResult evaluate_reference(const TttCase& c, const TttData& data) {
                  .offset = x.offset.raw(),
                  .gamma = x.gamma.raw(),
                  .beta = x.beta.raw(),
-                 .w1 = raw(x.w1),
-                 .b1 = raw(x.b1),
+                 .w1 = raw_or_null(x.w1),
+                 .b1 = raw_or_null(x.b1),
                  .w2 = x.w2.raw(),
                  .b2 = x.b2.raw(),
-                 .state = raw(x.state),
+                 .state = raw_or_null(x.state),
                  .cu_seqlens = documents->cu_seqlens().data(),
                  .phase = c.phase.empty() ? nullptr : c.phase.data()}};
   TttResult r{Tensor::zeros(x.q.shape(), DType::f64), Tensor::zeros(c.state_shape(), DType::f64), zeros_like(x)};
   a.d_o = data.d_o.raw();
-  a.dfinal_state = raw(data.dfinal);
+  a.dfinal_state = raw_or_null(data.dfinal);
   a.dq = r.d.q.raw();
   a.dk = r.d.k.raw();
   a.dv = r.d.v.raw();
