@@ -1,7 +1,7 @@
 #include <cstdlib>
 #include <omp.h>
 
-#include "autograd/cuda_devices.h"
+#include "autograd/cuda/cuda_devices.h"
 #include "train/loop/trainer.h"
 #include "train/verbs/verbs.h"
 

@@ -1,4 +1,4 @@
-#include "autograd/cuda_devices.h"
+#include "autograd/cuda/cuda_devices.h"
 
 #ifndef WEFT_CUDA
 namespace weft {

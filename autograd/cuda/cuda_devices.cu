@@ -1,7 +1,7 @@
 #include <cuda_runtime_api.h>
 
 #include "autograd/check.h"
-#include "autograd/cuda_devices.h"
+#include "autograd/cuda/cuda_devices.h"
 
 namespace weft {
 
