@@ -13,27 +13,22 @@
 namespace weft {
 namespace {
 
-constexpr std::size_t kAlignment = 256;
-// Canaries sit in the last kAlignment bytes of a hostile block.
+// Canaries sit in the last kBlockAlignment bytes of a hostile block.
 constexpr unsigned char kCanary = 0xa5;
 
 std::size_t round_up(std::size_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-std::size_t padded_size(std::size_t bytes, Hygiene hygiene) {
-  return round_up(bytes == 0 ? 1 : bytes) + (hygiene == Hygiene::hostile ? kAlignment : 0);
+  return (bytes + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
 }
 
 // All bits set is a NaN in every floating-point type and -1 in every integer one.
 void poison(void* block, std::size_t padded) {
-  std::memset(block, 0xff, padded - kAlignment);
-  std::memset(static_cast<std::byte*>(block) + padded - kAlignment, kCanary, kAlignment);
+  std::memset(block, 0xff, padded - kBlockAlignment);
+  std::memset(static_cast<std::byte*>(block) + padded - kBlockAlignment, kCanary, kBlockAlignment);
 }
 
 void check_canary(const void* block, std::size_t padded) noexcept {
-  const auto* canary = static_cast<const unsigned char*>(block) + padded - kAlignment;
-  for (std::size_t i = 0; i < kAlignment; ++i) {
+  const auto* canary = static_cast<const unsigned char*>(block) + padded - kBlockAlignment;
+  for (std::size_t i = 0; i < kBlockAlignment; ++i) {
     if (canary[i] != kCanary) {
       std::fputs("weft: a kernel wrote past the end of its buffer\n", stderr);
       std::abort();
@@ -46,8 +41,8 @@ class Heap final : public Allocator {
   explicit Heap(Hygiene hygiene) : hygiene_(hygiene) {}
 
   void* allocate(std::size_t bytes) override {
-    const std::size_t padded = padded_size(bytes, hygiene_);
-    void* block = std::aligned_alloc(kAlignment, padded);
+    const std::size_t padded = padded_block(bytes, hygiene_);
+    void* block = std::aligned_alloc(kBlockAlignment, padded);
     if (block == nullptr || padded < bytes) fail(ExitCode::internal, "out of host memory: {} bytes requested", bytes);
     if (hygiene_ == Hygiene::hostile) poison(block, padded);
     sizes_.emplace(block, padded);
@@ -77,43 +72,27 @@ std::shared_ptr<Allocator> heap_allocator(Hygiene hygiene) {
   return std::make_shared<Heap>(hygiene);
 }
 
-Arena::Arena(std::size_t capacity_bytes, Hygiene hygiene) : capacity_(round_up(capacity_bytes)), hygiene_(hygiene) {
-  void* region = mmap(nullptr, capacity_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (region == MAP_FAILED)
-    fail(ExitCode::internal, "cannot reserve {} bytes of address space for the arena", capacity_);
-  base_ = static_cast<std::byte*>(region);
-  free_.emplace(0, capacity_);
+std::size_t padded_block(std::size_t bytes, Hygiene hygiene) {
+  return round_up(bytes == 0 ? 1 : bytes) + (hygiene == Hygiene::hostile ? kBlockAlignment : 0);
 }
 
-Arena::~Arena() {
-  munmap(base_, capacity_);
-}
-
-void* Arena::allocate(std::size_t bytes) {
-  const std::size_t padded = padded_size(bytes, hygiene_);
+std::optional<Placement::Offset> Placement::take(std::size_t bytes) {
   auto best = free_.end();
   for (auto it = free_.begin(); it != free_.end(); ++it) {
-    if (bytes <= capacity_ && it->second >= padded && (best == free_.end() || it->second < best->second)) best = it;
+    if (it->second >= bytes && (best == free_.end() || it->second < best->second)) best = it;
   }
-  if (best == free_.end()) {
-    fail(ExitCode::internal, "arena full: {} bytes requested, {} of {} in use", bytes, stats_.current_bytes, capacity_);
-  }
+  if (best == free_.end()) return std::nullopt;
   const auto [offset, extent] = *best;
   free_.erase(best);
-  if (extent > padded) free_.emplace(offset + padded, extent - padded);
-  used_.emplace(offset, padded);
-  stats_.current_bytes += padded;
-  stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
-  void* block = base_ + offset;
-  if (hygiene_ == Hygiene::hostile) poison(block, padded);
-  return block;
+  if (extent > bytes) free_.emplace(offset + bytes, extent - bytes);
+  used_.emplace(offset, bytes);
+  return offset;
 }
 
-void Arena::release(void* block) noexcept {
-  const auto it = used_.find(static_cast<Offset>(static_cast<std::byte*>(block) - base_));
-  auto [offset, extent] = *it;
-  if (hygiene_ == Hygiene::hostile) check_canary(block, extent);
-  stats_.current_bytes -= extent;
+std::size_t Placement::give(Offset offset) {
+  const auto it = used_.find(offset);
+  const std::size_t bytes = it->second;
+  std::size_t extent = bytes;
   used_.erase(it);
   auto next = free_.lower_bound(offset);
   if (next != free_.end() && offset + extent == next->first) {
@@ -124,10 +103,50 @@ void Arena::release(void* block) noexcept {
     const auto previous = std::prev(next);
     if (previous->first + previous->second == offset) {
       previous->second += extent;
-      return;
+      return bytes;
     }
   }
   free_.emplace(offset, extent);
+  return bytes;
+}
+
+std::size_t Placement::largest_gap() const {
+  std::size_t largest = 0;
+  for (const auto& [offset, extent] : free_) largest = std::max(largest, extent);
+  return largest;
+}
+
+Arena::Arena(std::size_t capacity_bytes, Hygiene hygiene) : hygiene_(hygiene), placement_(round_up(capacity_bytes)) {
+  void* region =
+      mmap(nullptr, placement_.capacity(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (region == MAP_FAILED) {
+    fail(ExitCode::internal, "cannot reserve {} bytes of address space for the arena", placement_.capacity());
+  }
+  base_ = static_cast<std::byte*>(region);
+}
+
+Arena::~Arena() {
+  munmap(base_, placement_.capacity());
+}
+
+void* Arena::allocate(std::size_t bytes) {
+  const std::size_t padded = padded_block(bytes, hygiene_);
+  const auto offset = bytes <= placement_.capacity() ? placement_.take(padded) : std::nullopt;
+  if (!offset) {
+    fail(ExitCode::internal, "arena full: {} bytes requested, {} of {} in use", bytes, stats_.current_bytes,
+         placement_.capacity());
+  }
+  stats_.current_bytes += padded;
+  stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
+  void* block = base_ + *offset;
+  if (hygiene_ == Hygiene::hostile) poison(block, padded);
+  return block;
+}
+
+void Arena::release(void* block) noexcept {
+  const auto offset = static_cast<Placement::Offset>(static_cast<std::byte*>(block) - base_);
+  if (hygiene_ == Hygiene::hostile) check_canary(block, placement_.size(offset));
+  stats_.current_bytes -= placement_.give(offset);
 }
 
 }  // namespace weft

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "autograd/device.h"
@@ -36,9 +37,34 @@ class Allocator {
 // Host memory from the C++ heap.
 std::shared_ptr<Allocator> heap_allocator(Hygiene hygiene = Hygiene::trusting);
 
-// A region of host address space, reserved once and committed as it is touched, in which blocks are placed best-fit,
-// lowest address first. The same sequence of requests gets the same addresses, which is what a captured graph needs.
-// Throws Error (internal) naming request, use and capacity when the region is full.
+// Blocks of a region, placed best-fit, lowest offset first: the same sequence of requests gets the same offsets, which
+// is what a captured graph needs.
+class Placement {
+ public:
+  using Offset = std::size_t;
+  explicit Placement(std::size_t capacity) : capacity_(capacity) { free_.emplace(0, capacity); }
+
+  std::size_t capacity() const { return capacity_; }
+  // Where a block of `bytes` goes; nothing if no gap is large enough.
+  std::optional<Offset> take(std::size_t bytes);
+  // Gives a block back and returns its size.
+  std::size_t give(Offset offset);
+  // Of a block in use.
+  std::size_t size(Offset offset) const { return used_.at(offset); }
+  std::size_t largest_gap() const;
+
+ private:
+  std::size_t capacity_;
+  std::map<Offset, std::size_t> free_;  // offset -> bytes, coalesced
+  std::map<Offset, std::size_t> used_;
+};
+
+// What every allocator adds to a request: blocks start at multiples of 256 bytes; hostile ones end with a canary.
+inline constexpr std::size_t kBlockAlignment = 256;
+std::size_t padded_block(std::size_t bytes, Hygiene hygiene);
+
+// A region of host address space, reserved once and committed as it is touched. Throws Error (internal) naming request,
+// use and capacity when the region is full.
 class Arena final : public Allocator {
  public:
   explicit Arena(std::size_t capacity_bytes, Hygiene hygiene = Hygiene::trusting);
@@ -51,12 +77,9 @@ class Arena final : public Allocator {
   Device device() const override { return {}; }
 
  private:
-  using Offset = std::size_t;
   std::byte* base_ = nullptr;
-  std::size_t capacity_;
   Hygiene hygiene_;
-  std::map<Offset, std::size_t> free_;  // offset -> bytes, coalesced
-  std::map<Offset, std::size_t> used_;
+  Placement placement_;
 };
 
 }  // namespace weft

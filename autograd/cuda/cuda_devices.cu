@@ -6,6 +6,9 @@
 namespace weft {
 
 std::vector<CudaDeviceInfo> cuda_devices() {
+  int driver = 0;
+  // 0 without a driver: that machine has no GPU to speak of.
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return {};
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaErrorNoDevice) return {};

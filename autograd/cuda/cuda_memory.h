@@ -1,0 +1,52 @@
+// Device memory and streams.
+#pragma once
+
+#include <memory>
+
+#include "autograd/memory.h"
+
+namespace weft {
+
+// Work on one device in order. Error (config) if the device or its driver does not work with this build.
+class CudaStream {
+ public:
+  explicit CudaStream(int device_index);
+  ~CudaStream();
+  CudaStream(const CudaStream&) = delete;
+  CudaStream& operator=(const CudaStream&) = delete;
+  operator Stream() const { return stream_; }
+
+ private:
+  Stream stream_;
+};
+
+// Blocks from the driver, one call each: for what lives as long as a model. Error (config) that says what was asked and
+// what is free when the device is full.
+std::shared_ptr<Allocator> cuda_allocator(int device_index);
+
+// One block of device memory that serves everything with the life of a step, by the rules of Arena. Blocks are used in
+// the order of one stream, so one that is released may be handed out again at once. Hostile arenas, for tests, fill new
+// blocks with NaN and check canaries, which waits for the stream.
+class CudaArena final : public Allocator {
+ public:
+  CudaArena(const Stream& stream, std::size_t capacity_bytes, Hygiene hygiene = Hygiene::trusting);
+  ~CudaArena() override;
+  CudaArena(const CudaArena&) = delete;
+  CudaArena& operator=(const CudaArena&) = delete;
+
+  // Error (config) that says what was asked, what is in use and what to change when the arena is full.
+  void* allocate(std::size_t bytes) override;
+  void release(void* block) noexcept override;
+  Device device() const override { return stream_.device; }
+
+ private:
+  Stream stream_;
+  Hygiene hygiene_;
+  std::byte* base_ = nullptr;
+  Placement placement_;
+};
+
+// Bytes that the driver could still give.
+std::size_t cuda_free_bytes(int device_index);
+
+}  // namespace weft
