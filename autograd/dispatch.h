@@ -10,10 +10,13 @@ namespace weft {
 template <class Args>
 struct Dispatch {
   using Launcher = void (*)(const Args&, const Launch&);
+  using Workspace = std::size_t (*)(const Args&);  // bytes of scratch memory
 
   const char* op;
   Launcher cpu = nullptr;
   Launcher cuda = nullptr;
+  Workspace cpu_workspace = nullptr;  // null: none
+  Workspace cuda_workspace = nullptr;
 
   void operator()(const Args& args, const Launch& launch) const {
     const bool on_cpu = launch.stream.device.is_cpu();
@@ -24,7 +27,21 @@ struct Dispatch {
     }
     launcher(args, launch);
   }
+
+  // Launches where `place` (a Tape, or a Backward) runs, with the scratch memory that the kernel there asks for.
+  template <class Place>
+  void run(const Place& place, const Args& args) const {
+    const Workspace workspace = place.device().is_cpu() ? cpu_workspace : cuda_workspace;
+    (*this)(args, place.launch(workspace == nullptr ? 0 : workspace(args)));
+  }
 };
+
+// A launcher of a .cu file, for the CUDA slots of a table; null in a build without CUDA.
+#ifdef WEFT_CUDA
+#define WEFT_ON_CUDA(function) function
+#else
+#define WEFT_ON_CUDA(function) nullptr
+#endif
 
 // Whether a kernel replaces what its output buffer holds, or adds to it.
 enum class Write : std::uint8_t { overwrite, accumulate };

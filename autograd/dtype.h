@@ -37,6 +37,12 @@ struct bfloat16 {
   }
 };
 
+// What goes with a tensor of `dtype`: statistics, log decays, recurrent states, vector parameters and the gradients of
+// all parameters. bf16 is for storage of activations and weights alone.
+constexpr DType accumulator_dtype(DType dtype) {
+  return dtype == DType::bf16 ? DType::f32 : dtype;
+}
+
 template <class T>
 struct DTypeOf;
 template <>

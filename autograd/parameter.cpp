@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "autograd/portable_math.h"
+#include "autograd/transfer.h"
 
 namespace weft {
 namespace {
@@ -46,7 +47,8 @@ double draw(const Init& init, std::uint64_t key, std::uint64_t index) {
 
 Parameter& ParameterStore::declare(std::string name, const Shape& shape, ParameterKind kind, const Init& init) {
   WEFT_CHECK(find(name) == nullptr, "parameter {} is declared twice", name);
-  parameters_.push_back({.name = std::move(name), .shape = shape, .kind = kind, .init = init, .value = {}, .grad = {}});
+  parameters_.push_back(
+      {.name = std::move(name), .shape = shape, .kind = kind, .init = init, .value = {}, .grad = {}, .master = {}});
   return parameters_.back();
 }
 
@@ -54,6 +56,7 @@ void ParameterStore::initialise(std::uint64_t seed, DType dtype) {
   for (Parameter& p : parameters_) {
     p.value = Tensor::empty(p.shape, dtype);
     p.grad = Tensor::zeros(p.shape, dtype);
+    p.master = p.value;
     const std::uint64_t key = seed ^ hash_name(p.name);
     dispatch_real(dtype, "parameter initialisation", [&]<class T>() {
       T* values = p.value.data<T>();
@@ -64,8 +67,26 @@ void ParameterStore::initialise(std::uint64_t seed, DType dtype) {
   }
 }
 
-void ParameterStore::zero_gradients() {
-  for (Parameter& p : parameters_) p.grad.fill_zero();
+void ParameterStore::move_to(const std::shared_ptr<Allocator>& memory, const Stream& stream, DType compute) {
+  for (Parameter& p : parameters_) {
+    WEFT_CHECK(p.master.defined() && p.master.device().is_cpu(), "{} is not in host memory", p.name);
+    const Tensor host = p.master;
+    const bool rounded = compute == DType::bf16 && p.kind != ParameterKind::vector;
+    p.master = to_memory(host, memory, stream);
+    p.value = p.master;
+    if (rounded) {
+      const Tensor bf16 = Tensor::empty(p.shape, DType::bf16);
+      bf16.copy_from(host);
+      p.value = to_memory(bf16, memory, stream);
+    }
+    p.grad = Tensor(p.shape, accumulator_dtype(compute), memory);
+    fill_zero(p.grad, stream);
+    synchronize(stream);  // before the host copies go
+  }
+}
+
+void ParameterStore::zero_gradients(const Stream& stream) {
+  for (Parameter& p : parameters_) fill_zero(p.grad, stream);
 }
 
 std::vector<Parameter*> ParameterStore::all() {

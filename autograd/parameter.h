@@ -45,17 +45,21 @@ struct Parameter {
   Shape shape;
   ParameterKind kind = ParameterKind::matrix;
   Init init;
-  Tensor value;  // [shape]
-  Tensor grad;   // [shape], what backward passes add into; same dtype as value on the CPU
+  Tensor value;   // [shape] what the model computes with
+  Tensor grad;    // [shape] of accumulator_dtype(value): what backward passes add into
+  Tensor master;  // [shape] of accumulator_dtype(value): what the optimizer updates; `value` itself unless that is bf16
 };
 
 // Owns the parameters of a model in canonical order: the order of declaration.
 class ParameterStore {
  public:
   Parameter& declare(std::string name, const Shape& shape, ParameterKind kind, const Init& init);
-  // Allocates values and zeroed gradients and draws the initial values.
+  // Allocates values and zeroed gradients in host memory and draws the initial values.
   void initialise(std::uint64_t seed, DType dtype);
-  void zero_gradients();
+  // Moves everything to `memory`, in the order of `stream`. With bf16 as `compute`, values become bf16 copies of their
+  // masters, but for vectors, which stay f32.
+  void move_to(const std::shared_ptr<Allocator>& memory, const Stream& stream, DType compute);
+  void zero_gradients(const Stream& stream = {});
   std::vector<Parameter*> all();
   Parameter* find(const std::string& name);
   std::int64_t element_count() const;

@@ -3,24 +3,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "autograd/parallel_for.h"
+#include "autograd/transfer.h"
 
 namespace weft {
-namespace {
-
-void add_into(const Tensor& target, const Tensor& gradient) {
-  WEFT_CHECK(target.numel() == gradient.numel(), "gradient {} for a value {}", gradient.shape().str(),
-             target.shape().str());
-  dispatch_real(target.dtype(), "gradient sum", [&]<class T>() {
-    T* to = target.data<T>();
-    const T* from = gradient.data<T>();
-    parallel_blocks(target.numel(), 32768, [&](std::int64_t, std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) to[i] += from[i];
-    });
-  });
-}
-
-}  // namespace
 
 LaunchScope::LaunchScope(Stream stream, Tensor workspace) : workspace_(std::move(workspace)) {
   launch_.stream = stream;
@@ -41,20 +26,28 @@ LaunchScope Tape::launch(std::size_t workspace_bytes) const {
   return LaunchScope(stream_, std::move(workspace));
 }
 
-std::int32_t Tape::new_slot(const Tensor& value, Parameter* parameter) {
-  slots_.push_back({.grad = {}, .parameter = parameter, .shape = value.shape(), .dtype = value.dtype()});
+Tensor Tape::here(const Tensor& tensor) const {
+  return !tensor.defined() || tensor.device() == device() ? tensor : to_memory(tensor, memory_, stream_);
+}
+
+std::int32_t Tape::new_slot(const Tensor& value, DType gradient, Parameter* parameter) {
+  slots_.push_back({.grad = {}, .parameter = parameter, .shape = value.shape(), .dtype = gradient});
   return static_cast<std::int32_t>(slots_.size() - 1);
 }
 
 Var Tape::leaf(const Tensor& value) {
-  return {value, recording() ? new_slot(value, nullptr) : -1};
+  return leaf(value, value.dtype());
+}
+
+Var Tape::leaf(const Tensor& value, DType gradient) {
+  return {value, recording() ? new_slot(value, gradient, nullptr) : -1};
 }
 
 Var Tape::parameter(Parameter& parameter) {
   const auto [it, inserted] = parameter_slots_.try_emplace(&parameter, -1);
   if (inserted) {
     if (recording()) {
-      it->second = new_slot(parameter.value, &parameter);
+      it->second = new_slot(parameter.value, parameter.grad.dtype(), &parameter);
     } else {
       touched_.push_back(&parameter);
     }
@@ -77,7 +70,7 @@ void Tape::append(std::unique_ptr<Node> node, const char* op, std::span<const Va
   }
   for (Parameter* p : node->span_parameters) ++pending_uses_[p];
   for (Var& v : outputs) {
-    v.slot = new_slot(v.value, nullptr);
+    v.slot = new_slot(v.value, v.value.dtype(), nullptr);
     node->outputs.push_back(v.slot);
     node->output_shapes.push_back(v.shape());
   }
@@ -86,17 +79,17 @@ void Tape::append(std::unique_ptr<Node> node, const char* op, std::span<const Va
 
 void Tape::add_to_slot(std::int32_t slot_index, const Tensor& gradient) {
   Slot& slot = slots_[static_cast<std::size_t>(slot_index)];
-  if (slot.parameter != nullptr) return add_into(slot.parameter->grad, gradient);
+  if (slot.parameter != nullptr) return add_into(slot.parameter->grad, gradient, stream_);
   if (!slot.grad.defined()) {
     slot.grad = gradient.reshape(slot.shape);
     return;
   }
   if (slot.grad.shares_storage()) {
     Tensor own = empty(slot.shape, slot.dtype);
-    own.copy_from(slot.grad);
+    copy(own, slot.grad, stream_);
     slot.grad = own;
   }
-  add_into(slot.grad, gradient);
+  add_into(slot.grad, gradient, stream_);
 }
 
 void Tape::finish_use(Parameter& parameter) {
@@ -156,7 +149,7 @@ Tensor Backward::grad_or_zero(int output) const {
   if (!g.defined()) {
     const auto i = static_cast<std::size_t>(output);
     g = empty(node_.output_shapes[i], tape_.slots_[static_cast<std::size_t>(node_.outputs[i])].dtype);
-    g.fill_zero();
+    fill_zero(g, tape_.stream_);
   }
   return g;
 }
@@ -184,7 +177,7 @@ GradTarget Backward::target(int input) {
   }
   if (slot.grad.shares_storage()) {
     Tensor own = empty(slot.shape, slot.dtype);
-    own.copy_from(slot.grad);
+    copy(own, slot.grad, tape_.stream_);
     slot.grad = own;
   }
   return {slot.grad.reshape(shape), Write::accumulate};
@@ -218,7 +211,8 @@ std::vector<Var> Tape::recompute(std::span<const Var> inputs, SpanFunction funct
         Slot& slot = outer.slots_[static_cast<std::size_t>(v.slot)];
         const auto [it, inserted] = inner_slots.try_emplace(v.slot, -1);
         if (inserted) {
-          it->second = slot.parameter != nullptr ? inner.parameter(*slot.parameter).slot : inner.leaf(v.value).slot;
+          it->second =
+              slot.parameter != nullptr ? inner.parameter(*slot.parameter).slot : inner.leaf(v.value, slot.dtype).slot;
           inner.slots_[static_cast<std::size_t>(it->second)].grad = std::exchange(slot.grad, {});
         }
         leaves.push_back({v.value, it->second});

@@ -65,9 +65,12 @@ class Tape {
 
   // --- what operations need -------------------------------------------------------------------------------------
   Device device() const { return stream_.device; }
+  const Stream& stream() const { return stream_; }
   bool recording() const { return mode_ == Mode::record; }
   Tensor empty(const Shape& shape, DType dtype) const { return Tensor(shape, dtype, memory_); }
   LaunchScope launch(std::size_t workspace_bytes = 0) const;
+  // `tensor` where this tape computes: itself if it is there, else a copy.
+  Tensor here(const Tensor& tensor) const;
 
   // Records a node if the tape records and some input wants a gradient; `make_saved` is called only then.
   template <class MakeSaved>
@@ -80,6 +83,8 @@ class Tape {
   static Var constant(const Tensor& value) { return {value, -1}; }
   // A value whose gradient is wanted: read it with gradient() after backward().
   Var leaf(const Tensor& value);
+  // The same with a gradient of another type: f32 for weights in bf16.
+  Var leaf(const Tensor& value, DType gradient);
   // The parameter as a value; backward adds into parameter.grad.
   Var parameter(Parameter& parameter);
 
@@ -108,10 +113,10 @@ class Tape {
     Tensor grad;
     Parameter* parameter = nullptr;
     Shape shape;
-    DType dtype = DType::f32;
+    DType dtype = DType::f32;  // of the gradient
   };
 
-  std::int32_t new_slot(const Tensor& value, Parameter* parameter);
+  std::int32_t new_slot(const Tensor& value, DType gradient, Parameter* parameter);
   bool wants(std::span<const Var> inputs) const;
   void append(std::unique_ptr<Node> node, const char* op, std::span<const Var> inputs, std::span<Var> outputs);
   void run(Node& node);
@@ -142,6 +147,7 @@ class Backward {
   void pass(int input, const Tensor& gradient);
 
   Tape& tape() const { return tape_; }
+  Device device() const { return tape_.device(); }
   Tensor empty(const Shape& shape, DType dtype) const { return tape_.empty(shape, dtype); }
   LaunchScope launch(std::size_t workspace_bytes = 0) const { return tape_.launch(workspace_bytes); }
 

@@ -1,0 +1,22 @@
+#include "autograd/cuda/map_cuda.h"
+#include "autograd/transfer.h"
+
+namespace weft {
+namespace {
+
+struct Identity {
+  __device__ void operator()(float x, float& y) const { y = x; }
+};
+
+}  // namespace
+
+void gradient_sum_cuda(const GradientSum& args, const Launch& launch) {
+  dispatch_cuda(args.to_dtype, "gradient sum", [&]<class To>() {
+    dispatch_cuda(args.from_dtype, "gradient sum", [&]<class From>() {
+      map_cuda(launch, args.N, map_inputs(static_cast<const From*>(args.from)),
+               map_outputs(map_output(static_cast<To*>(args.to), Write::accumulate)), Identity{});
+    });
+  });
+}
+
+}  // namespace weft
