@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "autograd/check.h"
+#include "autograd/document_tables.h"
 
 namespace weft {
 
@@ -59,6 +60,36 @@ const ChunkTable& Documents::chunks(std::int32_t block) const {
     }
   }
   return it->second;
+}
+
+DocumentTables& Documents::tables(const Stream& stream) const {
+  if (tables_ == nullptr) {
+    tables_ = std::make_shared<DocumentTables>(stream, tokens(), count());
+    tables_->load(*this);
+  }
+  return *tables_;
+}
+
+std::int64_t Documents::count_on(const Stream& stream) const {
+  return stream.device.is_cpu() ? count() : tables(stream).document_count();
+}
+
+const std::int32_t* Documents::cu_seqlens_on(const Stream& stream) const {
+  return stream.device.is_cpu() ? cu_seqlens_.data() : tables(stream).cu_seqlens();
+}
+
+const std::int32_t* Documents::pos0_on(const Stream& stream) const {
+  return stream.device.is_cpu() ? pos0_.data() : tables(stream).pos0();
+}
+
+const std::int32_t* Documents::positions_on(const Stream& stream) const {
+  return stream.device.is_cpu() ? positions_.data() : tables(stream).positions();
+}
+
+ChunkView Documents::chunks_on(const Stream& stream, std::int32_t block) const {
+  if (!stream.device.is_cpu()) return tables(stream).chunks(*this, block);
+  const ChunkTable& table = chunks(block);
+  return {table.chunks.data(), table.document_offset.data(), static_cast<std::int64_t>(table.chunks.size())};
 }
 
 }  // namespace weft

@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "autograd/device.h"
+
 namespace weft {
 
 // One block of one document: tokens [begin, end) of the row, the index-th block of that document.
@@ -22,6 +24,15 @@ struct ChunkTable {
   std::vector<Chunk> chunks;                  // in row order
   std::vector<std::int32_t> document_offset;  // [N+1]: first chunk of each document
 };
+
+// A chunk table where kernels read it. `count` entries, of which those with begin = end are padding.
+struct ChunkView {
+  const Chunk* chunks = nullptr;
+  const std::int32_t* document_offset = nullptr;  // [N+1]
+  std::int64_t count = 0;
+};
+
+class DocumentTables;
 
 // cu_seqlens [N+1]: 0 = cu[0] <= cu[1] <= ... <= cu[N] = T; empty documents are legal and produce nothing.
 // pos0 [N]: position of each document's first token, 0 unless it continues one begun elsewhere (a cached prefix).
@@ -54,12 +65,23 @@ class Documents {
   // Built on first use for each block length and kept with the batch; call it from one thread.
   const ChunkTable& chunks(std::int32_t block) const;
 
+  // The same for kernels on the device of `stream`: host memory for the CPU, else the attached tables, or tables of
+  // this row's own, made on first use. With tables, N is DocumentTables::document_count().
+  void attach(std::shared_ptr<DocumentTables> tables) const { tables_ = std::move(tables); }
+  std::int64_t count_on(const Stream& stream) const;
+  const std::int32_t* cu_seqlens_on(const Stream& stream) const;  // [N+1]
+  const std::int32_t* pos0_on(const Stream& stream) const;        // [N]
+  const std::int32_t* positions_on(const Stream& stream) const;   // [T]
+  ChunkView chunks_on(const Stream& stream, std::int32_t block) const;
+
  private:
+  DocumentTables& tables(const Stream& stream) const;
   std::vector<std::int32_t> cu_seqlens_;
   std::vector<std::int32_t> pos0_;
   std::vector<std::int32_t> positions_;
   Anchor anchor_;
   mutable std::map<std::int32_t, ChunkTable> chunk_tables_;
+  mutable std::shared_ptr<DocumentTables> tables_;
 };
 
 using DocumentsPtr = std::shared_ptr<const Documents>;

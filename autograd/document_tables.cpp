@@ -1,0 +1,130 @@
+#include "autograd/document_tables.h"
+
+#include <cstring>
+
+#include "autograd/check.h"
+
+#ifdef WEFT_CUDA
+#include "autograd/cuda/cuda_check.h"
+#endif
+
+namespace weft {
+
+struct DocumentTables::Blocks {
+  std::byte* device = nullptr;
+  std::int64_t count = 0;  // of chunks
+  Chunk* chunks() const { return reinterpret_cast<Chunk*>(device); }
+  std::int32_t* document_offset() const { return reinterpret_cast<std::int32_t*>(chunks() + count); }
+};
+
+#ifdef WEFT_CUDA
+
+namespace {
+
+std::byte* device_bytes(const Stream& stream, std::size_t bytes) {
+  void* block = nullptr;
+  WEFT_CUDA_CALL(cudaSetDevice(stream.device.index));
+  WEFT_CUDA_CALL(cudaMalloc(&block, bytes));
+  return static_cast<std::byte*>(block);
+}
+
+}  // namespace
+
+// Pinned memory that copies are made from. It is filled piece by piece; when it is full, it waits for the stream.
+struct DocumentTables::Staging {
+  explicit Staging(std::size_t room) : bytes(room) { WEFT_CUDA_CALL(cudaMallocHost(&host, bytes)); }
+  ~Staging() { (void)cudaFreeHost(host); }
+
+  void* host = nullptr;
+  std::size_t bytes;
+  std::size_t used = 0;
+};
+
+DocumentTables::DocumentTables(const Stream& stream, std::int64_t tokens, std::int64_t documents)
+    : stream_(stream), tokens_(tokens), documents_(documents) {
+  const auto T = static_cast<std::size_t>(tokens), N = static_cast<std::size_t>(documents);
+  device_ = device_bytes(stream, (2 * N + 1 + T) * sizeof(std::int32_t));
+  cu_seqlens_ = reinterpret_cast<std::int32_t*>(device_);
+  pos0_ = cu_seqlens_ + N + 1;
+  positions_ = pos0_ + N;
+  staging_ = std::make_unique<Staging>(8 * (2 * N + 1 + T) * sizeof(std::int32_t) + 4096);
+}
+
+DocumentTables::~DocumentTables() {
+  (void)cudaFree(device_);
+  for (const auto& [block, blocks] : blocks_) (void)cudaFree(blocks.device);
+}
+
+void DocumentTables::upload(void* to, const void* from, std::size_t bytes) {
+  if (bytes == 0) return;
+  WEFT_CHECK(bytes <= staging_->bytes, "a table of {} bytes for a staging buffer of {}", bytes, staging_->bytes);
+  if (staging_->used + bytes > staging_->bytes) {
+    WEFT_CUDA_CALL(cudaStreamSynchronize(cuda_stream(stream_)));
+    staging_->used = 0;
+  }
+  std::byte* const piece = static_cast<std::byte*>(staging_->host) + staging_->used;
+  staging_->used += bytes;
+  std::memcpy(piece, from, bytes);
+  WEFT_CUDA_CALL(cudaMemcpyAsync(to, piece, bytes, cudaMemcpyHostToDevice, cuda_stream(stream_)));
+}
+
+DocumentTables::Blocks& DocumentTables::add_blocks(std::int32_t block) {
+  Blocks blocks;
+  blocks.count = tokens_ / block + documents_;
+  blocks.device = device_bytes(stream_, static_cast<std::size_t>(blocks.count) * sizeof(Chunk) +
+                                            static_cast<std::size_t>(documents_ + 1) * sizeof(std::int32_t));
+  return blocks_.emplace(block, blocks).first->second;
+}
+
+#else
+
+struct DocumentTables::Staging {};
+
+DocumentTables::DocumentTables(const Stream&, std::int64_t tokens, std::int64_t documents)
+    : tokens_(tokens), documents_(documents) {
+  fail(ExitCode::internal, "device tables in a build without CUDA");
+}
+DocumentTables::~DocumentTables() = default;
+void DocumentTables::upload(void*, const void*, std::size_t) {}
+DocumentTables::Blocks& DocumentTables::add_blocks(std::int32_t block) {
+  return blocks_[block];
+}
+
+#endif
+
+void DocumentTables::load(const Documents& documents) {
+  WEFT_CHECK(documents.tokens() == tokens_ && documents.count() <= documents_,
+             "a row of {} tokens in {} documents for tables of {} tokens in {} documents", documents.tokens(),
+             documents.count(), tokens_, documents_);
+  std::vector<std::int32_t> cu(documents.cu_seqlens());
+  cu.resize(static_cast<std::size_t>(documents_) + 1, static_cast<std::int32_t>(tokens_));
+  std::vector<std::int32_t> pos0(static_cast<std::size_t>(documents_), 0);
+  for (std::int64_t n = 0; n < documents.count(); ++n) pos0[static_cast<std::size_t>(n)] = documents.pos0(n);
+  const auto bytes = [](const auto& v) { return v.size() * sizeof(v[0]); };
+  upload(cu_seqlens_, cu.data(), bytes(cu));
+  upload(pos0_, pos0.data(), bytes(pos0));
+  upload(positions_, documents.positions().data(), bytes(documents.positions()));
+  for (const auto& [block, blocks] : blocks_) load_blocks(block, blocks, documents);
+}
+
+void DocumentTables::load_blocks(std::int32_t block, const Blocks& blocks, const Documents& documents) {
+  const ChunkTable& table = documents.chunks(block);
+  const auto T = static_cast<std::int32_t>(tokens_);
+  const auto last = static_cast<std::int32_t>(documents_ - 1);
+  std::vector<Chunk> chunks(table.chunks);
+  chunks.resize(static_cast<std::size_t>(blocks.count), Chunk{.document = last, .index = 0, .begin = T, .end = T});
+  std::vector<std::int32_t> offset(table.document_offset);
+  offset.resize(static_cast<std::size_t>(documents_) + 1, offset.back());
+  upload(blocks.chunks(), chunks.data(), chunks.size() * sizeof(Chunk));
+  upload(blocks.document_offset(), offset.data(), offset.size() * sizeof(std::int32_t));
+}
+
+ChunkView DocumentTables::chunks(const Documents& documents, std::int32_t block) {
+  const auto it = blocks_.find(block);
+  if (it != blocks_.end()) return {it->second.chunks(), it->second.document_offset(), it->second.count};
+  const Blocks& blocks = add_blocks(block);
+  load_blocks(block, blocks, documents);
+  return {blocks.chunks(), blocks.document_offset(), blocks.count};
+}
+
+}  // namespace weft

@@ -1,0 +1,49 @@
+// The tables of a packed row in device memory, at addresses that do not change from batch to batch.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include "autograd/device.h"
+#include "autograd/documents.h"
+
+namespace weft {
+
+// Room for rows of at most `tokens` tokens in at most `documents` documents. A captured graph reads whatever batch was
+// loaded last: a chunk table has room for every row that fits, and its entries beyond the batch's chunks are empty
+// (begin = end = T), so that the number of entries is the same for all of them.
+class DocumentTables {
+ public:
+  DocumentTables(const Stream& stream, std::int64_t tokens, std::int64_t documents);
+  ~DocumentTables();
+  DocumentTables(const DocumentTables&) = delete;
+  DocumentTables& operator=(const DocumentTables&) = delete;
+
+  // Replaces the content, in the order of the stream. The row has exactly the tokens, and at most the documents, that
+  // there is room for; documents that are not there are empty ones at its end.
+  void load(const Documents& documents);
+
+  const std::int32_t* cu_seqlens() const { return cu_seqlens_; }  // [N + 1]
+  const std::int32_t* pos0() const { return pos0_; }              // [N]
+  const std::int32_t* positions() const { return positions_; }    // [T]
+  std::int64_t document_count() const { return documents_; }
+  // Made on first use for each block length.
+  ChunkView chunks(const Documents& documents, std::int32_t block);
+
+ private:
+  struct Blocks;
+  void upload(void* to, const void* from, std::size_t bytes);
+  Blocks& add_blocks(std::int32_t block);
+  void load_blocks(std::int32_t block, const Blocks& blocks, const Documents& documents);
+
+  Stream stream_;
+  std::int64_t tokens_, documents_;
+  std::byte* device_ = nullptr;
+  std::int32_t *cu_seqlens_ = nullptr, *pos0_ = nullptr, *positions_ = nullptr;
+  std::map<std::int32_t, Blocks> blocks_;
+  struct Staging;
+  std::unique_ptr<Staging> staging_;
+};
+
+}  // namespace weft
