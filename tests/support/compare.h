@@ -20,6 +20,10 @@ struct Tolerance {
 };
 inline constexpr Tolerance kFp64Chunked{1e-12, 1e-11, 1e-10};
 inline constexpr Tolerance kFp32{2e-6, 1e-5, 1e-4};
+inline constexpr Tolerance kBf16{4e-3, 8e-3, 2e-2};
+inline constexpr Tolerance kBf16Recurrence{8e-3, 1.5e-2, 4e-2};
+inline constexpr Tolerance kBf16TestTimeTraining{1.5e-2, 3e-2, 8e-2};
+inline constexpr Tolerance kBf16TokenSums{0.0, 1e-2, 3e-2};  // gradients that are sums over tokens
 
 ::testing::AssertionResult close(const Tensor& x, const Tensor& reference, double rel_f, double rel_max);
 ::testing::AssertionResult bitwise_equal(const Tensor& x, const Tensor& y);

@@ -3,27 +3,48 @@
 #include <cmath>
 #include <omp.h>
 
+#include "autograd/transfer.h"
+
 namespace weft::testing {
 namespace {
 
 constexpr std::uint64_t kWeightSeed = 7001;
 constexpr std::int64_t kMaxEntries = 160;  // of one input, checked by finite differences
 
+// Numbers that bf16 holds, so that evaluations in all types differentiate the same loss.
 Tensor loss_weight(std::size_t output, const Shape& shape) {
-  return normal(shape, kWeightSeed + output);
+  return cast(cast(normal(shape, kWeightSeed + output), DType::bf16), DType::f64);
 }
 
-std::vector<Tensor> rounded_to(const std::vector<Tensor>& inputs, DType dtype) {
+// The type that an input is stored in beside activations of `dtype`.
+DType stored_type(const OpInput& input, DType dtype) {
+  return input.role == InputRole::vector ? accumulator_dtype(dtype) : dtype;
+}
+
+std::vector<Tensor> rounded_to(const std::vector<OpInput>& inputs, DType dtype) {
   std::vector<Tensor> list;
-  for (const Tensor& t : inputs) list.push_back(cast(t, dtype));
+  for (const OpInput& input : inputs) list.push_back(cast(input.value, stored_type(input, dtype)));
   return list;
 }
 
-Evaluation run(const OpCase& c, const std::vector<Tensor>& inputs, DType dtype, int calls, int only_output) {
-  const auto memory = heap_allocator(Hygiene::hostile);
-  Tape tape(memory);
+// Where a case is evaluated.
+struct Place {
+  Stream stream;
+  std::shared_ptr<Allocator> memory;
+
+  static Place cpu() { return {{}, heap_allocator(Hygiene::hostile)}; }
+  static Place gpu() { return {gpu_stream(), gpu_memory()}; }
+};
+
+Evaluation run(const Place& place, const OpCase& c, const std::vector<Tensor>& inputs, DType dtype, int calls,
+               int only_output) {
+  Tape tape(place.memory, Tape::Mode::record, place.stream);
   std::vector<Var> leaves;
-  for (const Tensor& t : inputs) leaves.push_back(tape.leaf(cast(t, dtype)));
+  for (std::size_t k = 0; k < inputs.size(); ++k) {
+    const OpInput& input = c.inputs[k];
+    const DType gradient = input.role == InputRole::activation ? dtype : accumulator_dtype(dtype);
+    leaves.push_back(tape.leaf(tape.here(cast(inputs[k], stored_type(input, dtype))), gradient));
+  }
   std::vector<Var> outputs, all;
   std::vector<Tensor> seeds;
   for (int call = 0; call < calls; ++call) {
@@ -31,15 +52,16 @@ Evaluation run(const OpCase& c, const std::vector<Tensor>& inputs, DType dtype, 
     for (std::size_t i = 0; i < outputs.size(); ++i) {
       if (only_output >= 0 && static_cast<std::size_t>(only_output) != i) continue;
       all.push_back(outputs[i]);
-      seeds.push_back(cast(loss_weight(i, outputs[i].shape()), dtype));
+      seeds.push_back(tape.here(cast(loss_weight(i, outputs[i].shape()), outputs[i].dtype())));
     }
   }
   tape.backward(all, seeds);
   Evaluation e;
-  for (const Var& v : outputs) e.outputs.push_back(cast(v.value, dtype));
+  const auto fetch = [&](const Tensor& t) { return cast(to_host(t, place.stream), t.dtype()); };
+  for (const Var& v : outputs) e.outputs.push_back(fetch(v.value));
   for (const Var& v : leaves) {
     const Tensor g = tape.gradient(v);
-    e.gradients.push_back(g.defined() ? cast(g, dtype) : Tensor::zeros(v.shape(), dtype));
+    e.gradients.push_back(g.defined() ? fetch(g) : Tensor::zeros(v.shape(), dtype));
   }
   return e;
 }
@@ -103,10 +125,22 @@ void check_finite_differences(const OpCase& c, const Evaluation& analytic) {
   }
 }
 
+// `again` has the same bits as `once`; of two calls each gradient is twice that of one.
+void check_repeats(const Evaluation& once, const Evaluation& again, const Evaluation& twice) {
+  for (std::size_t i = 0; i < once.outputs.size(); ++i) EXPECT_TRUE(bitwise_equal(again.outputs[i], once.outputs[i]));
+  for (std::size_t k = 0; k < once.gradients.size(); ++k) {
+    EXPECT_TRUE(bitwise_equal(again.gradients[k], once.gradients[k])) << "input " << k;
+    const Tensor doubled = cast(once.gradients[k], DType::f64);
+    for (double& v : doubled.span<double>()) v *= 2.0;
+    EXPECT_TRUE(bitwise_equal(twice.gradients[k], cast(doubled, once.gradients[k].dtype())))
+        << "accumulation into input " << k;
+  }
+}
+
 }  // namespace
 
 Evaluation evaluate(const OpCase& c, DType dtype, int calls) {
-  return run(c, c.inputs, dtype, calls, -1);
+  return run(Place::cpu(), c, rounded_to(c.inputs, DType::f64), dtype, calls, -1);
 }
 
 void check_op(const OpCase& c) {
@@ -114,19 +148,11 @@ void check_op(const OpCase& c) {
   const Evaluation fp64 = evaluate(c, DType::f64);
   check_finite_differences(c, fp64);
 
-  const Evaluation again = evaluate(c, DType::f64);
-  const Evaluation twice = evaluate(c, DType::f64, 2);
-  for (std::size_t i = 0; i < fp64.outputs.size(); ++i) EXPECT_TRUE(bitwise_equal(again.outputs[i], fp64.outputs[i]));
-  for (std::size_t k = 0; k < fp64.gradients.size(); ++k) {
-    EXPECT_TRUE(bitwise_equal(again.gradients[k], fp64.gradients[k])) << "input " << k;
-    Tensor doubled = cast(fp64.gradients[k], DType::f64);
-    for (double& v : doubled.span<double>()) v *= 2.0;
-    EXPECT_TRUE(bitwise_equal(twice.gradients[k], doubled)) << "accumulation into input " << k;
-  }
+  check_repeats(fp64, evaluate(c, DType::f64), evaluate(c, DType::f64, 2));
 
   const std::vector<Tensor> rounded = rounded_to(c.inputs, DType::f32);
-  const Evaluation fp32 = run(c, rounded, DType::f32, 1, -1);
-  const Evaluation reference = run(c, rounded, DType::f64, 1, -1);
+  const Evaluation fp32 = run(Place::cpu(), c, rounded, DType::f32, 1, -1);
+  const Evaluation reference = run(Place::cpu(), c, rounded, DType::f64, 1, -1);
   for (std::size_t i = 0; i < fp32.outputs.size(); ++i) {
     EXPECT_TRUE(close(fp32.outputs[i], reference.outputs[i], c.fp32.forward, c.fp32.max)) << "fp32 output " << i;
   }
@@ -138,7 +164,7 @@ void check_op(const OpCase& c) {
   std::vector<Tensor> sums;
   for (const Tensor& g : fp64.gradients) sums.push_back(Tensor::zeros(g.shape(), DType::f64));
   for (std::size_t i = 0; i < fp64.outputs.size(); ++i) {
-    const Evaluation part = run(c, c.inputs, DType::f64, 1, static_cast<int>(i));
+    const Evaluation part = run(Place::cpu(), c, rounded_to(c.inputs, DType::f64), DType::f64, 1, static_cast<int>(i));
     for (std::size_t k = 0; k < sums.size(); ++k) {
       for (std::int64_t j = 0; j < sums[k].numel(); ++j)
         sums[k].data<double>()[j] += part.gradients[k].data<double>()[j];
@@ -146,6 +172,30 @@ void check_op(const OpCase& c) {
   }
   for (std::size_t k = 0; k < sums.size(); ++k) {
     EXPECT_TRUE(close(sums[k], fp64.gradients[k], 1e-11, 1e-10)) << "sum over single outputs, input " << k;
+  }
+}
+
+void check_op_on_gpu(const OpCase& c) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    SCOPED_TRACE(fmt::format("{} {}", c.name, name_of(dtype)));
+    const Tolerance tolerance = dtype == DType::f32 ? c.fp32 : c.bf16;
+    const std::vector<Tensor> inputs = rounded_to(c.inputs, dtype);
+    std::vector<Tensor> exact;
+    for (const Tensor& t : inputs) exact.push_back(cast(t, DType::f64));
+    const auto on_gpu = [&](int calls) { return run(Place::gpu(), c, inputs, dtype, calls, -1); };
+    const Evaluation gpu = on_gpu(1);
+    const Evaluation reference = run(Place::cpu(), c, exact, DType::f64, 1, -1);
+    for (std::size_t i = 0; i < gpu.outputs.size(); ++i) {
+      EXPECT_TRUE(close(gpu.outputs[i], reference.outputs[i], tolerance.forward, tolerance.max)) << "output " << i;
+    }
+    for (std::size_t k = 0; k < gpu.gradients.size(); ++k) {
+      const bool sums = dtype == DType::bf16 && c.inputs[k].role != InputRole::activation;
+      EXPECT_TRUE(close(gpu.gradients[k], reference.gradients[k],
+                        std::max(tolerance.backward, sums ? kBf16TokenSums.backward : 0.0),
+                        std::max(tolerance.max, sums ? kBf16TokenSums.max : 0.0)))
+          << "gradient of input " << k;
+    }
+    check_repeats(gpu, on_gpu(1), on_gpu(2));
   }
 }
 

@@ -5,27 +5,41 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<AddForward> kAdd{"add", [](const AddForward& args, const Launch&) {
-                                      dispatch_real(args.dtype, "add", [&]<class T>() { add_forward_cpu<T>(args); });
-                                    }};
-constexpr Dispatch<MulForward> kMul{"mul forward", [](const MulForward& args, const Launch&) {
-                                      dispatch_real(args.dtype, "mul", [&]<class T>() { mul_forward_cpu<T>(args); });
-                                    }};
-constexpr Dispatch<MulBackward> kMulBackward{"mul backward", [](const MulBackward& args, const Launch&) {
-                                               dispatch_real(args.dtype, "mul",
-                                                             [&]<class T>() { mul_backward_cpu<T>(args); });
-                                             }};
-constexpr Dispatch<Scale> kScale{"scale", [](const Scale& args, const Launch&) {
-                                   dispatch_real(args.dtype, "scale", [&]<class T>() { scale_cpu<T>(args); });
-                                 }};
-constexpr Dispatch<RowForward> kRow{"row forward", [](const RowForward& args, const Launch&) {
+constexpr Dispatch<AddForward> kAdd{
+    .op = "add",
+    .cpu = [](const AddForward& args,
+              const Launch&) { dispatch_real(args.dtype, "add", [&]<class T>() { add_forward_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(add_cuda)};
+constexpr Dispatch<MulForward> kMul{
+    .op = "mul forward",
+    .cpu = [](const MulForward& args,
+              const Launch&) { dispatch_real(args.dtype, "mul", [&]<class T>() { mul_forward_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(mul_forward_cuda)};
+constexpr Dispatch<MulBackward> kMulBackward{
+    .op = "mul backward",
+    .cpu = [](const MulBackward& args,
+              const Launch&) { dispatch_real(args.dtype, "mul", [&]<class T>() { mul_backward_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(mul_backward_cuda)};
+constexpr Dispatch<Scale> kScale{
+    .op = "scale",
+    .cpu = [](const Scale& args,
+              const Launch&) { dispatch_real(args.dtype, "scale", [&]<class T>() { scale_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(scale_cuda)};
+constexpr Dispatch<RowForward> kRow{.op = "row forward", .cpu = [](const RowForward& args, const Launch&) {
                                       dispatch_real(args.dtype, "row", [&]<class T>() { row_forward_cpu<T>(args); });
                                     }};
-constexpr Dispatch<RowBackward> kRowBackward{"row backward", [](const RowBackward& args, const Launch& launch) {
-                                               dispatch_real(args.dtype, "row", [&]<class T>() {
-                                                 row_backward_cpu<T>(args, static_cast<T*>(launch.workspace));
-                                               });
-                                             }};
+constexpr Dispatch<RowBackward> kRowBackward{
+    .op = "row backward",
+    .cpu =
+        [](const RowBackward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "row",
+                        [&]<class T>() { row_backward_cpu<T>(args, static_cast<T*>(launch.workspace)); });
+        },
+    .cpu_workspace =
+        [](const RowBackward& args) {
+          if (args.drow == nullptr) return std::size_t{0};
+          return static_cast<std::size_t>(row_blocks(args.R, args.D).count * args.D) * size_of(args.dtype);
+        }};
 
 void check_same(const char* op, const Var& a, const Var& b) {
   WEFT_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "{}: {} {} with {} {}", op, a.shape().str(),
@@ -90,7 +104,7 @@ struct RowSaved {
                            .write_dx = dx.write,
                            .drow = drow.raw(),
                            .write_drow = drow.write};
-    kRowBackward(args, pass.launch(row_backward_workspace(args)));
+    kRowBackward.run(pass, args);
     if (is_add) pass.pass(0, dy);
   }
 };
@@ -114,11 +128,6 @@ Var row_op(Tape& tape, const char* op, RowFunction function, const Var& x, const
 }
 
 }  // namespace
-
-std::size_t row_backward_workspace(const RowBackward& args) {
-  if (args.drow == nullptr) return 0;
-  return static_cast<std::size_t>(row_blocks(args.R, args.D).count * args.D) * size_of(args.dtype);
-}
 
 Var add(Tape& tape, const Var& a, const Var& b) {
   check_same("add", a, b);

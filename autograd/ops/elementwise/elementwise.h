@@ -70,7 +70,11 @@ struct RowBackward {
   void* drow;  // [D] or null
   Write write_drow;
 };
-std::size_t row_backward_workspace(const RowBackward& args);
+
+void add_cuda(const AddForward& args, const Launch& launch);
+void mul_forward_cuda(const MulForward& args, const Launch& launch);
+void mul_backward_cuda(const MulBackward& args, const Launch& launch);
+void scale_cuda(const Scale& args, const Launch& launch);
 
 // a and b have one shape.
 Var add(Tape& tape, const Var& a, const Var& b);

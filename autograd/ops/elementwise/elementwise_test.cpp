@@ -11,7 +11,7 @@ using testing::OpCase;
 const std::vector<Shape> kShapes{{0, 3},  {1, 1},   {2, 3},    {15, 64}, {17, 257},
                                  {63, 1}, {65, 33}, {5, 3, 7}, {129, 2}, {1000, 17}};
 
-TEST(Elementwise, SumProductScale) {
+OP_TEST(Elementwise, SumProductScale) {
   using Function = Var (*)(Tape&, std::span<const Var>);
   constexpr Function kFunctions[] = {[](Tape& tape, std::span<const Var> in) { return add(tape, in[0], in[1]); },
                                      [](Tape& tape, std::span<const Var> in) { return mul(tape, in[0], in[1]); },

@@ -36,9 +36,9 @@ TEST(Linear, GradientsAndPrecision) {
 TEST(Linear, ManyRows) {
   const OpCase c = linear_case({1000, 33}, 17, true);
   const Evaluation once = evaluate(c, DType::f64);
-  const double* x = c.inputs[0].data<double>();
-  const double* w = c.inputs[1].data<double>();
-  const double* b = c.inputs[2].data<double>();
+  const double* x = c.inputs[0].value.data<double>();
+  const double* w = c.inputs[1].value.data<double>();
+  const double* b = c.inputs[2].value.data<double>();
   Tensor y = Tensor::empty({1000, 17}, DType::f64);
   for (int i = 0; i < 1000; ++i) {
     for (int o = 0; o < 17; ++o) {

@@ -5,15 +5,23 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<RmsNormForward> kForward{"rms_norm forward", [](const RmsNormForward& args, const Launch&) {
-                                              dispatch_real(args.dtype, "rms_norm",
-                                                            [&]<class T>() { rms_norm_forward_cpu<T>(args); });
-                                            }};
-constexpr Dispatch<RmsNormBackward> kBackward{
-    "rms_norm backward", [](const RmsNormBackward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "rms_norm",
-                    [&]<class T>() { rms_norm_backward_cpu<T>(args, static_cast<T*>(launch.workspace)); });
+constexpr Dispatch<RmsNormForward> kForward{
+    .op = "rms_norm forward", .cpu = [](const RmsNormForward& args, const Launch&) {
+      dispatch_real(args.dtype, "rms_norm", [&]<class T>() { rms_norm_forward_cpu<T>(args); });
     }};
+
+constexpr Dispatch<RmsNormBackward> kBackward{
+    .op = "rms_norm backward",
+    .cpu =
+        [](const RmsNormBackward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "rms_norm",
+                        [&]<class T>() { rms_norm_backward_cpu<T>(args, static_cast<T*>(launch.workspace)); });
+        },
+    .cpu_workspace =
+        [](const RmsNormBackward& args) {
+          if (args.dweight == nullptr) return std::size_t{0};
+          return static_cast<std::size_t>(row_blocks(args.R, args.D).count * args.H * args.D) * size_of(args.dtype);
+        }};
 
 struct RmsNormSaved {
   Tensor x, weight, rstd;
@@ -47,7 +55,7 @@ struct RmsNormSaved {
                                .write_dx = dx.write,
                                .dweight = dweight.raw(),
                                .write_dweight = dweight.write};
-    kBackward(args, pass.launch(rms_norm_backward_workspace(args)));
+    kBackward.run(pass, args);
     if (has_residual && dx.wanted()) {
       pass.pass(0, dx.tensor);
       pass.pass(1, dx.tensor);
@@ -64,35 +72,30 @@ Result forward(Tape& tape, const Var& x, const Tensor& residual, const Var& weig
   WEFT_CHECK(x.shape().rank() >= 1 && x.shape().back() > 0, "rms_norm: x is {}", x.shape().str());
   const std::int64_t D = x.shape().back();
   const std::int64_t R = x.shape().rows();
-  WEFT_CHECK(weight.shape().back() == D && weight.dtype() == x.dtype(), "rms_norm: weight {} {} for x {} {}",
-             weight.shape().str(), name_of(weight.dtype()), x.shape().str(), name_of(x.dtype()));
+  WEFT_CHECK(weight.shape().back() == D && weight.dtype() == accumulator_dtype(x.dtype()),
+             "rms_norm: weight {} {} for x {} {}", weight.shape().str(), name_of(weight.dtype()), x.shape().str(),
+             name_of(x.dtype()));
   const std::int64_t H = weight.shape().rows();
   WEFT_CHECK(H > 0 && R % H == 0, "rms_norm: {} weight rows for {} rows", H, R);
   Result result{.sum = residual.defined() ? tape.empty(x.shape(), x.dtype()) : Tensor{},
                 .y = tape.empty(x.shape(), x.dtype()),
-                .rstd = tape.empty({R}, x.dtype()),
+                .rstd = tape.empty({R}, accumulator_dtype(x.dtype())),
                 .H = H};
-  kForward({.dtype = x.dtype(),
-            .R = R,
-            .D = D,
-            .H = H,
-            .eps = eps,
-            .x = x.value.raw(),
-            .residual = residual.defined() ? residual.raw() : nullptr,
-            .weight = weight.value.raw(),
-            .sum = result.sum.defined() ? result.sum.raw() : nullptr,
-            .y = result.y.raw(),
-            .rstd = result.rstd.raw()},
-           tape.launch());
+  kForward.run(tape, {.dtype = x.dtype(),
+                      .R = R,
+                      .D = D,
+                      .H = H,
+                      .eps = eps,
+                      .x = x.value.raw(),
+                      .residual = residual.defined() ? residual.raw() : nullptr,
+                      .weight = weight.value.raw(),
+                      .sum = result.sum.defined() ? result.sum.raw() : nullptr,
+                      .y = result.y.raw(),
+                      .rstd = result.rstd.raw()});
   return result;
 }
 
 }  // namespace
-
-std::size_t rms_norm_backward_workspace(const RmsNormBackward& args) {
-  if (args.dweight == nullptr) return 0;
-  return static_cast<std::size_t>(row_blocks(args.R, args.D).count * args.H * args.D) * size_of(args.dtype);
-}
 
 Var rms_norm(Tape& tape, const Var& x, const Var& weight, double eps) {
   const Result r = forward(tape, x, {}, weight, eps);

@@ -7,6 +7,7 @@
 
 namespace weft {
 
+// "Accumulator" is accumulator_dtype(dtype); weights and their gradients are accumulators, too.
 struct RmsNormForward {
   DType dtype;
   std::int64_t R, D, H;
@@ -16,7 +17,7 @@ struct RmsNormForward {
   const void* weight;    // [H, D]
   void* sum;             // [R, D] x + residual; null without residual
   void* y;               // [R, D]
-  void* rstd;            // [R], dtype of x
+  void* rstd;            // [R] accumulator
 };
 
 struct RmsNormBackward {
@@ -32,9 +33,8 @@ struct RmsNormBackward {
   void* dweight;  // [H, D] or null
   Write write_dweight;
 };
-std::size_t rms_norm_backward_workspace(const RmsNormBackward& args);
 
-// x [..., D], weight [D] or [H, D] with H dividing the rows of x. Returns y, shaped as x.
+// x [..., D], weight [D] or [H, D] of accumulator type, with H dividing the rows of x. Returns y, shaped as x.
 Var rms_norm(Tape& tape, const Var& x, const Var& weight, double eps = 1e-6);
 
 // The same on s = x + residual: returns {s, y}.

@@ -82,9 +82,9 @@ TEST(Compression, IsItsFormulaAndDifferentiable) {
       SCOPED_TRACE(fmt::format("form {}, {} tokens every {}", static_cast<int>(form), span.length, span.stride));
       const Case c{.form = form, .span = span, .lengths = {3, 0, 1, 6, 7, 13}};
       const std::vector<Tensor> inputs = c.inputs();
-      check_op({.name = "compression", .inputs = inputs, .function = [&](Tape& tape, std::span<const Var> in) {
-                  return std::vector{apply(c, tape, in)};
-                }});
+      check_op({.name = "compression",
+                .inputs = testing::activations(inputs),
+                .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(c, tape, in)}; }});
       Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
       std::vector<Var> constants;
       for (const Tensor& t : inputs) constants.push_back(Tape::constant(t));
@@ -97,12 +97,12 @@ TEST(Compression, IsItsFormulaAndDifferentiable) {
 TEST(Compression, LongDocuments) {
   const Case c{.form = Form::mlp, .span = {8, 4}, .lengths = {300, 7, 150}, .D = 12, .r = 17};
   const std::vector<Tensor> inputs = c.inputs();
-  check_op({.name = "compression", .inputs = inputs, .function = [&](Tape& tape, std::span<const Var> in) {
-              return std::vector{apply(c, tape, in)};
-            }});
-  const OpCase op{.name = "", .inputs = inputs, .function = [&](Tape& tape, std::span<const Var> in) {
-                    return std::vector{apply(c, tape, in)};
-                  }};
+  check_op({.name = "compression",
+            .inputs = testing::activations(inputs),
+            .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(c, tape, in)}; }});
+  const OpCase op{.name = "",
+                  .inputs = testing::activations(inputs),
+                  .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(c, tape, in)}; }};
   const Evaluation some = evaluate(op, DType::f32);
   EXPECT_TRUE(close(evaluate(op, DType::f64).outputs[0], reference(c, inputs), 1e-12, 1e-10));
   const int threads = omp_get_max_threads();
@@ -119,7 +119,7 @@ TEST(Compression, OfNoWholeBlockIsEmpty) {
   const Case c{.form = Form::mlp, .span = {8, 4}, .lengths = {7, 0}};
   const Evaluation e =
       evaluate({.name = "",
-                .inputs = c.inputs(),
+                .inputs = testing::activations(c.inputs()),
                 .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(c, tape, in)}; }},
                DType::f64);
   EXPECT_EQ(e.outputs[0].shape(), Shape({0, 2, 5}));

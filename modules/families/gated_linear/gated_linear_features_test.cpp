@@ -27,7 +27,7 @@ OpCase op_case(const MappedCase& c, bool inside) {
   if (c.initial_state) inputs.push_back(normal({documents->count(), c.H, feature_width(c.map, c.D_x), c.d_v}, 4));
   return {.name = fmt::format("map {} T {} schedule {} inside {}", static_cast<int>(c.map), T,
                               static_cast<int>(c.schedule), inside),
-          .inputs = inputs,
+          .inputs = testing::activations(inputs),
           .function = [c, documents, inside](Tape& tape, std::span<const Var> in) {
             const Var decay = Tape::constant(cast(Tensor::from({c.H}, std::vector<double>{0.0, -0.1}), in[0].dtype()));
             const Var s0 = c.initial_state ? in[3] : Var{};
