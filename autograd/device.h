@@ -9,10 +9,15 @@ namespace weft {
 enum class DeviceKind : std::uint8_t { cpu, cuda };
 
 struct Device {
+  // The index of a device that is not there: tensors on it have addresses but no content, and kernels are not launched.
+  // A step on it takes the memory that the step of a real device would take.
+  static constexpr std::int16_t kPlanned = -1;
+
   DeviceKind kind = DeviceKind::cpu;
   std::int16_t index = 0;
   bool operator==(const Device&) const = default;
   bool is_cpu() const { return kind == DeviceKind::cpu; }
+  bool planned() const { return index == kPlanned; }
 };
 
 // An ordered queue of work. On the CPU work happens at once and the handle is null; on CUDA it is a cudaStream_t.

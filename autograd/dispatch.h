@@ -25,7 +25,7 @@ struct Dispatch {
       fail(ExitCode::config, "{} has no {} kernel in this build; build with `cmake --preset {}`", op,
            on_cpu ? "CPU" : "CUDA", on_cpu ? "cpu" : "cuda");
     }
-    launcher(args, launch);
+    if (!launch.stream.device.planned()) launcher(args, launch);
   }
 
   // Launches where `place` (a Tape, or a Backward) runs, with the scratch memory that the kernel there asks for.

@@ -42,6 +42,7 @@ struct DocumentTables::Staging {
 
 DocumentTables::DocumentTables(const Stream& stream, std::int64_t tokens, std::int64_t documents)
     : stream_(stream), tokens_(tokens), documents_(documents) {
+  if (stream.device.planned()) return;
   const auto T = static_cast<std::size_t>(tokens), N = static_cast<std::size_t>(documents);
   device_ = device_bytes(stream, (2 * N + 1 + T) * sizeof(std::int32_t));
   cu_seqlens_ = reinterpret_cast<std::int32_t*>(device_);
@@ -71,8 +72,9 @@ void DocumentTables::upload(void* to, const void* from, std::size_t bytes) {
 DocumentTables::Blocks& DocumentTables::add_blocks(std::int32_t block) {
   Blocks blocks;
   blocks.count = tokens_ / block + documents_;
-  blocks.device = device_bytes(stream_, static_cast<std::size_t>(blocks.count) * sizeof(Chunk) +
-                                            static_cast<std::size_t>(documents_ + 1) * sizeof(std::int32_t));
+  if (!stream_.device.planned())
+    blocks.device = device_bytes(stream_, static_cast<std::size_t>(blocks.count) * sizeof(Chunk) +
+                                              static_cast<std::size_t>(documents_ + 1) * sizeof(std::int32_t));
   return blocks_.emplace(block, blocks).first->second;
 }
 
@@ -80,19 +82,22 @@ DocumentTables::Blocks& DocumentTables::add_blocks(std::int32_t block) {
 
 struct DocumentTables::Staging {};
 
-DocumentTables::DocumentTables(const Stream&, std::int64_t tokens, std::int64_t documents)
-    : tokens_(tokens), documents_(documents) {
-  fail(ExitCode::internal, "device tables in a build without CUDA");
+DocumentTables::DocumentTables(const Stream& stream, std::int64_t tokens, std::int64_t documents)
+    : stream_(stream), tokens_(tokens), documents_(documents) {
+  if (!stream.device.planned()) fail(ExitCode::internal, "device tables in a build without CUDA");
 }
 DocumentTables::~DocumentTables() = default;
 void DocumentTables::upload(void*, const void*, std::size_t) {}
 DocumentTables::Blocks& DocumentTables::add_blocks(std::int32_t block) {
-  return blocks_[block];
+  Blocks& blocks = blocks_[block];
+  blocks.count = tokens_ / block + documents_;
+  return blocks;
 }
 
 #endif
 
 void DocumentTables::load(const Documents& documents) {
+  if (stream_.device.planned()) return;
   WEFT_CHECK(documents.tokens() == tokens_ && documents.count() <= documents_,
              "a row of {} tokens in {} documents for tables of {} tokens in {} documents", documents.tokens(),
              documents.count(), tokens_, documents_);
@@ -108,6 +113,7 @@ void DocumentTables::load(const Documents& documents) {
 }
 
 void DocumentTables::load_blocks(std::int32_t block, const Blocks& blocks, const Documents& documents) {
+  if (stream_.device.planned()) return;
   const ChunkTable& table = documents.chunks(block);
   const auto T = static_cast<std::int32_t>(tokens_);
   const auto last = static_cast<std::int32_t>(documents_ - 1);

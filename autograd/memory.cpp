@@ -125,6 +125,11 @@ Arena::Arena(std::size_t capacity_bytes, Hygiene hygiene) : hygiene_(hygiene), p
   base_ = static_cast<std::byte*>(region);
 }
 
+Arena::Arena(const Device& planned, std::size_t capacity_bytes) : Arena(capacity_bytes) {
+  WEFT_CHECK(planned.planned(), "an arena of host memory for another device");
+  device_ = planned;
+}
+
 Arena::~Arena() {
   munmap(base_, placement_.capacity());
 }

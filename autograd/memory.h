@@ -68,16 +68,19 @@ std::size_t padded_block(std::size_t bytes, Hygiene hygiene);
 class Arena final : public Allocator {
  public:
   explicit Arena(std::size_t capacity_bytes, Hygiene hygiene = Hygiene::trusting);
+  // Addresses for a planned device: they are never touched, so the capacity may exceed the memory of this machine.
+  Arena(const Device& planned, std::size_t capacity_bytes);
   ~Arena() override;
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
   void* allocate(std::size_t bytes) override;
   void release(void* block) noexcept override;
-  Device device() const override { return {}; }
+  Device device() const override { return device_; }
 
  private:
   std::byte* base_ = nullptr;
+  Device device_;
   Hygiene hygiene_;
   Placement placement_;
 };

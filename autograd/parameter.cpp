@@ -67,21 +67,35 @@ void ParameterStore::initialise(std::uint64_t seed, DType dtype) {
   }
 }
 
-void ParameterStore::move_to(const std::shared_ptr<Allocator>& memory, const Stream& stream, DType compute) {
+void ParameterStore::allocate(const Place& place) {
   for (Parameter& p : parameters_) {
-    WEFT_CHECK(p.master.defined() && p.master.device().is_cpu(), "{} is not in host memory", p.name);
-    const Tensor host = p.master;
-    const bool rounded = compute == DType::bf16 && p.kind != ParameterKind::vector;
-    p.master = to_memory(host, memory, stream);
-    p.value = p.master;
-    if (rounded) {
-      const Tensor bf16 = Tensor::empty(p.shape, DType::bf16);
-      bf16.copy_from(host);
-      p.value = to_memory(bf16, memory, stream);
-    }
-    p.grad = Tensor(p.shape, accumulator_dtype(compute), memory);
-    fill_zero(p.grad, stream);
-    synchronize(stream);  // before the host copies go
+    p.master = Tensor(p.shape, accumulator_dtype(place.dtype), place.lasting);
+    p.value = place.dtype == DType::bf16 && p.kind != ParameterKind::vector
+                  ? Tensor(p.shape, DType::bf16, place.lasting)
+                  : p.master;
+    p.grad = Tensor(p.shape, p.master.dtype(), place.lasting);
+  }
+}
+
+void ParameterStore::move_to(const Place& place) {
+  std::vector<Tensor> host;
+  for (const Parameter& p : parameters_) host.push_back(p.master);
+  allocate(place);
+  for (std::size_t i = 0; i < host.size(); ++i) {
+    WEFT_CHECK(host[i].defined() && host[i].device().is_cpu(), "{} is not in host memory", parameters_[i].name);
+    copy(parameters_[i].master, host[i], place.stream);
+  }
+  zero_gradients(place.stream);
+  take_masters(place.stream);
+  synchronize(place.stream);  // before the host copies go
+}
+
+void ParameterStore::take_masters(const Stream& stream) {
+  for (Parameter& p : parameters_) {
+    if (p.value.dtype() == p.master.dtype()) continue;
+    const Tensor rounded = to_host(to_host(p.master, stream), p.value.dtype(), {});
+    copy(p.value, rounded, stream);
+    synchronize(stream);  // before the host copy goes
   }
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "autograd/philox.h"
+#include "autograd/place.h"
 #include "autograd/tensor.h"
 
 namespace weft {
@@ -56,9 +57,13 @@ class ParameterStore {
   Parameter& declare(std::string name, const Shape& shape, ParameterKind kind, const Init& init);
   // Allocates values and zeroed gradients in host memory and draws the initial values.
   void initialise(std::uint64_t seed, DType dtype);
-  // Moves everything to `memory`, in the order of `stream`. With bf16 as `compute`, values become bf16 copies of their
-  // masters, but for vectors, which stay f32.
-  void move_to(const std::shared_ptr<Allocator>& memory, const Stream& stream, DType compute);
+  // Allocates values, masters and gradients at a place, with undefined content. At a place that computes in bf16,
+  // values are bf16 copies of their masters, but for vectors, which stay f32.
+  void allocate(const Place& place);
+  // Moves masters from host memory to a place.
+  void move_to(const Place& place);
+  // Rounds the values anew from masters that were written to.
+  void take_masters(const Stream& stream);
   void zero_gradients(const Stream& stream = {});
   std::vector<Parameter*> all();
   Parameter* find(const std::string& name);

@@ -36,6 +36,7 @@ constexpr Dispatch<GradientSum> kSum{.op = "gradient sum",
 }  // namespace
 
 void fill_zero(const Tensor& tensor, const Stream& stream) {
+  if (tensor.device().planned()) return;
   if (tensor.device().is_cpu()) {
     std::memset(tensor.raw(), 0, tensor.nbytes());
     return;
@@ -50,7 +51,7 @@ void fill_zero(const Tensor& tensor, const Stream& stream) {
 void copy(const Tensor& to, const Tensor& from, [[maybe_unused]] const Stream& stream) {
   WEFT_CHECK(to.dtype() == from.dtype() && to.numel() == from.numel(), "copy {} {} into {} {}", name_of(from.dtype()),
              from.shape().str(), name_of(to.dtype()), to.shape().str());
-  if (to.nbytes() == 0) return;
+  if (to.nbytes() == 0 || to.device().planned() || from.device().planned()) return;
   if (to.device().is_cpu() && from.device().is_cpu()) {
     std::memcpy(to.raw(), from.raw(), to.nbytes());
     return;
@@ -63,7 +64,7 @@ void copy(const Tensor& to, const Tensor& from, [[maybe_unused]] const Stream& s
 }
 
 void synchronize(const Stream& stream) {
-  if (stream.device.is_cpu()) return;
+  if (stream.device.is_cpu() || stream.device.planned()) return;
 #ifdef WEFT_CUDA
   WEFT_CUDA_CALL(cudaStreamSynchronize(cuda_stream(stream)));
 #else
@@ -84,6 +85,14 @@ Tensor to_host(const Tensor& tensor, const Stream& stream) {
   copy(host, tensor, stream);
   synchronize(stream);
   return host;
+}
+
+Tensor to_host(const Tensor& tensor, DType dtype, const Stream& stream) {
+  const Tensor host = to_host(tensor, stream);
+  if (host.dtype() == dtype) return host;
+  Tensor converted = Tensor::empty(host.shape(), dtype);
+  converted.copy_from(host);
+  return converted;
 }
 
 void add_into(const Tensor& to, const Tensor& from, const Stream& stream) {

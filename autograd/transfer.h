@@ -16,6 +16,8 @@ void synchronize(const Stream& stream);
 Tensor to_memory(const Tensor& tensor, const std::shared_ptr<Allocator>& memory, const Stream& stream);
 // A host copy; waits for the stream. A host tensor is returned as it is.
 Tensor to_host(const Tensor& tensor, const Stream& stream);
+// The same as another floating type.
+Tensor to_host(const Tensor& tensor, DType dtype, const Stream& stream);
 
 // to += from, element by element; `from` has the type of `to` or is bf16 beside f32.
 struct GradientSum {

@@ -57,7 +57,22 @@ class DeviceHeap final : public Allocator {
   std::unordered_map<void*, std::size_t> sizes_;
 };
 
+class PinnedHeap final : public Allocator {
+ public:
+  void* allocate(std::size_t bytes) override {
+    void* block = nullptr;
+    WEFT_CUDA_CALL(cudaMallocHost(&block, padded_block(bytes, Hygiene::trusting)));
+    return block;
+  }
+  void release(void* block) noexcept override { (void)cudaFreeHost(block); }
+  Device device() const override { return {}; }
+};
+
 }  // namespace
+
+std::shared_ptr<Allocator> pinned_allocator() {
+  return std::make_shared<PinnedHeap>();
+}
 
 CudaStream::CudaStream(int device_index) {
   WEFT_CUDA_CALL(cudaSetDevice(device_index));

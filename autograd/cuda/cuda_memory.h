@@ -46,6 +46,9 @@ class CudaArena final : public Allocator {
   Placement placement_;
 };
 
+// Host memory that the device copies from and to without the driver's help; waits for nothing.
+std::shared_ptr<Allocator> pinned_allocator();
+
 // Bytes that the driver could still give.
 std::size_t cuda_free_bytes(int device_index);
 
