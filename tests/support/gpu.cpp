@@ -1,6 +1,5 @@
 #include "tests/support/gpu.h"
 
-#include "autograd/check.h"
 #include "autograd/cuda/cuda_devices.h"
 #include "autograd/cuda/cuda_memory.h"
 
@@ -11,8 +10,6 @@ bool gpu_available() {
   return available;
 }
 
-#ifdef WEFT_CUDA
-
 Stream gpu_stream() {
   static const CudaStream stream(0);
   return stream;
@@ -21,17 +18,5 @@ Stream gpu_stream() {
 std::shared_ptr<Allocator> gpu_memory(std::size_t bytes) {
   return std::make_shared<CudaArena>(gpu_stream(), bytes, Hygiene::hostile);
 }
-
-#else
-
-Stream gpu_stream() {
-  fail(ExitCode::internal, "a GPU in a build without CUDA");
-}
-
-std::shared_ptr<Allocator> gpu_memory(std::size_t) {
-  fail(ExitCode::internal, "a GPU in a build without CUDA");
-}
-
-#endif
 
 }  // namespace weft::testing

@@ -1,0 +1,162 @@
+// What changes no bit of a mixer's results, on every device and in every type that it trains in; and how near a GPU
+// comes to fp64.
+
+#include <algorithm>
+#include <tuple>
+
+#include "tests/conformance/subject.h"
+#include "tests/support/compare.h"
+
+namespace weft::testing {
+namespace {
+
+using Case = std::tuple<Subject, Target>;
+
+class Invariance : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    if (target().device == DeviceKind::cuda) WEFT_NEEDS_GPU();
+  }
+  const Subject& subject() const { return std::get<0>(GetParam()); }
+  const Target& target() const { return std::get<1>(GetParam()); }
+  const MixerType& type() const {
+    const Recipe& recipe = subject().recipe;
+    return *recipe.mixer(recipe.model.pattern.front()).type;
+  }
+};
+
+DocumentsPtr documents(std::vector<std::int32_t> lengths) {
+  return Documents::from_lengths(lengths);
+}
+
+Tensor input(const Layer& layer, std::int64_t tokens, std::uint64_t seed) {
+  return normal({tokens, layer.width()}, seed);
+}
+
+Tensor copy(const Tensor& t) {
+  return cast(t, t.dtype());
+}
+
+TEST_P(Invariance, TheFutureChangesNothing) {
+  Layer layer(subject(), target());
+  const std::int64_t T = 150, t = 67;
+  const Tensor x = input(layer, T, 1);
+  const Tensor changed = copy(x);
+  changed.rows(t, T).copy_from(normal({T - t, layer.width()}, 9, 3.0));
+  const DocumentsPtr docs = Documents::single(T);
+  EXPECT_TRUE(bitwise_equal(layer.forward(changed, docs).rows(0, t), layer.forward(x, docs).rows(0, t)));
+
+  const Tensor dy = input(layer, T, 2);
+  dy.rows(t, T).fill_zero();
+  const Tensor dx = layer.backward(x, docs, dy).dx;
+  EXPECT_TRUE(bitwise_equal(cast(dx.rows(t, T), DType::f32), Tensor::zeros({T - t, layer.width()}, DType::f32)));
+}
+
+TEST_P(Invariance, DocumentsAreIsolated) {
+  if (!type().limits.documents.empty()) GTEST_SKIP() << type().limits.documents;
+  Layer layer(subject(), target());
+  const DocumentsPtr docs = documents({37, 65, 20});
+  const Tensor x = input(layer, docs->tokens(), 1);
+  const Tensor dy = input(layer, docs->tokens(), 2);
+  const Tensor x2 = copy(x);
+  const Tensor dy2 = copy(dy);
+  x2.rows(37, 102).copy_from(normal({65, layer.width()}, 9, 3.0));
+  dy2.rows(37, 102).copy_from(normal({65, layer.width()}, 10, 3.0));
+  const Layer::Gradients a = layer.backward(x, docs, dy);
+  const Layer::Gradients b = layer.backward(x2, docs, dy2);
+  for (const auto& [begin, end] : {std::pair{0, 37}, std::pair{102, 122}}) {
+    EXPECT_TRUE(bitwise_equal(a.y.rows(begin, end), b.y.rows(begin, end)));
+    EXPECT_TRUE(bitwise_equal(a.dx.rows(begin, end), b.dx.rows(begin, end)));
+  }
+}
+
+TEST_P(Invariance, AnEmptyRowIsLegal) {
+  Layer layer(subject(), target());
+  EXPECT_EQ(layer.forward(input(layer, 0, 1), documents({0, 0})).numel(), 0);
+}
+
+TEST_P(Invariance, RecomputationGivesTheSameBits) {
+  Layer layer(subject(), target());
+  const DocumentsPtr docs = documents({130, 7});
+  const Tensor x = input(layer, docs->tokens(), 1);
+  const Tensor dy = input(layer, docs->tokens(), 2);
+  const Layer::Gradients kept = layer.backward(x, docs, dy);
+  const Layer::Gradients recomputed = layer.backward(x, docs, dy, true);
+  EXPECT_TRUE(bitwise_equal(recomputed.y, kept.y));
+  EXPECT_TRUE(bitwise_equal(recomputed.dx, kept.dx));
+  for (std::size_t i = 0; i < kept.parameters.size(); ++i) {
+    EXPECT_TRUE(bitwise_equal(recomputed.parameters[i], kept.parameters[i])) << layer.parameters()[i]->name;
+  }
+}
+
+TEST_P(Invariance, RunsRepeat) {
+  Layer layer(subject(), target());
+  const DocumentsPtr docs = documents({130, 7, 300});
+  const Tensor x = input(layer, docs->tokens(), 1);
+  const Tensor dy = input(layer, docs->tokens(), 2);
+  const Layer::Gradients first = layer.backward(x, docs, dy);
+  const Layer::Gradients again = layer.backward(x, docs, dy);
+  EXPECT_TRUE(bitwise_equal(again.y, first.y));
+  EXPECT_TRUE(bitwise_equal(again.dx, first.dx));
+  for (std::size_t i = 0; i < first.parameters.size(); ++i) {
+    EXPECT_TRUE(bitwise_equal(again.parameters[i], first.parameters[i])) << layer.parameters()[i]->name;
+  }
+}
+
+// A layer is a chain of kernels, each of which has its own test at the tolerances of its kind. Here the whole agrees
+// with fp64, evaluated with the same rounded parameters and inputs, as closely as the table asks or, where the chain
+// magnifies rounding, as closely as fp64 agrees with itself when its inputs move by a few units of that rounding.
+class Precision : public Invariance {};
+
+TEST_P(Precision, MatchesDouble) {
+  Layer layer(subject(), target());
+  Layer fp64(subject(), layer);
+  const bool single = target().dtype == DType::f32;
+  const Tolerance table = single ? kFp32 : kBf16Recurrence;
+  const double unit = single ? 0x1p-24 : 0x1p-9;
+  const double most = single ? 1e3 : 8.0;  // times the table
+  const DocumentsPtr docs = documents({130, 1, 77});
+  const Tensor x = cast(input(layer, docs->tokens(), 1), target().dtype);
+  const Tensor dy = cast(input(layer, docs->tokens(), 2), target().dtype);
+  const Layer::Gradients a = layer.backward(x, docs, dy);
+  const Layer::Gradients b = fp64.backward(x, docs, dy);
+
+  constexpr double kRoundings = 4.0;
+  const Tensor moved = cast(x, DType::f64);
+  const Tensor noise = normal(x.shape(), 30, kRoundings * unit);
+  for (std::int64_t i = 0; i < moved.numel(); ++i) moved.data<double>()[i] *= 1.0 + noise.data<double>()[i];
+  const Layer::Gradients c = fp64.backward(moved, docs, dy);
+  const auto agrees = [&](const Tensor& rounded, const Tensor& exact, const Tensor& nearby, double limit) {
+    const Distance condition = distance(nearby, exact);
+    const auto raised = [&](double least, double by) { return std::clamp(by, least, most * least); };
+    return close(rounded, exact, raised(limit, condition.rel_f), raised(table.max, condition.rel_max));
+  };
+  EXPECT_TRUE(agrees(a.y, b.y, c.y, table.forward));
+  EXPECT_TRUE(agrees(a.dx, b.dx, c.dx, table.backward));
+  for (std::size_t i = 0; i < a.parameters.size(); ++i) {
+    EXPECT_TRUE(agrees(a.parameters[i], b.parameters[i], c.parameters[i], table.backward))
+        << layer.parameters()[i]->name;
+  }
+}
+
+std::string case_name(const ::testing::TestParamInfo<Case>& info) {
+  return std::get<0>(info.param).name + "_" + target_name(std::get<1>(info.param));
+}
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << std::get<0>(c).path << " " << target_name(std::get<1>(c));
+}
+
+const auto kSubjects = ::testing::ValuesIn(conformance_subjects());
+constexpr Target kCpu{DeviceKind::cpu, DType::f32};
+constexpr Target kGpuSingle{DeviceKind::cuda, DType::f32};
+constexpr Target kGpuHalf{DeviceKind::cuda, DType::bf16};
+
+INSTANTIATE_TEST_SUITE_P(Mixers, Invariance, ::testing::Combine(kSubjects, ::testing::Values(kCpu)), case_name);
+INSTANTIATE_TEST_SUITE_P(MixersGpu, Invariance, ::testing::Combine(kSubjects, ::testing::Values(kGpuSingle, kGpuHalf)),
+                         case_name);
+INSTANTIATE_TEST_SUITE_P(Mixers, Precision, ::testing::Combine(kSubjects, ::testing::Values(kCpu)), case_name);
+INSTANTIATE_TEST_SUITE_P(MixersGpu, Precision, ::testing::Combine(kSubjects, ::testing::Values(kGpuSingle, kGpuHalf)),
+                         case_name);
+
+}  // namespace
+}  // namespace weft::testing
