@@ -1,11 +1,11 @@
 #include "modules/language_model.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "autograd/ops/embedding/embedding.h"
 #include "autograd/ops/linear/linear.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
+#include "autograd/ops/rows/rows.h"
 
 namespace weft {
 
@@ -86,13 +86,9 @@ Var LanguageModel::logits(Tape& tape, const Var& hidden) {
 }
 
 Tensor LanguageModel::logits_of_rows(Tape& tape, const Tensor& hidden, std::span<const std::int64_t> positions) {
-  const Tensor rows = tape.empty({static_cast<std::int64_t>(positions.size()), config_.width}, hidden.dtype());
-  const std::size_t row_bytes = static_cast<std::size_t>(config_.width) * size_of(hidden.dtype());
-  for (std::size_t i = 0; i < positions.size(); ++i) {
-    const auto to = static_cast<std::int64_t>(i);
-    std::memcpy(rows.rows(to, to + 1).raw(), hidden.rows(positions[i], positions[i] + 1).raw(), row_bytes);
-  }
-  return logits(tape, Tape::constant(rows)).value;
+  const auto map =
+      std::make_shared<const RowMap>(std::vector<std::int32_t>(positions.begin(), positions.end()), hidden.dim(0));
+  return logits(tape, take_rows(tape, {Tape::constant(hidden)}, map)).value;
 }
 
 Tensor LanguageModel::logits_at(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents,

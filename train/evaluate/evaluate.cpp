@@ -18,13 +18,15 @@ struct Totals {
   std::int64_t bytes = 0;
 };
 
-void add_batch(LanguageModel& model, const Batch& batch, const Tokenizer& tokenizer,
-               const std::shared_ptr<Allocator>& memory, Totals& totals) {
-  Tape tape(memory, Tape::Mode::inference);
+void add_batch(LanguageModel& model, const Batch& batch, const Tokenizer& tokenizer, const Place& place,
+               Totals& totals) {
+  Tape tape(place.arena, Tape::Mode::inference, place.stream);
   const Tensor token_losses = tape.empty(batch.tokens.shape(), DType::f32);
-  model.loss(tape, batch.tokens, batch.documents, batch.labels, {}, {.denominator = 1.0, .token_losses = token_losses});
+  model.loss(tape, tape.here(batch.tokens), batch.documents, tape.here(batch.labels), {},
+             {.denominator = 1.0, .token_losses = token_losses});
   const auto labels = batch.labels.span<std::int32_t>();
-  const auto losses = token_losses.span<float>();
+  const Tensor host_losses = to_host(token_losses, place.stream);
+  const auto losses = host_losses.span<float>();
   for (std::size_t t = 0; t < labels.size(); ++t) {
     if (labels[t] == kIgnoredLabel) continue;
     const int bytes = tokenizer.text_bytes(labels[t]);
@@ -38,7 +40,7 @@ void add_batch(LanguageModel& model, const Batch& batch, const Tokenizer& tokeni
 }  // namespace
 
 EvaluationResult evaluate(LanguageModel& model, const RowSource& rows, const Tokenizer& tokenizer, Communicator& group,
-                          const std::shared_ptr<Allocator>& memory, const EvaluationOptions& options) {
+                          const Place& place, const EvaluationOptions& options) {
   const std::int64_t count = options.max_rows > 0 ? std::min(options.max_rows, rows.rows()) : rows.rows();
   Totals totals;
   std::int64_t next = 0;  // batches are dealt to the ranks in turn
@@ -54,7 +56,7 @@ EvaluationResult evaluate(LanguageModel& model, const RowSource& rows, const Tok
       if (alone) break;
     } while (next < count && tokens < options.tokens_per_batch);
     if (!mine) continue;
-    add_batch(model, make_batch(joined), tokenizer, memory, totals);
+    add_batch(model, make_batch(joined), tokenizer, place, totals);
   }
   const std::array<double, 2> losses{totals.loss, totals.text_loss};
   const std::array<std::int64_t, 2> counts{totals.labels, totals.bytes};

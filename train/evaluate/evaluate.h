@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "autograd/place.h"
 #include "data/sampler/row_source.h"
 #include "data/tokenizers/tokenizer.h"
 #include "modules/language_model.h"
@@ -24,9 +25,9 @@ struct EvaluationResult {
   std::int64_t bytes = 0;  // of text that the labels stand for
 };
 
-// Scores rows 0 .. max_rows-1 of epoch 0, spread over the group; every rank gets the result. Error (config) if they
-// hold no label.
+// Scores rows 0 .. max_rows-1 of epoch 0, spread over the group, where the model lives; every rank gets the result.
+// Error (config) if they hold no label.
 EvaluationResult evaluate(LanguageModel& model, const RowSource& rows, const Tokenizer& tokenizer, Communicator& group,
-                          const std::shared_ptr<Allocator>& memory, const EvaluationOptions& options);
+                          const Place& place, const EvaluationOptions& options);
 
 }  // namespace weft

@@ -33,8 +33,7 @@ struct Counts {
 
 class Scorer {
  public:
-  Scorer(LanguageModel& model, const Task& task, std::shared_ptr<Allocator> memory)
-      : model_(model), task_(task), memory_(std::move(memory)) {
+  Scorer(LanguageModel& model, const Task& task, Place place) : model_(model), task_(task), place_(std::move(place)) {
     for (const std::string& name : task.buckets()) counts_.buckets.emplace_back().name = name;
   }
 
@@ -50,8 +49,9 @@ class Scorer {
     for (std::size_t t = 0; t < labels.size(); ++t) {
       if (labels[t] != kIgnoredLabel) positions.push_back(static_cast<std::int64_t>(t));
     }
-    Tape tape(memory_, Tape::Mode::inference);
-    const Tensor logits = model_.logits_at(tape, batch.tokens, batch.documents, positions);
+    Tape tape(place_.arena, Tape::Mode::inference, place_.stream);
+    const Tensor logits =
+        to_host(model_.logits_at(tape, tape.here(batch.tokens), batch.documents, positions), DType::f32, place_.stream);
     std::int64_t next = 0;
     for (const Example& example : examples) next = count(example, labels, positions, logits, next);
   }
@@ -119,6 +119,7 @@ class Scorer {
   std::vector<std::vector<std::int32_t>> continuations(const std::vector<std::int32_t>& prompts,
                                                        const std::vector<std::int32_t>& cu_seqlens,
                                                        std::int64_t tokens) {
+    WEFT_CHECK(place_.on_cpu(), "greedy scoring away from the CPU");
     const std::size_t N = cu_seqlens.size() - 1;
     ModelState state = model_.initial_state(static_cast<std::int64_t>(N), DType::f32);
     std::vector<std::vector<std::int32_t>> texts(N);
@@ -131,12 +132,12 @@ class Scorer {
       }
     };
     {
-      Tape tape(memory_, Tape::Mode::inference);
+      Tape tape(place_.arena, Tape::Mode::inference);
       const Tensor ids = Tensor::from({static_cast<std::int64_t>(prompts.size())}, prompts);
       take(model_.prefill(tape, ids, std::make_shared<const Documents>(cu_seqlens), state));
     }
     for (std::int64_t i = 1; i < tokens; ++i) {
-      Tape tape(memory_, Tape::Mode::inference);
+      Tape tape(place_.arena, Tape::Mode::inference);
       take(model_.decode(tape, Tensor::from({static_cast<std::int64_t>(N)}, last), state));
     }
     return texts;
@@ -144,7 +145,7 @@ class Scorer {
 
   LanguageModel& model_;
   const Task& task_;
-  std::shared_ptr<Allocator> memory_;
+  Place place_;
   Counts counts_;
 };
 
@@ -179,8 +180,8 @@ std::int64_t longest_exact(const Counts& counts) {
 }  // namespace
 
 TaskScore score_task(LanguageModel& model, const Task& task, Split split, std::int64_t examples, Communicator& group,
-                     const std::shared_ptr<Allocator>& memory, GreedyScoring greedy) {
-  Scorer scorer(model, task, memory);
+                     const Place& place, GreedyScoring greedy) {
+  Scorer scorer(model, task, place);
   std::int64_t next = 0;
   for (std::int64_t batch = 0; next < examples; ++batch) {  // batches are dealt to the ranks in turn
     const bool mine = batch % group.size() == group.rank();

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd/place.h"
 #include "data/synthetic/task.h"
 #include "modules/language_model.h"
 #include "parallel/communicator.h"
@@ -34,10 +35,11 @@ struct TaskScore {
 
 enum class GreedyScoring : std::uint8_t { off, on };
 
-// Scores the first `examples` examples of a split, spread over the group; every rank gets the result. With greedy
+// Scores the first `examples` examples of a split, spread over the group, where the model lives; every rank gets the
+// result. With greedy
 // scoring, a model also answers tasks of text itself: a greedy continuation of the prompt, up to 4 tokens longer than
 // the answer.
 TaskScore score_task(LanguageModel& model, const Task& task, Split split, std::int64_t examples, Communicator& group,
-                     const std::shared_ptr<Allocator>& memory, GreedyScoring greedy = GreedyScoring::off);
+                     const Place& place, GreedyScoring greedy = GreedyScoring::off);
 
 }  // namespace weft

@@ -24,7 +24,7 @@ class ScoredModel {
   LanguageModel& model() { return *model_; }
 
   TaskScore score(std::int64_t examples, Communicator& group, GreedyScoring greedy = GreedyScoring::off) {
-    return score_task(*model_, *task_, Split::test, examples, group, heap_allocator(), greedy);
+    return score_task(*model_, *task_, Split::test, examples, group, cpu_place(), greedy);
   }
 
  private:

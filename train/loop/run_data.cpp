@@ -53,13 +53,13 @@ class DatasetRun final : public RunData {
   }
 
   std::optional<ValidationResult> validate(LanguageModel& model, Communicator& group,
-                                           const std::shared_ptr<Allocator>& memory) const override {
+                                           const Place& place) const override {
     if (!validation_rows_) return std::nullopt;
     EvaluationOptions options;
     if (recipe_.validation.tokens > 0) {
       options.max_rows = std::max<std::int64_t>(1, recipe_.validation.tokens / recipe_.data.sequence_length);
     }
-    const EvaluationResult result = evaluate(model, *validation_rows_, *tokenizer_, group, memory, options);
+    const EvaluationResult result = evaluate(model, *validation_rows_, *tokenizer_, group, place, options);
     return ValidationResult{
         .loss = result.loss, .labels = result.labels, .bits_per_byte = result.bits_per_byte, .accuracy = {}};
   }
@@ -112,9 +112,9 @@ class TaskRun final : public RunData {
   }
 
   std::optional<ValidationResult> validate(LanguageModel& model, Communicator& group,
-                                           const std::shared_ptr<Allocator>& memory) const override {
+                                           const Place& place) const override {
     const TaskScore score =
-        score_task(model, *task_, Split::validation, recipe_.task->validation_examples, group, memory);
+        score_task(model, *task_, Split::validation, recipe_.task->validation_examples, group, place);
     return ValidationResult{
         .loss = score.loss, .labels = score.labels.count, .bits_per_byte = {}, .accuracy = score.labels.value()};
   }

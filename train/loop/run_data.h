@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "autograd/place.h"
 #include "data/sampler/row_stream.h"
 #include "modules/language_model.h"
 #include "parallel/communicator.h"
@@ -37,9 +38,9 @@ class RunData {
 
   // The rows to train on, from the start. `skipped` come on top of the recipe's.
   virtual std::unique_ptr<RowStream> open_stream(const SkippedSteps& skipped) const = 0;
-  // Collective. Nothing if there is nothing to validate on.
+  // Collective, where the model lives. Nothing if there is nothing to validate on.
   virtual std::optional<ValidationResult> validate(LanguageModel& model, Communicator& group,
-                                                   const std::shared_ptr<Allocator>& memory) const = 0;
+                                                   const Place& place) const = 0;
   // What to compare validation losses with, if that is known or soon computed.
   virtual std::optional<LossReference> reference() const = 0;
 };

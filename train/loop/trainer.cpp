@@ -10,7 +10,6 @@
 #include "data/storage/json.h"
 #include "data/storage/sha256.h"
 #include "train/loop/batch.h"
-#include "train/loop/machine.h"
 #include "train/loop/run_folder.h"
 #include "train/optimizers/gradient_norm.h"
 #include "train/report/report.h"
@@ -63,28 +62,35 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
       mesh_(world.shared_communicator(),
             resolve_mesh({.pp = 1, .dp = 0, .cp = static_cast<int>(recipe_.parallel.cp), .tp = 1}, world.size())),
       log_(world.is_root() ? RunLog::Voice::speaks : RunLog::Voice::silent),
+      compute_(recipe_.run, world.local_rank(), world.local_size()),
       data_(agreed_data(world, recipe_)),
       model_(language_model_config(recipe_, data_->vocabulary())),
       schedule_(schedule_of(recipe_)),
-      policy_(recipe_.optimizer.on_nonfinite, recipe_.optimizer.max_consecutive_bad),
-      arena_(std::make_shared<Arena>(physical_memory_bytes())) {
+      policy_(recipe_.optimizer.on_nonfinite, recipe_.optimizer.max_consecutive_bad) {
   if (world_.is_root()) {
     create_run_folder(folder_);
     lock_.emplace(folder_, [this](const std::string& line) { log_.warn(line); });
     log_.open_file((folder_ / "log.txt").string());
   }
+  const Place& place = compute_.place();
   model_.initialise(static_cast<std::uint64_t>(recipe_.run.seed), DType::f32);
-  optimizer_.emplace(model_.parameters().all(), optimizer_options(recipe_));
+  if (!place.on_cpu()) model_.parameters().move_to(place);
+  optimizer_.emplace(place, model_.parameters().all(), optimizer_options(recipe_));
   reducer_.emplace(mesh_.dpcp(), model_.parameters().all());
+  compute_.open_arena();
   resume_from(resume);
   open_loader();
-  matrix_rate_ = measure_matrix_rate();
+  engine_.emplace(
+      model_, compute_.place(),
+      StepEngineOptions{
+          .z_loss = recipe_.model.z_loss, .graphs = recipe_.run.cuda_graphs, .micro_batches = accumulation_});
+  matrix_rate_ = compute_.measure_matrix_rate();
   describe_start();
   start_metrics();
 }
 
 TrainingParts Trainer::parts() {
-  return {model_, *optimizer_, guard_, policy_, progress_};
+  return {compute_.place(), model_, *optimizer_, guard_, policy_, progress_};
 }
 
 bool Trainer::due(std::int64_t every) const {
@@ -190,11 +196,12 @@ void Trainer::describe_start() {
   for (const std::string& name : recipe_.model.pattern) pattern += (pattern.empty() ? "" : " ") + name;
   const double parameters = static_cast<double>(model_.parameters().element_count());
   log_.info(
-      fmt::format("{}: {} parameters, {} layers of width {} ({}), {} tokens a step on {} rank{}{}, {} "
-                  "GFLOP/s matrix rate a rank",
+      fmt::format("{}: {} parameters, {} layers of width {} ({}), {} tokens a step on {} rank{}{} ({}, "
+                  "{} GFLOP/s matrix rate each)",
                   recipe_.run.name, short_count(parameters), recipe_.model.layers, recipe_.model.width, pattern,
                   recipe_.data.batch_tokens, world_.size(), world_.size() == 1 ? "" : "s",
-                  world_.communicator().backend() == Backend::mpi ? " (MPI)" : "", std::llround(matrix_rate_ / 1e9)));
+                  world_.communicator().backend() == Backend::mpi ? " under MPI" : "", compute_.description(),
+                  std::llround(matrix_rate_ / 1e9)));
 }
 
 void Trainer::start_metrics() {
@@ -234,31 +241,28 @@ double Trainer::loss_denominator(const LoadedStep& loaded) {
   return all_reduce(mesh_.dp(), std::span<const double>(&weight, 1), ReduceOp::sum)[0];
 }
 
+double Trainer::flops_of(std::int64_t length) {
+  const auto [it, inserted] = flops_of_length_.try_emplace(length, 0.0);
+  if (inserted) it->second = model_.cost(length, length).total();
+  return it->second;
+}
+
 LossSums Trainer::accumulate_gradients(const LoadedStep& loaded, double denominator) {
-  LossSums sums;
-  const LossOptions options{.denominator = denominator, .z_loss = recipe_.model.z_loss, .token_losses = {}};
+  engine_->begin(denominator);
   step_flops_ = 0.0;
   for (std::size_t a = 0; a < loaded.micro_batches.size(); ++a) {
     clock_.enter(Phase::data);
     const Batch batch = make_batch(loaded.micro_batches[a]);
     for (std::int64_t n = 0; n < batch.documents->count(); ++n) {
       const std::int64_t length = batch.documents->length(n);
-      if (length > 0) step_flops_ += model_.cost(length, length).total();
+      if (length > 0) step_flops_ += flops_of(length);
     }
-    clock_.enter(Phase::forward);
-    Tape tape(arena_);
-    const LossTerms terms = model_.loss(tape, batch.tokens, batch.documents, batch.labels, batch.weights, options);
-    sums.loss += terms.sums.loss;
-    sums.log_z_squared += terms.sums.log_z_squared;
-    clock_.enter(Phase::backward);
-    if (a + 1 == loaded.micro_batches.size()) {
-      tape.on_parameter_ready = [this](Parameter& parameter) { reducer_->mark_ready(parameter); };
-    }
-    const Tensor seed = tape.empty({1}, DType::f32);
-    *seed.data<float>() = 1.0F;
-    tape.backward(terms.loss, seed);
+    const bool last = a + 1 == loaded.micro_batches.size();
+    engine_->accumulate(batch, clock_, [this, last](Parameter& parameter) {
+      if (last) reducer_->mark_ready(parameter);
+    });
   }
-  return sums;
+  return engine_->sums();
 }
 
 Trainer::AfterStep Trainer::train_step(const LoadedStep& loaded) {
@@ -279,7 +283,7 @@ Trainer::AfterStep Trainer::train_step(const LoadedStep& loaded) {
       optimizer_->update(schedule_.factor(progress_.step), clip_factor(numbers.norm, recipe_.optimizer.clip),
                          GradientsAfter::zero);
     } else {
-      model_.parameters().zero_gradients();
+      model_.parameters().zero_gradients(compute_.place().stream);
     }
     numbers.skipped = action != StepAction::update;
   } else {
@@ -327,15 +331,18 @@ void Trainer::report_nonfinite(const StepNumbers& numbers, const LoadedStep& loa
   std::string found;
   for (const auto& rows : loaded.micro_batches) {
     const Batch batch = make_batch(rows);
-    Tape tape(arena_, Tape::Mode::inference);
-    model_.forward(tape, batch.tokens, batch.documents, nullptr, [&](const std::string& name, const Tensor& value) {
+    const Place& place = compute_.place();
+    Tape tape(place.arena, Tape::Mode::inference, place.stream);
+    const auto look = [&](const std::string& name, const Tensor& value) {
       if (!found.empty()) return;
-      for (const float v : value.span<float>()) {
+      const Tensor host = to_host(value, DType::f32, place.stream);
+      for (const float v : host.span<float>()) {
         if (std::isfinite(v)) continue;
         found = fmt::format("{} is {}", name, v);
         return;
       }
-    });
+    };
+    model_.forward(tape, tape.here(batch.tokens), batch.documents, nullptr, look);
   }
   const std::vector<std::string> all = gather_strings(world_.communicator(), found, 0);
   log_.warn(
@@ -400,7 +407,7 @@ void Trainer::roll_back(std::int64_t bad_data_step) {
   progress_.data_skips = skips;
   log_.warn(fmt::format("rolled back to step {}; data steps {} to {} are left out", progress_.step, skips.back().first,
                         skips.back().second));
-  model_.parameters().zero_gradients();
+  model_.parameters().zero_gradients(compute_.place().stream);
   saved_step_ = loaded->step;
   if (metrics_) metrics_.emplace((folder_ / "metrics.jsonl").string(), progress_.step);
   open_loader();
@@ -409,7 +416,7 @@ void Trainer::roll_back(std::int64_t bad_data_step) {
 void Trainer::validate() {
   if (validated_step_ == progress_.step) return;
   clock_.enter(Phase::validation);
-  if (const std::optional<ValidationResult> result = data_->validate(model_, world_.communicator(), arena_)) {
+  if (const std::optional<ValidationResult> result = data_->validate(model_, world_.communicator(), compute_.place())) {
     validated_step_ = progress_.step;
     last_validation_ = result->loss;
     std::string more;
@@ -424,7 +431,8 @@ void Trainer::validate() {
 void Trainer::check_replicas() {
   std::uint32_t crc = 0;
   for (const Parameter* p : model_.parameters().all()) {
-    crc = crc32c({static_cast<const std::byte*>(p->value.raw()), p->value.nbytes()}, crc);
+    const Tensor host = to_host(p->value, compute_.place().stream);
+    crc = crc32c({static_cast<const std::byte*>(host.raw()), host.nbytes()}, crc);
   }
   const auto local = static_cast<std::int64_t>(crc);
   const std::span<const std::int64_t> value(&local, 1);
@@ -443,7 +451,8 @@ void Trainer::save(const char* why) {
   check_replicas();
   if (metrics_) metrics_->sync();
   CommunicatorGroup group(world_.communicator());
-  CheckpointState state = checkpoint_state(parts(), world_.rank(), world_.size());
+  Snapshot snapshot = take_snapshot(parts(), world_.rank(), world_.size());
+  CheckpointState& state = snapshot.state;
   state.mesh = canonical(nlohmann::json{{"dp", mesh_.shape().dp}, {"cp", mesh_.shape().cp}});
   state.provenance = canonical(nlohmann::json{{"recipe", resolved_recipe(recipe_)},
                                               {"recipe_digest", recipe_digest(recipe_)},

@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,11 +16,13 @@
 #include "parallel/gradient_reducer.h"
 #include "parallel/launch.h"
 #include "parallel/mesh.h"
+#include "train/loop/compute.h"
 #include "train/loop/metrics_log.h"
 #include "train/loop/phase_clock.h"
 #include "train/loop/run_data.h"
 #include "train/loop/run_log.h"
 #include "train/loop/signals.h"
+#include "train/loop/step_engine.h"
 #include "train/loop/training_state.h"
 #include "train/optimizers/schedule.h"
 #include "train/recipe/recipe.h"
@@ -63,6 +66,8 @@ class Trainer {
   double loss_denominator(const LoadedStep& loaded);
   // Forward and backward of all micro-batches; local sums of the loss terms.
   LossSums accumulate_gradients(const LoadedStep& loaded, double denominator);
+  // Of forward and backward over one document.
+  double flops_of(std::int64_t length);
   StepAction judge(StepNumbers& numbers, const LoadedStep& loaded);
   void report_nonfinite(const StepNumbers& numbers, const LoadedStep& loaded);
   void log_step(const StepNumbers& numbers, const LoadedStep& loaded);
@@ -85,6 +90,7 @@ class Trainer {
   std::optional<RunLock> lock_;
   SignalRequests signals_;
 
+  Compute compute_;
   std::unique_ptr<RunData> data_;
   std::unique_ptr<Loader> loader_;
   std::int64_t accumulation_ = 1;
@@ -96,12 +102,13 @@ class Trainer {
   SpikeGuard guard_;
   NonfinitePolicy policy_;
   TrainingProgress progress_;
-  std::shared_ptr<Allocator> arena_;
+  std::optional<StepEngine> engine_;
 
   std::optional<MetricsLog> metrics_;
   PhaseClock clock_;
-  double matrix_rate_ = 0.0;  // of this rank's threads
+  double matrix_rate_ = 0.0;  // of this rank's device
   double step_flops_ = 0.0;   // of this rank's rows in the current step
+  std::map<std::int64_t, double> flops_of_length_;
   double seconds_per_step_ = 0.0;
   std::optional<double> last_validation_;  // loss at validated_step_
   std::int64_t validated_step_ = -1;

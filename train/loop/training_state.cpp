@@ -31,7 +31,7 @@ struct StoredArray {
 
 std::vector<StoredArray> stored_arrays(const TrainingParts& parts) {
   std::vector<StoredArray> arrays;
-  for (const Parameter* p : parts.model.parameters().all()) arrays.push_back({"master", p->name, p->value});
+  for (const Parameter* p : parts.model.parameters().all()) arrays.push_back({"master", p->name, p->master});
   for (const OptimizerState& s : parts.optimizer.states()) {
     arrays.push_back({std::string(s.kind), s.parameter, s.tensor});
   }
@@ -100,17 +100,22 @@ std::span<std::byte> bytes_of(const Tensor& tensor) {
   return {static_cast<std::byte*>(tensor.raw()), tensor.nbytes()};
 }
 
-void read_array(const CheckpointReader& reader, const StoredArray& array) {
+void read_array(const CheckpointReader& reader, const StoredArray& array, const Stream& stream) {
   if (reader.dtype(array.kind, array.name) != array.tensor.dtype()) {
     storage_error("{}: {} of {} is stored as {}, expected {}", reader.directory().string(), array.kind, array.name,
                   name_of(reader.dtype(array.kind, array.name)), name_of(array.tensor.dtype()));
   }
-  reader.read(array.kind, array.name, 0, array.tensor.numel(), bytes_of(array.tensor));
-  for (const float v : array.tensor.span<float>()) {
+  const bool on_host = array.tensor.device().is_cpu();
+  const Tensor host = on_host ? array.tensor : Tensor::empty(array.tensor.shape(), array.tensor.dtype());
+  reader.read(array.kind, array.name, 0, host.numel(), bytes_of(host));
+  for (const float v : host.span<float>()) {
     if (std::isfinite(v)) continue;
     fail(ExitCode::nonfinite, "{}: {} of {} holds {}; move this checkpoint away to go on from the one before",
          reader.directory().string(), array.kind, array.name, v);
   }
+  if (on_host) return;
+  copy(array.tensor, host, stream);
+  synchronize(stream);  // before the host copy goes
 }
 
 std::string provenance_of(const CheckpointReader& reader, const char* key) {
@@ -138,8 +143,9 @@ void check_same_model(const CheckpointReader& reader, LanguageModel& model) {
 
 }  // namespace
 
-CheckpointState checkpoint_state(const TrainingParts& parts, int rank, int ranks) {
-  CheckpointState state;
+Snapshot take_snapshot(const TrainingParts& parts, int rank, int ranks) {
+  Snapshot snapshot;
+  CheckpointState& state = snapshot.state;
   state.step = parts.progress.step;
   state.parameters = parameter_records(parts);
   state.state = canonical(scalar_state(parts));
@@ -152,31 +158,34 @@ CheckpointState checkpoint_state(const TrainingParts& parts, int rank, int ranks
     const auto writer = static_cast<int>(before * static_cast<std::size_t>(ranks) / std::max<std::size_t>(total, 1));
     before += a.tensor.nbytes();
     if (writer != rank) continue;
+    const Tensor host = to_host(a.tensor, parts.place.stream);
+    snapshot.copies.push_back(host);
     state.slices.push_back({.kind = a.kind,
                             .name = a.name,
                             .shape = a.tensor.shape(),
                             .offset = 0,
                             .dtype = a.tensor.dtype(),
-                            .bytes = bytes_of(a.tensor)});
+                            .bytes = bytes_of(host)});
   }
-  return state;
+  return snapshot;
 }
 
 void load_training_state(const CheckpointReader& reader, const TrainingParts& parts) {
   check_same_model(reader, parts.model);
   for (const StoredArray& a : stored_arrays(parts)) {
     if (a.kind == "master" || reader.has(a.kind, a.name)) {
-      read_array(reader, a);
+      read_array(reader, a, parts.place.stream);
     } else {
-      a.tensor.fill_zero();  // a moment of an optimizer that the checkpoint was not trained with
+      fill_zero(a.tensor, parts.place.stream);  // a moment of an optimizer that the checkpoint was not trained with
     }
   }
+  parts.model.parameters().take_masters(parts.place.stream);
   restore_scalars(reader, parts);
 }
 
 void load_parameters(const CheckpointReader& reader, LanguageModel& model) {
   check_same_model(reader, model);
-  for (const Parameter* p : model.parameters().all()) read_array(reader, {"master", p->name, p->value});
+  for (const Parameter* p : model.parameters().all()) read_array(reader, {"master", p->name, p->master}, {});
 }
 
 std::string recipe_of(const CheckpointReader& reader) {

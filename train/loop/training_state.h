@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "autograd/place.h"
 #include "checkpoints/checkpoint_group.h"
 #include "checkpoints/checkpoint_state.h"
 #include "checkpoints/reader.h"
@@ -39,6 +40,7 @@ struct TrainingProgress {
 };
 
 struct TrainingParts {
+  const Place& place;
   LanguageModel& model;
   Optimizer& optimizer;
   SpikeGuard& guard;
@@ -47,14 +49,18 @@ struct TrainingParts {
 };
 
 // The state as rank `rank` of `ranks` saves it: replicated arrays are dealt out so that each element is written once.
-// The parts must not change while it is in use.
-CheckpointState checkpoint_state(const TrainingParts& parts, int rank, int ranks);
+// Arrays in host memory are referred to and must not change while the snapshot is in use; those of a device are copied.
+struct Snapshot {
+  CheckpointState state;
+  std::vector<Tensor> copies;
+};
+Snapshot take_snapshot(const TrainingParts& parts, int rank, int ranks);
 
 // Reads parameters, optimizer states and counters. Error (storage) for a damaged checkpoint, Error (config) if it is
 // not of this model, listing what differs.
 void load_training_state(const CheckpointReader& reader, const TrainingParts& parts);
 
-// Reads the parameters alone.
+// Reads the parameters alone, into a model in host memory.
 void load_parameters(const CheckpointReader& reader, LanguageModel& model);
 
 // The recipe that a checkpoint was trained with, as TOML.

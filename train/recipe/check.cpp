@@ -39,9 +39,6 @@ class Checker {
       problem("run.name", "the run's name {} is to be a folder: letters, digits, \"-\", \"_\" and \".\"; set run.name",
               toml_string(name));
     }
-    if (recipe_.run.device == DeviceChoice::cuda) {
-      problem("run.device", "device = \"cuda\" in [run]: training on CUDA devices is not built in; use \"cpu\"");
-    }
   }
 
   void check_model() {

@@ -23,12 +23,16 @@
 namespace weft {
 
 enum class DeviceChoice : std::uint8_t { automatic, cpu, cuda };
+// Of activations and matrices; masters, statistics and gradients of parameters are fp32 in any case.
+enum class Precision : std::uint8_t { automatic, bf16, fp32 };
 
 struct RunSection {
   std::string name;  // empty in the file: the file's name without .toml
   std::int64_t steps = 0;
   std::int64_t seed = 0;
   DeviceChoice device = DeviceChoice::automatic;
+  Precision precision = Precision::automatic;  // bf16 on GPUs, fp32 on the CPU
+  bool cuda_graphs = true;
   std::string out = "runs";  // the run's folder is out/name
 };
 

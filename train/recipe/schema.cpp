@@ -108,7 +108,14 @@ SectionSpec run_section() {
                          {.minimum = 1, .maximum = kMostSteps, .required = true}),
                    field("seed", &S::seed, Effect::incompatible,
                          "seed of initial weights and, unless data.seed is set, of the data order", {.minimum = 0}),
-                   field("device", &S::device, Effect::free, "where to compute", {.choices = {"auto", "cpu", "cuda"}}),
+                   field("device", &S::device, Effect::free, "where to compute; auto: on a GPU if there is one",
+                         {.choices = {"auto", "cpu", "cuda"}}),
+                   field("precision", &S::precision, Effect::run,
+                         "type of activations and matrices; auto: bf16 on GPUs, fp32 on the CPU. Master weights, "
+                         "statistics and gradients of parameters are fp32",
+                         {.choices = {"auto", "bf16", "fp32"}}),
+                   field("cuda_graphs", &S::cuda_graphs, Effect::free,
+                         "on GPUs: record the kernels of a step once and replay them"),
                    field("out", &S::out, Effect::free, "folder that holds the run's folder")});
 }
 

@@ -60,7 +60,7 @@ void run_eval(World& world, const EvalArguments& arguments) {
   EvaluationOptions options;
   if (arguments.tokens > 0) options.max_rows = std::max<std::int64_t>(1, arguments.tokens / rows.length);
   const EvaluationResult result =
-      evaluate(*loaded.model, *source, *loaded.tokenizer, world.communicator(), heap_allocator(), options);
+      evaluate(*loaded.model, *source, *loaded.tokenizer, world.communicator(), cpu_place(), options);
   if (world.is_root()) print_result(arguments, loaded, *dataset, rows.length, result);
   world.communicator().barrier().wait();  // leaving has a short deadline, and rank 0 may count bigrams for longer
 }

@@ -76,9 +76,8 @@ void run_task_eval(World& world, const EvalArguments& arguments) {
   const std::uint64_t seed = data_seed(loaded.recipe);
   const std::unique_ptr<Task> task = make_task(table, seed);
   check_fit(arguments.path, loaded, table.type->name, *task);
-  const TaskScore score =
-      score_task(*loaded.model, *task, Split::test, table.test_examples, world.communicator(), heap_allocator(),
-                 task->tokenizer().empty() ? GreedyScoring::off : GreedyScoring::on);
+  const TaskScore score = score_task(*loaded.model, *task, Split::test, table.test_examples, world.communicator(),
+                                     cpu_place(), task->tokenizer().empty() ? GreedyScoring::off : GreedyScoring::on);
   if (!world.is_root()) return;
   if (arguments.form == OutputForm::json) {
     nlohmann::json json = to_json(score);

@@ -1,0 +1,65 @@
+#include "train/loop/compute.h"
+
+#include "autograd/cuda/cuda_devices.h"
+#include "train/loop/machine.h"
+
+namespace weft {
+namespace {
+
+// Device memory that the driver, cuBLAS and recorded graphs need beside the arena.
+constexpr std::size_t kReserve = std::size_t{768} << 20;
+
+bool use_gpu(const RunSection& run, const std::vector<CudaDeviceInfo>& devices, int local_rank, int local_size) {
+  if (run.device == DeviceChoice::cpu) return false;
+  if (devices.empty()) {
+    if (run.device == DeviceChoice::automatic) return false;
+#ifdef WEFT_CUDA
+    config_error("run.device = \"cuda\", but this machine shows no NVIDIA GPU (nvidia-smi lists them); use \"cpu\"");
+#else
+    config_error(
+        "run.device = \"cuda\", but this weft was built without CUDA; build it with `cmake --preset cuda`, or use "
+        "\"cpu\"");
+#endif
+  }
+  if (local_rank >= static_cast<int>(devices.size())) {
+    config_error("{} ranks on a machine with {} GPU{}: start at most one rank a GPU", local_size, devices.size(),
+                 devices.size() == 1 ? "" : "s");
+  }
+  return true;
+}
+
+}  // namespace
+
+Compute::Compute(const RunSection& run, int local_rank, int local_size) {
+  const std::vector<CudaDeviceInfo> devices =
+      run.device == DeviceChoice::cpu ? std::vector<CudaDeviceInfo>{} : cuda_devices();
+  if (!use_gpu(run, devices, local_rank, local_size)) {
+    if (run.precision == Precision::bf16) {
+      config_error("run.precision = \"bf16\" is for GPUs; the CPU computes in fp32: use \"auto\" or \"fp32\"");
+    }
+    place_ = cpu_place(DType::f32, std::make_shared<Arena>(physical_memory_bytes()));
+    description_ = "CPU, fp32";
+    return;
+  }
+  place_.dtype = run.precision == Precision::fp32 ? DType::f32 : DType::bf16;
+  stream_.emplace(local_rank);
+  place_.stream = *stream_;
+  place_.lasting = cuda_allocator(local_rank);
+  const CudaDeviceInfo& device = devices[static_cast<std::size_t>(local_rank)];
+  description_ = fmt::format("{}, {}", device.name, place_.dtype == DType::f32 ? "fp32" : "bf16");
+}
+
+void Compute::open_arena() {
+  if (place_.on_cpu()) return;
+  const int device = place_.stream.device.index;
+  const std::size_t available = cuda_free_bytes(device);
+  if (available <= 2 * kReserve) {
+    config_error(
+        "GPU {}: parameters and optimizer states leave {:.2f} GiB free, which is not enough for a step; use a smaller "
+        "model",
+        device, static_cast<double>(available) / (1024.0 * 1024.0 * 1024.0));
+  }
+  place_.arena = std::make_shared<CudaArena>(place_.stream, (available - kReserve) / kBlockAlignment * kBlockAlignment);
+}
+
+}  // namespace weft

@@ -1,0 +1,36 @@
+// The device that a rank computes on.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "autograd/cuda/cuda_memory.h"
+#include "autograd/place.h"
+#include "train/recipe/recipe.h"
+
+namespace weft {
+
+class Compute {
+ public:
+  // "auto" takes the GPU of this rank's number on its machine if there is one, else the CPU. Error (config) if what the
+  // recipe asks for is not there, saying what is.
+  Compute(const RunSection& run, int local_rank, int local_size);
+
+  const Place& place() const { return place_; }
+  // Gives steps all device memory that is left; call it once everything that lasts is allocated. On the CPU steps have
+  // an arena from the start.
+  void open_arena();
+
+  // For the first line of a run: "NVIDIA H100 80GB HBM3, bf16" or "CPU, fp32".
+  const std::string& description() const { return description_; }
+  // Floating-point operations a second of a large matrix product in the type of activations: the yardstick of model
+  // FLOP utilisation. Takes 0.2 s.
+  double measure_matrix_rate() const;
+
+ private:
+  std::optional<CudaStream> stream_;
+  Place place_;
+  std::string description_;
+};
+
+}  // namespace weft
