@@ -1,0 +1,46 @@
+#include <cuda_runtime_api.h>
+
+#include "autograd/check.h"
+#include "autograd/cuda/cuda_check.h"
+#include "autograd/tile/tensor_map.cuh"
+
+namespace weft::tile {
+namespace {
+
+// Asked of the driver at run time, so that weft starts on machines without libcuda.
+decltype(&cuTensorMapEncodeTiled) encode_function() {
+  static const auto function = [] {
+    void* address = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    WEFT_CUDA_CALL(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &found));
+    WEFT_CHECK(found == cudaDriverEntryPointSuccess && address != nullptr,
+               "the CUDA driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(address);
+  }();
+  return function;
+}
+
+}  // namespace
+
+CUtensorMap make_tensor_map(const void* base, int rank, const std::int64_t* sizes, const std::int64_t* strides,
+                            const std::int32_t* box) {
+  cuuint64_t size[5], stride_bytes[5];
+  cuuint32_t extent[5], step[5];
+  for (int i = 0; i < rank; ++i) {
+    size[i] = static_cast<cuuint64_t>(sizes[i]);
+    extent[i] = static_cast<cuuint32_t>(box[i]);
+    step[i] = 1;
+    if (i > 0) stride_bytes[i - 1] = static_cast<cuuint64_t>(strides[i]) * 2;
+  }
+  CUtensorMap map;
+  const CUresult result =
+      encode_function()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<cuuint32_t>(rank), const_cast<void*>(base),
+                        size, stride_bytes, extent, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  WEFT_CHECK(result == CUDA_SUCCESS, "tensor map of rank {} (innermost sizes {}, {}; box {}, {}) refused: error {}",
+             rank, sizes[0], sizes[1], box[0], box[1], static_cast<int>(result));
+  return map;
+}
+
+}  // namespace weft::tile

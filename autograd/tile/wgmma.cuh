@@ -1,0 +1,226 @@
+// Tensor-core products of a warpgroup (wgmma, sm_90a): c[64 x N] += a[64 x K] b[K x N], bf16 operands, fp32 sums.
+//
+// Products run beside the issuing threads. Around a batch of them:
+//   wgmma_fence(c, a);         registers that products read or add to are as the program says
+//   multiply(c, a, b, ...);    any number
+//   wgmma_commit();            they form a group
+//   wgmma_wait<Pending>();     at most that many of the latest groups are still running
+// Until the wait nobody may touch the accumulators, the registers of a left operand, or the tiles.
+#pragma once
+
+#include "autograd/tile/shared_tile.cuh"
+
+namespace weft::tile {
+
+// c[64 x N] of a warpgroup. Element i of thread t: row(t, i), column(t, i).
+template <int N>
+struct Accumulator {
+  static_assert(N % 8 == 0 && N >= 8 && N <= 256, "N is a multiple of 8 up to 256");
+  static constexpr int kN = N;
+  static constexpr int kSize = N / 2;
+  float x[kSize];
+
+  __device__ static int row(int thread, int i) { return thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8; }
+  __device__ static int column(int thread, int i) { return i / 4 * 8 + thread % 4 * 2 + i % 2; }
+  __device__ void fill(float value) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) x[i] = value;
+  }
+};
+
+// A left operand [64 x K] in registers.
+template <int K>
+struct RegisterOperand {
+  static_assert(K % 16 == 0, "contraction steps are 16 wide");
+  static constexpr int kK = K;
+  std::uint32_t x[K / 16][4];
+};
+
+// An accumulator [64 x K] rounded to bf16 as the left operand of the next product.
+template <int K>
+__device__ inline void round_to_operand(RegisterOperand<K>& a, const Accumulator<K>& c) {
+#pragma unroll
+  for (int s = 0; s < K / 16; ++s) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a.x[s][i] = pack(c.x[8 * s + 2 * i], c.x[8 * s + 2 * i + 1]);
+  }
+}
+
+namespace detail {
+// Keeps the compiler from moving the writes of these registers past this point.
+template <int Size>
+__device__ inline void pin(float (&x)[Size]) {
+#pragma unroll
+  for (int i = 0; i < Size; ++i) asm volatile("" : "+f"(x[i])::"memory");
+}
+template <int N>
+__device__ inline void pin(Accumulator<N>& c) {
+  pin(c.x);
+}
+template <int K>
+__device__ inline void pin(RegisterOperand<K>& a) {
+#pragma unroll
+  for (int s = 0; s < K / 16; ++s) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a.x[s][i])::"memory");
+  }
+}
+}  // namespace detail
+
+// Name the registers that the coming products use and that were written since the last wait.
+template <class... Registers>
+__device__ inline void wgmma_fence(Registers&... registers) {
+#ifdef WEFT_HOPPER
+  (detail::pin(registers), ...);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#else
+  unavailable();
+#endif
+}
+__device__ inline void wgmma_commit() {
+#ifdef WEFT_HOPPER
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#else
+  unavailable();
+#endif
+}
+template <int Pending>
+__device__ inline void wgmma_wait() {
+#ifdef WEFT_HOPPER
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+#else
+  unavailable();
+#endif
+}
+
+namespace detail {
+
+// One instruction: shared(...) with both operands in shared memory, registers(...) with the left one in registers.
+template <int N>
+struct WgmmaStep;
+
+// clang-format off
+#define WEFT_REGS_8(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
+#define WEFT_REGS_16(i) WEFT_REGS_8(i), WEFT_REGS_8(i + 8)
+#define WEFT_REGS_32(i) WEFT_REGS_16(i), WEFT_REGS_16(i + 16)
+#define WEFT_REGS_48(i) WEFT_REGS_32(i), WEFT_REGS_16(i + 32)
+#define WEFT_REGS_64(i) WEFT_REGS_32(i), WEFT_REGS_32(i + 32)
+#define WEFT_REGS_96(i) WEFT_REGS_64(i), WEFT_REGS_32(i + 64)
+#define WEFT_REGS_128(i) WEFT_REGS_64(i), WEFT_REGS_64(i + 64)
+#define WEFT_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define WEFT_NAMES_16 WEFT_NAMES_8 ", " "%8, %9, %10, %11, %12, %13, %14, %15"
+#define WEFT_NAMES_32 WEFT_NAMES_16 ", " "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WEFT_NAMES_48 WEFT_NAMES_32 ", " "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define WEFT_NAMES_64 WEFT_NAMES_48 ", " "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WEFT_NAMES_96 WEFT_NAMES_64 ", " "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define WEFT_NAMES_128 WEFT_NAMES_96 ", " "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+// R registers of c; then the operands: their numbers follow R.
+#define WEFT_WGMMA_STEP(N, R, O0, O1, O2, O3, O4, O5, O6)                                                          \
+  template <>                                                                                                      \
+  struct WgmmaStep<N> {                                                                                            \
+    template <int TransposeA, int TransposeB>                                                                      \
+    __device__ static void shared(float (&c)[R], std::uint64_t a, std::uint64_t b, int accumulate) {               \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #O2 ", 0;\n"                                               \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WEFT_NAMES_##R "}, %" #O0          \
+                   ", %" #O1 ", p, 1, 1, %" #O3 ", %" #O4 ";\n}\n"                                                 \
+                   : WEFT_REGS_##R(0)                                                                              \
+                   : "l"(a), "l"(b), "r"(accumulate), "n"(TransposeA), "n"(TransposeB));                           \
+    }                                                                                                              \
+    template <int TransposeB>                                                                                      \
+    __device__ static void registers(float (&c)[R], const std::uint32_t (&a)[4], std::uint64_t b, int accumulate) { \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #O5 ", 0;\n"                                               \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WEFT_NAMES_##R "}, {%" #O0         \
+                   ", %" #O1 ", %" #O2 ", %" #O3 "}, %" #O4 ", p, 1, 1, %" #O6 ";\n}\n"                            \
+                   : WEFT_REGS_##R(0)                                                                              \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TransposeB));        \
+    }                                                                                                              \
+  };
+
+#ifdef WEFT_HOPPER
+WEFT_WGMMA_STEP(16, 8, 8, 9, 10, 11, 12, 13, 14)
+WEFT_WGMMA_STEP(32, 16, 16, 17, 18, 19, 20, 21, 22)
+WEFT_WGMMA_STEP(64, 32, 32, 33, 34, 35, 36, 37, 38)
+WEFT_WGMMA_STEP(96, 48, 48, 49, 50, 51, 52, 53, 54)
+WEFT_WGMMA_STEP(128, 64, 64, 65, 66, 67, 68, 69, 70)
+WEFT_WGMMA_STEP(192, 96, 96, 97, 98, 99, 100, 101, 102)
+WEFT_WGMMA_STEP(256, 128, 128, 129, 130, 131, 132, 133, 134)
+#endif
+#undef WEFT_WGMMA_STEP
+// clang-format on
+
+}  // namespace detail
+
+// c = a b, or c += a b if `accumulate`; a [64 x K] and b [K x N] are parts of shared tiles.
+template <int N, class A, class B>
+__device__ inline void multiply(Accumulator<N>& c, const A& a, const B& b, bool accumulate) {
+  static_assert(A::kMN == 64, "a warpgroup's left operand has 64 rows");
+  static_assert(B::kMN == N, "the right operand has as many columns as the accumulator");
+  static_assert(A::kK == B::kK, "both operands are contracted over the same K");
+#ifdef WEFT_HOPPER
+#pragma unroll
+  for (int s = 0; s < A::kK / 16; ++s) {
+    detail::WgmmaStep<N>::template shared<A::kMajor == Major::mn, B::kMajor == Major::mn>(c.x, a.step(s), b.step(s),
+                                                                                          accumulate || s > 0);
+  }
+#else
+  unavailable();
+#endif
+}
+
+// The same with a in registers.
+template <int N, int K, class B>
+__device__ inline void multiply(Accumulator<N>& c, const RegisterOperand<K>& a, const B& b, bool accumulate) {
+  static_assert(B::kMN == N, "the right operand has as many columns as the accumulator");
+  static_assert(B::kK == K, "both operands are contracted over the same K");
+#ifdef WEFT_HOPPER
+#pragma unroll
+  for (int s = 0; s < K / 16; ++s) {
+    detail::WgmmaStep<N>::template registers<B::kMajor == Major::mn>(c.x, a.x[s], b.step(s), accumulate || s > 0);
+  }
+#else
+  unavailable();
+#endif
+}
+
+// c rounded to bf16 into rows [row, row + 64) and columns [column, column + N) of a tile, with stmatrix.
+// fence_async_shared() and a barrier must follow if wgmma or the copy engine reads it.
+template <int N, int Rows, int Cols>
+__device__ inline void store_rounded(const Accumulator<N>& c, SharedTile<Rows, Cols>& tile, int row, int column,
+                                     int thread) {
+  static_assert(N % 16 == 0 && N <= Cols && Rows >= 64, "the accumulator fits into the tile");
+#ifdef WEFT_HOPPER
+  const int lane = thread % kWarp;
+  const int own_row = row + thread / kWarp * 16 + lane % 16;
+#pragma unroll
+  for (int n = 0; n < N; n += 16) {
+    const float* x = c.x + n / 2;
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     tile.address(own_row, column + n + lane / 16 * 8)),
+                 "r"(pack(x[0], x[1])), "r"(pack(x[2], x[3])), "r"(pack(x[4], x[5])), "r"(pack(x[6], x[7]))
+                 : "memory");
+  }
+#else
+  unavailable();
+#endif
+}
+// The same of what has been rounded already.
+template <int K, int Rows, int Cols>
+__device__ inline void store_operand(const RegisterOperand<K>& a, SharedTile<Rows, Cols>& tile, int row, int column,
+                                     int thread) {
+  static_assert(K <= Cols && Rows >= 64, "the operand fits into the tile");
+#ifdef WEFT_HOPPER
+  const int lane = thread % kWarp;
+  const int own_row = row + thread / kWarp * 16 + lane % 16;
+#pragma unroll
+  for (int s = 0; s < K / 16; ++s) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     tile.address(own_row, column + 16 * s + lane / 16 * 8)),
+                 "r"(a.x[s][0]), "r"(a.x[s][1]), "r"(a.x[s][2]), "r"(a.x[s][3])
+                 : "memory");
+  }
+#else
+  unavailable();
+#endif
+}
+
+}  // namespace weft::tile
