@@ -1,0 +1,307 @@
+// Forward kernel of attention.h for Hopper: bf16, one tile of 128 queries of one head at a time.
+//
+// Three warpgroups: one loads, two compute 64 rows each. A block takes work items from a counter until there are none,
+// so that loading the next item's queries and keys runs beside the epilogue of this one. A consumer issues the scores of
+// tile j + 1 and the sums of tile j together and does the softmax of j + 1 while the tensor cores work; the two
+// consumers take turns in issuing, so that one's exponentials run beside the other's products.
+#pragma once
+
+#include "autograd/cuda/cuda_check.h"
+#include "autograd/tile/reduce.cuh"
+#include "autograd/tile/tma.cuh"
+#include "autograd/tile/wgmma.cuh"
+#include "modules/families/attention/visibility.cuh"
+
+namespace weft::attention_cuda {
+
+namespace tile = weft::tile;
+
+inline constexpr int kConsumers = 2;  // warpgroups
+inline constexpr int kThreads = (1 + kConsumers) * tile::kWarpgroup;
+
+template <int D, int D_V>
+struct ForwardPolicy {
+  static constexpr int kKeys = kKeyRows;
+  static constexpr int kQueryStages = D <= 128 ? 2 : 1;
+  static constexpr int kKeyStages = 2;
+};
+
+// D and D_V are padded to panels of 64; what the tensors lack arrives as zero.
+template <int D, int D_V>
+struct ForwardMemory {
+  using P = ForwardPolicy<D, D_V>;
+  tile::SharedTile<kForwardRows, D> q[P::kQueryStages];
+  tile::SharedTile<kKeyRows, D> k[P::kKeyStages];
+  tile::SharedTile<kKeyRows, D_V> v[P::kKeyStages];
+  AttentionQueryTile item[P::kQueryStages];
+  int head[P::kQueryStages];  // -1: no more work
+  tile::Barrier q_full[P::kQueryStages], q_empty[P::kQueryStages];
+  tile::Barrier k_full[P::kKeyStages], k_empty[P::kKeyStages];
+  tile::Barrier v_full[P::kKeyStages], v_empty[P::kKeyStages];
+};
+
+struct ForwardArgs {
+  const AttentionQueryTile* tiles;
+  std::int32_t tile_count;
+  std::int32_t H_Q, H_KV;
+  std::int32_t D_V;           // of the tensors
+  Sight sight;
+  float transform;            // soft cap: what scores are multiplied by before tanh
+  float unit;                 // of a score (after tanh), in powers of 2
+  const float* sink_logit;
+  tile::bf16* o;
+  float* lse;
+  int* counter;               // starts at 0
+};
+
+// Online softmax of 64 rows; a thread has two of them, each shared by a quad.
+struct RunningSoftmax {
+  float top[2];   // maximum of the scores
+  float mass[2];  // this lane's share of the denominator, relative to top
+};
+
+// Scores -> powers of 2 relative to the new maximum; `rescale` is what earlier sums are to be multiplied by.
+template <int N>
+__device__ inline void update(tile::Accumulator<N>& s, RunningSoftmax& softmax, float (&rescale)[2], float unit) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float top = softmax.top[r];
+#pragma unroll
+    for (int i = 0; i < N / 8; ++i) top = fmaxf(top, fmaxf(s.x[4 * i + 2 * r], s.x[4 * i + 2 * r + 1]));
+    top = tile::reduce_quad<tile::Max>(top);
+    // A row that has seen nothing subtracts 0, so that its powers are 0.
+    const float origin = (top == -INFINITY ? 0.0f : top) * unit;
+    rescale[r] = tile::exp2_fast(softmax.top[r] * unit - origin);
+    softmax.top[r] = top;
+    float mass = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N / 8; ++i) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& x = s.x[4 * i + 2 * r + c];
+        x = tile::exp2_fast(x * unit - origin);
+        mass += x;
+      }
+    }
+    softmax.mass[r] = softmax.mass[r] * rescale[r] + mass;
+  }
+}
+
+template <int N>
+__device__ inline void hide(tile::Accumulator<N>& s, const KeyVisit& v, const Sight& sight, int query, int thread) {
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) {
+    const int key = v.position + i / 4 * 8 + thread % 4 * 2 + i % 2;
+    const int row = query + i / 2 % 2 * 8;
+    if (!(key >= v.begin && key < v.end && sight.sees(row, key))) s.x[i] = -INFINITY;
+  }
+}
+
+template <int D, int D_V, bool Cap>
+__global__ void __launch_bounds__(kThreads, 1)
+    attention_forward_hopper(const __grid_constant__ tile::TileMap<kForwardRows, 3> q_map,
+                             const __grid_constant__ tile::TileMap<kKeyRows, 3> k_map,
+                             const __grid_constant__ tile::TileMap<kKeyRows, 3> v_map,
+                             const __grid_constant__ ForwardArgs a) {
+#ifdef WEFT_HOPPER
+  using P = ForwardPolicy<D, D_V>;
+  using Memory = ForwardMemory<D, D_V>;
+  extern __shared__ __align__(1024) char bytes[];
+  Memory& m = *reinterpret_cast<Memory*>(bytes);
+  constexpr int kConsumerThreads = kConsumers * tile::kWarpgroup;
+  const int G = a.H_Q / a.H_KV;
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < P::kQueryStages; ++i) {
+      m.q_full[i].init(1);
+      m.q_empty[i].init(kConsumerThreads);
+    }
+    for (int i = 0; i < P::kKeyStages; ++i) {
+      m.k_full[i].init(1);
+      m.v_full[i].init(1);
+      m.k_empty[i].init(kConsumerThreads / 32);
+      m.v_empty[i].init(kConsumerThreads / 32);
+    }
+    tile::fence_barrier_init();
+  }
+  __syncthreads();
+
+  tile::PipelineState<P::kQueryStages> q_state;
+  tile::PipelineState<P::kKeyStages> kv_state;
+
+  if (threadIdx.x < tile::kWarpgroup) {
+    tile::shrink_registers<24>();
+    if (threadIdx.x != 0) return;
+    // Items of one key/value head come together, while its keys are in the cache.
+    const int items = a.tile_count * a.H_Q;
+    int next = atomicAdd(a.counter, 1);
+    while (next < items) {
+      const int item = next;
+      next = atomicAdd(a.counter, 1);
+      const AttentionQueryTile t = a.tiles[item / G % a.tile_count];
+      const int kv_head = item / G / a.tile_count;
+      const int head = kv_head * G + item % G;
+      if (t.count <= 0) continue;
+      m.q_empty[q_state.stage].wait(q_state.parity() ^ 1);
+      m.item[q_state.stage] = t;
+      m.head[q_state.stage] = head;
+      m.q_full[q_state.stage].arrive_expect(Memory::P::kQueryStages > 0 ? kForwardRows * D * 2 : 0);
+      tile::load_tile(m.q[q_state.stage], q_map, m.q_full[q_state.stage], 0, t.row, head);
+      q_state.advance();
+      const KeyWalk walk(t, a.sight);
+      const int count = walk.count();
+      for (int j = 0; j < count; ++j, kv_state.advance()) {
+        const int s = kv_state.stage;
+        const int row = walk.visit(j).row;
+        m.k_empty[s].wait(kv_state.parity() ^ 1);
+        m.k_full[s].arrive_expect(kKeyRows * D * 2);
+        tile::load_tile(m.k[s], k_map, m.k_full[s], 0, row, kv_head);
+        m.v_empty[s].wait(kv_state.parity() ^ 1);
+        m.v_full[s].arrive_expect(kKeyRows * D_V * 2);
+        tile::load_tile(m.v[s], v_map, m.v_full[s], 0, row, kv_head);
+      }
+    }
+    m.q_empty[q_state.stage].wait(q_state.parity() ^ 1);
+    m.head[q_state.stage] = -1;
+    m.q_full[q_state.stage].arrive();
+  } else {
+    tile::grow_registers<240>();
+    const int thread = threadIdx.x % tile::kWarpgroup;
+    const int group = threadIdx.x / tile::kWarpgroup - 1;
+    // Named barriers: 1 + group is this consumer's turn to issue, 3 + group its own threads.
+    const int mine = 1 + group, other = 2 - group, own = 3 + group;
+    if (group == 1) tile::barrier_arrive<kConsumerThreads>(1);  // the first turn is group 0's
+    const auto release = [&](tile::Barrier& barrier) {
+      if (thread % 32 == 0) barrier.arrive();
+    };
+
+    for (;; q_state.advance()) {
+      m.q_full[q_state.stage].wait(q_state.parity());
+      const int head = m.head[q_state.stage];
+      if (head < 0) break;
+      const AttentionQueryTile& t = m.item[q_state.stage];
+      const KeyWalk walk(t, a.sight);
+      const int count = walk.count();
+      const int query = t.position + group * 64 + tile::Accumulator<8>::row(thread, 0);
+
+      tile::Accumulator<D_V> o;
+      o.fill(0.0f);
+      RunningSoftmax softmax;
+      {
+        const float b = a.sink_logit == nullptr ? -INFINITY : a.sink_logit[head] * tile::kLog2e / a.unit;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          softmax.top[r] = b;
+          softmax.mass[r] = b != -INFINITY && thread % 4 == 0 ? 1.0f : 0.0f;
+        }
+      }
+      const auto q = tile::along_columns(m.q[q_state.stage]).template part_at<64>(group);
+      const auto soften = [&](tile::Accumulator<kKeyRows>& s, const KeyVisit& v) {
+        if constexpr (Cap) {
+#pragma unroll
+          for (int i = 0; i < kKeyRows / 2; ++i) s.x[i] = tile::tanh_fast(s.x[i] * a.transform);
+        }
+        if (v.partial) hide(s, v, a.sight, query, thread);
+      };
+      // Rows of a tile that are a neighbour's must not reach the sums, not even times 0. Every consumer clears all of
+      // them, so that none waits for the other.
+      const auto clean = [&](int stage, const KeyVisit& v) {
+        if (v.whole()) return;
+        tile::zero_rows_outside<tile::kWarpgroup>(m.v[stage], v.begin - v.position, v.end - v.position, thread);
+        tile::fence_async_shared();
+        tile::barrier_sync<tile::kWarpgroup>(own);
+      };
+
+      tile::RegisterOperand<kKeyRows> p;
+      float rescale[2];
+      if (count > 0) {
+        tile::Accumulator<kKeyRows> s;
+        int stage = kv_state.stage;
+        KeyVisit visit = walk.visit(0);
+        m.k_full[stage].wait(kv_state.parity());
+        tile::barrier_sync<kConsumerThreads>(mine);
+        tile::wgmma_fence(s);
+        tile::multiply(s, q, tile::along_columns(m.k[stage]), false);
+        tile::wgmma_commit();
+        tile::barrier_arrive<kConsumerThreads>(other);
+        tile::wgmma_wait<0>();
+        release(m.k_empty[stage]);
+        soften(s, visit);
+        update(s, softmax, rescale, a.unit);
+        tile::round_to_operand(p, s);
+
+        for (int j = 1; j < count; ++j) {
+          const std::uint32_t parity = kv_state.parity();
+          const int before = stage;
+          kv_state.advance();
+          stage = kv_state.stage;
+          m.k_full[stage].wait(kv_state.parity());
+          m.v_full[before].wait(parity);
+          clean(before, visit);
+          visit = walk.visit(j);
+          tile::barrier_sync<kConsumerThreads>(mine);
+          tile::wgmma_fence(s, o, p);
+          tile::multiply(s, q, tile::along_columns(m.k[stage]), false);
+          tile::wgmma_commit();
+          tile::multiply(o, p, tile::along_rows(m.v[before]), true);
+          tile::wgmma_commit();
+          tile::barrier_arrive<kConsumerThreads>(other);
+          tile::wgmma_wait<1>();
+          release(m.k_empty[stage]);
+          soften(s, visit);
+          update(s, softmax, rescale, a.unit);
+          tile::wgmma_wait<0>();
+          release(m.v_empty[before]);
+#pragma unroll
+          for (int i = 0; i < D_V / 2; ++i) o.x[i] *= rescale[i / 2 % 2];
+          tile::round_to_operand(p, s);
+        }
+        m.v_full[stage].wait(kv_state.parity());
+        clean(stage, visit);
+        tile::wgmma_fence(o, p);
+        tile::multiply(o, p, tile::along_rows(m.v[stage]), true);
+        tile::wgmma_commit();
+        tile::wgmma_wait<0>();
+        release(m.v_empty[stage]);
+        kv_state.advance();
+      }
+
+      // The output goes through this group's rows of the query tile, which nothing reads any more.
+      auto& staging = reinterpret_cast<tile::SharedTile<kForwardRows, D_V>&>(m.q[q_state.stage]);
+      static_assert(D_V <= D, "the output is staged where the queries were");
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float mass = tile::reduce_quad<tile::Sum>(softmax.mass[r]);
+        const float inverse = mass == 0.0f ? 0.0f : 1.0f / mass;
+#pragma unroll
+        for (int i = 0; i < D_V / 8; ++i) {
+          o.x[4 * i + 2 * r] *= inverse;
+          o.x[4 * i + 2 * r + 1] *= inverse;
+        }
+        const int row = query + 8 * r - t.position;
+        if (thread % 4 == 0 && row < t.count) {
+          a.lse[static_cast<std::int64_t>(t.row + row) * a.H_Q + head] =
+              mass == 0.0f ? -INFINITY : (softmax.top[r] * a.unit + tile::log2_fast(mass)) * tile::kLn2;
+        }
+      }
+      tile::store_rounded(o, staging, group * 64, 0, thread);
+      tile::barrier_sync<tile::kWarpgroup>(own);
+      constexpr int kChunks = D_V / 8;
+#pragma unroll 4
+      for (int i = thread; i < 64 * kChunks; i += tile::kWarpgroup) {
+        const int row = group * 64 + i / kChunks, column = i % kChunks * 8;
+        if (row < t.count && column < a.D_V) {
+          tile::store16(a.o + (static_cast<std::int64_t>(t.row + row) * a.H_Q + head) * a.D_V + column,
+                        staging.chunk(row, column));
+        }
+      }
+      tile::fence_async_shared();
+      m.q_empty[q_state.stage].arrive();
+    }
+  }
+#else
+  tile::unavailable();
+#endif
+}
+
+}  // namespace weft::attention_cuda
