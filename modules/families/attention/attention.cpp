@@ -8,15 +8,33 @@ namespace weft {
 namespace {
 
 constexpr Dispatch<AttentionForward> kForward{
-    "attention forward", [](const AttentionForward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "attention",
-                    [&]<class T>() { AttentionForwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
-    }};
+    .op = "attention forward",
+    .cpu =
+        [](const AttentionForward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "attention",
+                        [&]<class T>() { AttentionForwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
+        },
+    .cuda = WEFT_ON_CUDA(attention_forward_cuda),
+    .cpu_workspace =
+        [](const AttentionForward& args) {
+          return dispatch_real(args.dtype, "attention",
+                               [&]<class T>() -> std::size_t { return AttentionForwardCpu<T>(args).workspace(); });
+        },
+    .cuda_workspace = WEFT_ON_CUDA(attention_forward_cuda_workspace)};
 constexpr Dispatch<AttentionBackward> kBackward{
-    "attention backward", [](const AttentionBackward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "attention",
-                    [&]<class T>() { AttentionBackwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
-    }};
+    .op = "attention backward",
+    .cpu =
+        [](const AttentionBackward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "attention",
+                        [&]<class T>() { AttentionBackwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
+        },
+    .cuda = WEFT_ON_CUDA(attention_backward_cuda),
+    .cpu_workspace =
+        [](const AttentionBackward& args) {
+          return dispatch_real(args.dtype, "attention",
+                               [&]<class T>() -> std::size_t { return AttentionBackwardCpu<T>(args).workspace(); });
+        },
+    .cuda_workspace = WEFT_ON_CUDA(attention_backward_cuda_workspace)};
 
 using DocumentList = std::shared_ptr<const std::vector<AttentionDocument>>;
 
@@ -55,13 +73,25 @@ AttentionShape checked_shape(const Tensor& q, const Tensor& k, const Tensor& v, 
   WEFT_CHECK(s.D > 0 && k.dim(2) == s.D && s.D_V > 0, "attention: widths of q {}, k {}, v {}", s.D, k.dim(2), s.D_V);
   WEFT_CHECK(k.dtype() == q.dtype() && v.dtype() == q.dtype(), "attention: q {}, k {}, v {}", name_of(q.dtype()),
              name_of(k.dtype()), name_of(v.dtype()));
-  WEFT_CHECK(!sink_logit.defined() || (sink_logit.numel() == s.H_Q && sink_logit.dtype() == q.dtype()),
-             "attention: sink_logit {} {} for {} query heads of {}", sink_logit.shape().str(),
-             name_of(sink_logit.dtype()), s.H_Q, name_of(q.dtype()));
+  WEFT_CHECK(
+      !sink_logit.defined() || (sink_logit.numel() == s.H_Q && sink_logit.dtype() == accumulator_dtype(q.dtype())),
+      "attention: sink_logit {} {} for {} query heads of {}", sink_logit.shape().str(), name_of(sink_logit.dtype()),
+      s.H_Q, name_of(accumulator_dtype(q.dtype())));
   WEFT_CHECK(options.window >= 0 && options.sink_tokens >= 0 && options.soft_cap >= 0.0,
              "attention: window {}, sink_tokens {}, soft_cap {}; none may be negative", options.window,
              options.sink_tokens, options.soft_cap);
   return s;
+}
+
+// The documents as the kernels of a device see them.
+AttentionRow row_on(const Stream& stream, const Documents& documents) {
+  if (stream.device.is_cpu()) return {};
+  return {.cu_seqlens = documents.cu_seqlens_on(stream),
+          .pos0 = documents.pos0_on(stream),
+          .document_count = documents.count_on(stream),
+          .anchored = documents.anchored(),
+          .long_tiles = documents.chunks_on(stream, kForwardRows),
+          .short_tiles = documents.chunks_on(stream, kBackwardRows)};
 }
 
 struct Result {
@@ -70,9 +100,9 @@ struct Result {
 
 Result forward(Tape& tape, const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
                const Tensor& sink_logit, const std::vector<AttentionDocument>& documents,
-               const AttentionOptions& options) {
+               const AttentionOptions& options, const AttentionRow& row) {
   const Result result{tape.empty({shape.T, shape.H_Q, shape.D_V}, q.dtype()),
-                      tape.empty({shape.T, shape.H_Q}, q.dtype())};
+                      tape.empty({shape.T, shape.H_Q}, accumulator_dtype(q.dtype()))};
   const AttentionForward args{.dtype = q.dtype(),
                               .shape = shape,
                               .options = options,
@@ -83,13 +113,15 @@ Result forward(Tape& tape, const AttentionShape& shape, const Tensor& q, const T
                               .v = v.raw(),
                               .sink_logit = sink_logit.defined() ? sink_logit.raw() : nullptr,
                               .o = result.o.raw(),
-                              .lse = result.lse.raw()};
-  kForward(args, tape.launch(attention_forward_workspace(args)));
+                              .lse = result.lse.raw(),
+                              .row = row};
+  kForward.run(tape, args);
   return result;
 }
 
 struct AttentionSaved {
   Tensor q, k, v, sink_logit, o, lse;
+  DocumentsPtr row;
   DocumentList documents;
   AttentionShape shape;
   AttentionOptions options;
@@ -119,30 +151,22 @@ struct AttentionSaved {
                                  .dv = dv.raw(),
                                  .write_dv = dv.write,
                                  .dsink_logit = dsink.raw(),
-                                 .write_dsink_logit = dsink.write};
-    kBackward(args, pass.launch(attention_backward_workspace(args)));
+                                 .write_dsink_logit = dsink.write,
+                                 .row = row_on(pass.tape().stream(), *row)};
+    kBackward.run(pass, args);
   }
 };
 
 }  // namespace
 
-std::size_t attention_forward_workspace(const AttentionForward& args) {
-  return dispatch_real(args.dtype, "attention",
-                       [&]<class T>() -> std::size_t { return AttentionForwardCpu<T>(args).workspace(); });
-}
-
-std::size_t attention_backward_workspace(const AttentionBackward& args) {
-  return dispatch_real(args.dtype, "attention",
-                       [&]<class T>() -> std::size_t { return AttentionBackwardCpu<T>(args).workspace(); });
-}
-
 std::array<Var, 2> attention_with_lse(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& sink_logit,
                                       const DocumentsPtr& documents, const AttentionOptions& options) {
   const AttentionShape shape = checked_shape(q.value, k.value, v.value, sink_logit.value, *documents, options);
   const DocumentList list = document_list(*documents, options);
-  const Result r = forward(tape, shape, q.value, k.value, v.value, sink_logit.value, *list, options);
+  const Result r = forward(tape, shape, q.value, k.value, v.value, sink_logit.value, *list, options,
+                           row_on(tape.stream(), *documents));
   return tape.record("attention", {q, k, v, sink_logit}, std::array{r.o, r.lse}, [&] {
-    return AttentionSaved{q.value, k.value, v.value, sink_logit.value, r.o, r.lse, list, shape, options};
+    return AttentionSaved{q.value, k.value, v.value, sink_logit.value, r.o, r.lse, documents, list, shape, options};
   });
 }
 
@@ -154,6 +178,7 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& s
 Tensor attention_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sink_logit,
                         const Documents& documents, const AttentionOptions& options, KeyValueCache& cache) {
   const AttentionShape shape = checked_shape(q, k, v, sink_logit, documents, options);
+  if (!tape.device().is_cpu()) config_error("attention after a cached prefix runs on the CPU only so far");
   WEFT_CHECK(!documents.anchored(), "attention: a row that continues from a cache has no anchor");
   WEFT_CHECK(documents.count() == cache.sequences(), "attention: {} documents for a cache of {} sequences",
              documents.count(), cache.sequences());
@@ -171,7 +196,7 @@ Tensor attention_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tens
                     .key_position = documents.pos0(n),
                     .cached = cache.keys(n)});
   }
-  const Result r = forward(tape, shape, q, k, v, sink_logit, list, options);
+  const Result r = forward(tape, shape, q, k, v, sink_logit, list, options, {});
   for (std::int64_t n = 0; n < documents.count(); ++n) {
     cache.append(n, k.rows(documents.begin(n), documents.end(n)), v.rows(documents.begin(n), documents.end(n)));
   }

@@ -49,6 +49,22 @@ struct AttentionDocument {
   CachedKeys cached;             // positions before key_position; forward only
 };
 
+// Rows of the CUDA kernels' tiles: of queries in the forward and in the backward pass, and of keys.
+inline constexpr std::int32_t kForwardRows = 128;
+inline constexpr std::int32_t kBackwardRows = 64;
+inline constexpr std::int32_t kKeyRows = 128;
+
+// The same documents where CUDA kernels read them: query_row and key_row are cu_seqlens, both positions pos0, and every
+// document after the first of an anchored row has its anchor in row 0.
+struct AttentionRow {
+  const std::int32_t* cu_seqlens = nullptr;  // [N + 1]
+  const std::int32_t* pos0 = nullptr;        // [N]
+  std::int64_t document_count = 0;
+  bool anchored = false;
+  ChunkView long_tiles;   // kForwardRows = kKeyRows
+  ChunkView short_tiles;  // kBackwardRows
+};
+
 struct AttentionShape {
   std::int64_t T, S, H_Q, H_KV, D, D_V;
 };
@@ -65,8 +81,11 @@ struct AttentionForward {
   const void* sink_logit;  // [H_Q] or null: enlarges the denominator only
   void* o;                 // [T, H_Q, D_V]; 0 for a query that sees nothing
   void* lse;               // [T, H_Q] natural log of the denominator; -infinity for a query that sees nothing
+  AttentionRow row{};      // on CUDA instead of `documents`
 };
-std::size_t attention_forward_workspace(const AttentionForward& args);
+// On CUDA: q, k, v, o bf16 or f32, everything else f32.
+void attention_forward_cuda(const AttentionForward& args, const Launch& launch);
+std::size_t attention_forward_cuda_workspace(const AttentionForward& args);
 
 struct AttentionBackward {
   DType dtype;
@@ -86,8 +105,10 @@ struct AttentionBackward {
   Write write_dv;
   void* dsink_logit;  // [H_Q] or null
   Write write_dsink_logit;
+  AttentionRow row{};  // on CUDA instead of `documents`
 };
-std::size_t attention_backward_workspace(const AttentionBackward& args);
+void attention_backward_cuda(const AttentionBackward& args, const Launch& launch);
+std::size_t attention_backward_cuda_workspace(const AttentionBackward& args);
 
 // q [T, H_Q, D], k [T, H_KV, D], v [T, H_KV, D_V], optional sink_logit [H_Q] (an empty Var = none) -> o [T, H_Q, D_V].
 Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& sink_logit,

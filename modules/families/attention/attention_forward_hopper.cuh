@@ -1,12 +1,11 @@
 // Forward kernel of attention.h for Hopper: bf16, one tile of 128 queries of one head at a time.
 //
 // Three warpgroups: one loads, two compute 64 rows each. A block takes work items from a counter until there are none,
-// so that loading the next item's queries and keys runs beside the epilogue of this one. A consumer issues the scores of
-// tile j + 1 and the sums of tile j together and does the softmax of j + 1 while the tensor cores work; the two
+// so that loading the next item's queries and keys runs beside the epilogue of this one. A consumer issues the scores
+// of tile j + 1 and the sums of tile j together and does the softmax of j + 1 while the tensor cores work; the two
 // consumers take turns in issuing, so that one's exponentials run beside the other's products.
 #pragma once
 
-#include "autograd/cuda/cuda_check.h"
 #include "autograd/tile/reduce.cuh"
 #include "autograd/tile/tma.cuh"
 #include "autograd/tile/wgmma.cuh"
@@ -17,7 +16,7 @@ namespace weft::attention_cuda {
 namespace tile = weft::tile;
 
 inline constexpr int kConsumers = 2;  // warpgroups
-inline constexpr int kThreads = (1 + kConsumers) * tile::kWarpgroup;
+inline constexpr int kForwardThreads = (1 + kConsumers) * tile::kWarpgroup;
 
 template <int D, int D_V>
 struct ForwardPolicy {
@@ -34,7 +33,9 @@ struct ForwardMemory {
   tile::SharedTile<kKeyRows, D> k[P::kKeyStages];
   tile::SharedTile<kKeyRows, D_V> v[P::kKeyStages];
   AttentionQueryTile item[P::kQueryStages];
-  int head[P::kQueryStages];  // -1: no more work
+  int head[P::kQueryStages];    // -1: no more work
+  int visits[P::kQueryStages];  // tiles of keys
+  KeyVisit visit[P::kKeyStages];
   tile::Barrier q_full[P::kQueryStages], q_empty[P::kQueryStages];
   tile::Barrier k_full[P::kKeyStages], k_empty[P::kKeyStages];
   tile::Barrier v_full[P::kKeyStages], v_empty[P::kKeyStages];
@@ -44,14 +45,14 @@ struct ForwardArgs {
   const AttentionQueryTile* tiles;
   std::int32_t tile_count;
   std::int32_t H_Q, H_KV;
-  std::int32_t D_V;           // of the tensors
+  std::int32_t D_V;  // of the tensors
   Sight sight;
-  float transform;            // soft cap: what scores are multiplied by before tanh
-  float unit;                 // of a score (after tanh), in powers of 2
+  float transform;  // soft cap: what scores are multiplied by before tanh
+  float unit;       // of a score (after tanh), in powers of 2
   const float* sink_logit;
   tile::bf16* o;
   float* lse;
-  int* counter;               // starts at 0
+  int* counter;  // starts at 0
 };
 
 // Online softmax of 64 rows; a thread has two of them, each shared by a quad.
@@ -89,20 +90,19 @@ __device__ inline void update(tile::Accumulator<N>& s, RunningSoftmax& softmax, 
 
 template <int N>
 __device__ inline void hide(tile::Accumulator<N>& s, const KeyVisit& v, const Sight& sight, int query, int thread) {
+  const int first = v.position + thread % 4 * 2, end = v.position + v.count;
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) {
-    const int key = v.position + i / 4 * 8 + thread % 4 * 2 + i % 2;
-    const int row = query + i / 2 % 2 * 8;
-    if (!(key >= v.begin && key < v.end && sight.sees(row, key))) s.x[i] = -INFINITY;
+    const int key = first + i / 4 * 8 + i % 2;
+    if (!(key < end && sight.sees(query + i / 2 % 2 * 8, key))) s.x[i] = -INFINITY;
   }
 }
 
 template <int D, int D_V, bool Cap>
-__global__ void __launch_bounds__(kThreads, 1)
-    attention_forward_hopper(const __grid_constant__ tile::TileMap<kForwardRows, 3> q_map,
-                             const __grid_constant__ tile::TileMap<kKeyRows, 3> k_map,
-                             const __grid_constant__ tile::TileMap<kKeyRows, 3> v_map,
-                             const __grid_constant__ ForwardArgs a) {
+__global__ void __launch_bounds__(kForwardThreads, 1)
+    forward_kernel(const __grid_constant__ tile::TileMap<kForwardRows, 3> q_map,
+                   const __grid_constant__ tile::TileMap<kKeyRows, 3> k_map,
+                   const __grid_constant__ tile::TileMap<kKeyRows, 3> v_map, const __grid_constant__ ForwardArgs a) {
 #ifdef WEFT_HOPPER
   using P = ForwardPolicy<D, D_V>;
   using Memory = ForwardMemory<D, D_V>;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   tile::PipelineState<P::kKeyStages> kv_state;
 
   if (threadIdx.x < tile::kWarpgroup) {
-    tile::shrink_registers<24>();
+    tile::shrink_registers<40>();
     if (threadIdx.x != 0) return;
     // Items of one key/value head come together, while its keys are in the cache.
     const int items = a.tile_count * a.H_Q;
@@ -143,17 +143,20 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int head = kv_head * G + item % G;
       if (t.count <= 0) continue;
       m.q_empty[q_state.stage].wait(q_state.parity() ^ 1);
+      const KeyWalk<kKeyRows> walk(t, a.sight);
+      const int count = walk.count();
       m.item[q_state.stage] = t;
       m.head[q_state.stage] = head;
-      m.q_full[q_state.stage].arrive_expect(Memory::P::kQueryStages > 0 ? kForwardRows * D * 2 : 0);
+      m.visits[q_state.stage] = count;
+      m.q_full[q_state.stage].arrive_expect(kForwardRows * D * 2);
       tile::load_tile(m.q[q_state.stage], q_map, m.q_full[q_state.stage], 0, t.row, head);
       q_state.advance();
-      const KeyWalk walk(t, a.sight);
-      const int count = walk.count();
       for (int j = 0; j < count; ++j, kv_state.advance()) {
         const int s = kv_state.stage;
-        const int row = walk.visit(j).row;
+        const KeyVisit visit = walk.visit(j, t, a.sight);
+        const int row = visit.row;
         m.k_empty[s].wait(kv_state.parity() ^ 1);
+        m.visit[s] = visit;
         m.k_full[s].arrive_expect(kKeyRows * D * 2);
         tile::load_tile(m.k[s], k_map, m.k_full[s], 0, row, kv_head);
         m.v_empty[s].wait(kv_state.parity() ^ 1);
@@ -165,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     m.head[q_state.stage] = -1;
     m.q_full[q_state.stage].arrive();
   } else {
-    tile::grow_registers<240>();
+    tile::grow_registers<232>();
     const int thread = threadIdx.x % tile::kWarpgroup;
     const int group = threadIdx.x / tile::kWarpgroup - 1;
     // Named barriers: 1 + group is this consumer's turn to issue, 3 + group its own threads.
@@ -180,8 +183,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int head = m.head[q_state.stage];
       if (head < 0) break;
       const AttentionQueryTile& t = m.item[q_state.stage];
-      const KeyWalk walk(t, a.sight);
-      const int count = walk.count();
+      const int count = m.visits[q_state.stage];
       const int query = t.position + group * 64 + tile::Accumulator<8>::row(thread, 0);
 
       tile::Accumulator<D_V> o;
@@ -206,8 +208,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       // Rows of a tile that are a neighbour's must not reach the sums, not even times 0. Every consumer clears all of
       // them, so that none waits for the other.
       const auto clean = [&](int stage, const KeyVisit& v) {
-        if (v.whole()) return;
-        tile::zero_rows_outside<tile::kWarpgroup>(m.v[stage], v.begin - v.position, v.end - v.position, thread);
+        if (v.count == kKeyRows) return;
+        tile::zero_rows_outside<tile::kWarpgroup>(m.v[stage], 0, v.count, thread);
         tile::fence_async_shared();
         tile::barrier_sync<tile::kWarpgroup>(own);
       };
@@ -217,8 +219,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (count > 0) {
         tile::Accumulator<kKeyRows> s;
         int stage = kv_state.stage;
-        KeyVisit visit = walk.visit(0);
         m.k_full[stage].wait(kv_state.parity());
+        KeyVisit visit = m.visit[stage];
         tile::barrier_sync<kConsumerThreads>(mine);
         tile::wgmma_fence(s);
         tile::multiply(s, q, tile::along_columns(m.k[stage]), false);
@@ -238,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           m.k_full[stage].wait(kv_state.parity());
           m.v_full[before].wait(parity);
           clean(before, visit);
-          visit = walk.visit(j);
+          visit = m.visit[stage];
           tile::barrier_sync<kConsumerThreads>(mine);
           tile::wgmma_fence(s, o, p);
           tile::multiply(s, q, tile::along_columns(m.k[stage]), false);

@@ -1,0 +1,121 @@
+// Which kernel takes a problem on CUDA, and the workspace of each.
+#include <algorithm>
+
+#include "modules/families/attention/attention_hopper.cuh"
+#include "modules/families/attention/attention_portable.cuh"
+
+namespace weft {
+namespace attention_cuda {
+namespace {
+
+// Pieces of a workspace, each on 256 bytes; with a null base it only counts.
+class Pieces {
+ public:
+  explicit Pieces(void* base) : base_(static_cast<std::byte*>(base)) {}
+  template <class T>
+  T* take(std::int64_t count) {
+    std::byte* piece = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += (static_cast<std::size_t>(count) * sizeof(T) + 255) / 256 * 256;
+    return reinterpret_cast<T*>(piece);
+  }
+  std::size_t used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  std::size_t used_ = 0;
+};
+
+struct ForwardWorkspace {
+  int* counter;
+  AttentionQueryTile* tiles;
+  std::size_t bytes;
+
+  ForwardWorkspace(const AttentionForward& a, void* base) {
+    Pieces pieces(base);
+    counter = pieces.take<int>(1);
+    tiles = pieces.take<AttentionQueryTile>(std::max(a.row.long_tiles.count, a.row.short_tiles.count));
+    bytes = pieces.used();
+  }
+};
+
+struct BackwardWorkspace {
+  AttentionQueryTile* query_tiles;
+  AttentionKeyTile* key_tiles;
+  float* delta;
+  std::size_t bytes;
+
+  BackwardWorkspace(const AttentionBackward& a, void* base) {
+    Pieces pieces(base);
+    query_tiles = pieces.take<AttentionQueryTile>(a.row.short_tiles.count);
+    key_tiles = pieces.take<AttentionKeyTile>(a.row.long_tiles.count);
+    delta = pieces.take<float>(a.shape.T * a.shape.H_Q);
+    bytes = pieces.used();
+  }
+};
+
+void check_widths(const AttentionShape& s) {
+  if (s.D > kWidest || s.D_V > kWidest) {
+    config_error("attention: heads of width {} and {}; on CUDA at most {}", s.D, s.D_V, kWidest);
+  }
+}
+
+int compute_major() {
+  int device = 0, major = 0;
+  WEFT_CUDA_CALL(cudaGetDevice(&device));
+  WEFT_CUDA_CALL(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  return major;
+}
+
+}  // namespace
+
+bool hopper_takes(DType dtype, const AttentionShape& s, const AttentionOptions& options) {
+  return dtype == DType::bf16 && s.D <= 128 && s.D_V <= 128 && s.D % 8 == 0 && s.D_V % 8 == 0 &&
+         logit_scale(s, options) > 0.0 && compute_major() == 9;
+}
+
+}  // namespace attention_cuda
+
+using namespace attention_cuda;
+
+std::size_t attention_forward_cuda_workspace(const AttentionForward& args) {
+  return ForwardWorkspace(args, nullptr).bytes;
+}
+
+void attention_forward_cuda(const AttentionForward& args, const Launch& launch) {
+  if (args.shape.T == 0) return;
+  check_widths(args.shape);
+  const cudaStream_t stream = cuda_stream(launch.stream);
+  const ForwardWorkspace w(args, launch.workspace);
+  if (hopper_takes(args.dtype, args.shape, args.options)) {
+    make_query_tiles(args.row, args.row.long_tiles, kForwardRows, true, w.tiles, stream);
+    attention_forward_hopper(args, w.tiles, w.counter, stream);
+  } else {
+    make_query_tiles(args.row, args.row.short_tiles, kBackwardRows, true, w.tiles, stream);
+    attention_forward_portable(args, w.tiles, stream);
+  }
+}
+
+std::size_t attention_backward_cuda_workspace(const AttentionBackward& args) {
+  return BackwardWorkspace(args, nullptr).bytes;
+}
+
+void attention_backward_cuda(const AttentionBackward& args, const Launch& launch) {
+  if (args.shape.T == 0) {
+    if (args.dsink_logit != nullptr && args.write_dsink_logit == Write::overwrite) {
+      WEFT_CUDA_CALL(cudaMemsetAsync(args.dsink_logit, 0, static_cast<std::size_t>(args.shape.H_Q) * sizeof(float),
+                                     cuda_stream(launch.stream)));
+    }
+    return;
+  }
+  check_widths(args.shape);
+  const cudaStream_t stream = cuda_stream(launch.stream);
+  const BackwardWorkspace w(args, launch.workspace);
+  attention_delta(args, w.delta, stream);
+  if (args.dsink_logit != nullptr) attention_sink_gradient(args, w.delta, stream);
+  if (args.dq == nullptr && args.dk == nullptr && args.dv == nullptr) return;
+  make_query_tiles(args.row, args.row.short_tiles, kBackwardRows, false, w.query_tiles, stream);
+  make_key_tiles(args.row, args.row.long_tiles, kKeyRows, args.row.short_tiles, w.key_tiles, stream);
+  attention_backward_portable(args, w.query_tiles, w.key_tiles, w.delta, stream);
+}
+
+}  // namespace weft

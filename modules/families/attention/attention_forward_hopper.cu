@@ -1,0 +1,52 @@
+#include "modules/families/attention/attention_forward_hopper.cuh"
+#include "modules/families/attention/attention_hopper.cuh"
+
+namespace weft::attention_cuda {
+namespace {
+
+template <int D, int D_V, bool Cap>
+void launch(const AttentionForward& a, const ForwardArgs& args, cudaStream_t stream) {
+  const auto q_map = tile::make_head_map<kForwardRows>(a.q, a.shape.T, a.shape.H_Q, a.shape.D);
+  const auto k_map = tile::make_head_map<kKeyRows>(a.k, a.shape.S, a.shape.H_KV, a.shape.D);
+  const auto v_map = tile::make_head_map<kKeyRows>(a.v, a.shape.S, a.shape.H_KV, a.shape.D_V);
+  const auto kernel = &forward_kernel<D, D_V, Cap>;
+  constexpr int kBytes = sizeof(ForwardMemory<D, D_V>);
+  WEFT_CUDA_CALL(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  int device = 0, processors = 0;
+  WEFT_CUDA_CALL(cudaGetDevice(&device));
+  WEFT_CUDA_CALL(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  WEFT_CUDA_CALL(cudaMemsetAsync(args.counter, 0, sizeof(int), stream));
+  kernel<<<static_cast<unsigned>(processors), kForwardThreads, kBytes, stream>>>(q_map, k_map, v_map, args);
+  WEFT_CHECK_LAUNCH();
+}
+
+}  // namespace
+
+void attention_forward_hopper(const AttentionForward& a, const AttentionQueryTile* tiles, int* counter,
+                              cudaStream_t stream) {
+  const double scale = logit_scale(a.shape, a.options), cap = a.options.soft_cap;
+  const ForwardArgs args{.tiles = tiles,
+                         .tile_count = static_cast<std::int32_t>(a.row.long_tiles.count),
+                         .H_Q = static_cast<std::int32_t>(a.shape.H_Q),
+                         .H_KV = static_cast<std::int32_t>(a.shape.H_KV),
+                         .D_V = static_cast<std::int32_t>(a.shape.D_V),
+                         .sight = Sight(a.options),
+                         .transform = static_cast<float>(cap > 0.0 ? scale / cap : 1.0),
+                         .unit = static_cast<float>((cap > 0.0 ? cap : scale) * tile::kLog2e),
+                         .sink_logit = static_cast<const float*>(a.sink_logit),
+                         .o = static_cast<tile::bf16*>(a.o),
+                         .lse = static_cast<float*>(a.lse),
+                         .counter = counter};
+  const bool narrow = a.shape.D <= 64 && a.shape.D_V <= 64;
+  if (narrow && cap > 0.0) {
+    launch<64, 64, true>(a, args, stream);
+  } else if (narrow) {
+    launch<64, 64, false>(a, args, stream);
+  } else if (cap > 0.0) {
+    launch<128, 128, true>(a, args, stream);
+  } else {
+    launch<128, 128, false>(a, args, stream);
+  }
+}
+
+}  // namespace weft::attention_cuda

@@ -1,0 +1,21 @@
+// Launchers of the Hopper kernels, and which problems they take.
+#pragma once
+
+#include <cmath>
+
+#include "modules/families/attention/attention_tables.cuh"
+
+namespace weft::attention_cuda {
+
+// bf16, on a device of compute capability 9.0, heads up to 128 wide whose rows start on 16 bytes.
+bool hopper_takes(DType dtype, const AttentionShape& shape, const AttentionOptions& options);
+
+inline double logit_scale(const AttentionShape& shape, const AttentionOptions& options) {
+  return options.scale != 0.0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(shape.D));
+}
+
+// `tiles` is the sorted table of kForwardRows; `counter` an int of scratch memory.
+void attention_forward_hopper(const AttentionForward& args, const AttentionQueryTile* tiles, int* counter,
+                              cudaStream_t stream);
+
+}  // namespace weft::attention_cuda
