@@ -67,6 +67,13 @@ struct MagnitudeAwareBackward {
   Write write_dtotals;
 };
 
+void append_ones_forward_cuda(const AppendOnesForward& args, const Launch& launch);
+void append_ones_backward_cuda(const AppendOnesBackward& args, const Launch& launch);
+void divide_forward_cuda(const DivideForward& args, const Launch& launch);
+void divide_backward_cuda(const DivideBackward& args, const Launch& launch);
+void magnitude_aware_forward_cuda(const MagnitudeAwareForward& args, const Launch& launch);
+void magnitude_aware_backward_cuda(const MagnitudeAwareBackward& args, const Launch& launch);
+
 // v [T,H,D] -> [T,H,D+1], the last column 1.
 Var append_ones(Tape& tape, const Var& v);
 // sums [T,H,D+1] -> a / n [T,H,D].

@@ -1,0 +1,38 @@
+// The CUDA side of gated_linear.h: which kernels serve a problem, and their launchers.
+//
+//   general   any width, element type, decay, feature map and sharing of keys; fp32 on the ordinary pipeline
+//   walk      bf16, one decay for all key channels, widths that are multiples of 64: tensor cores
+#pragma once
+
+#include "modules/families/gated_linear/gated_linear.h"
+
+namespace weft {
+
+// Block length of the chunk table that the kernels for this problem walk (its C and tables need not be set).
+std::int64_t gated_linear_chunk_cuda(const GatedLinearProblem& p);
+
+void gated_linear_forward_cuda(const GatedLinearForward& args, const Launch& launch);
+void gated_linear_backward_cuda(const GatedLinearBackward& args, const Launch& launch);
+void gated_linear_decode_cuda(const GatedLinearDecode& args, const Launch& launch);
+std::size_t gated_linear_forward_cuda_workspace(const GatedLinearForward& args);
+std::size_t gated_linear_backward_cuda_workspace(const GatedLinearBackward& args);
+
+namespace general {
+inline constexpr std::int64_t kChunk = 64;
+void forward(const GatedLinearForward& args, const Launch& launch);
+void backward(const GatedLinearBackward& args, const Launch& launch);
+std::size_t forward_workspace(const GatedLinearForward& args);
+std::size_t backward_workspace(const GatedLinearBackward& args);
+}  // namespace general
+
+namespace walk {
+// Tokens that one block takes from the state before them to the state after them.
+inline constexpr std::int64_t kSegment = 512;
+bool serves(const GatedLinearProblem& p);
+void forward(const GatedLinearForward& args, const Launch& launch);
+void backward(const GatedLinearBackward& args, const Launch& launch);
+std::size_t forward_workspace(const GatedLinearForward& args);
+std::size_t backward_workspace(const GatedLinearBackward& args);
+}  // namespace walk
+
+}  // namespace weft
