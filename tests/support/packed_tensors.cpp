@@ -1,8 +1,25 @@
 #include "tests/support/packed_tensors.h"
 
+#include "autograd/transfer.h"
+#include "tests/support/gpu.h"
 #include "tests/support/random.h"
 
 namespace weft::testing {
+namespace {
+
+bool evaluates_on_gpu = false;
+
+}  // namespace
+
+OnGpu::OnGpu() {
+  evaluates_on_gpu = true;
+}
+OnGpu::~OnGpu() {
+  evaluates_on_gpu = false;
+}
+bool on_gpu() {
+  return evaluates_on_gpu;
+}
 
 Tensor slice(const Tensor& t, std::int64_t begin, std::int64_t end) {
   return t.defined() ? cast(t.rows(begin, end), t.dtype()) : t;
@@ -52,7 +69,8 @@ void expect_bitwise_equal(const Fields& x, const Fields& y) {
 }
 
 void run_on_tape(const Fields& inputs, const PackedOperation& operation, const Fields& results) {
-  Tape tape(heap_allocator(Hygiene::hostile));
+  const Stream stream = on_gpu() ? gpu_stream() : Stream{};
+  Tape tape(on_gpu() ? gpu_memory() : heap_allocator(Hygiene::hostile), Tape::Mode::record, stream);
   std::vector<Var> x;
   std::vector<Tensor> arriving;
   for (const Field& field : inputs) {
@@ -60,9 +78,9 @@ void run_on_tape(const Fields& inputs, const PackedOperation& operation, const F
     if (field.role == Role::gradient) {
       arriving.push_back(t);
     } else if (field.role == Role::constant) {
-      x.push_back(Tape::constant(t));
+      x.push_back(Tape::constant(t.defined() ? tape.here(t) : t));
     } else {
-      x.push_back(t.defined() ? tape.leaf(t) : Var{});
+      x.push_back(t.defined() ? tape.leaf(tape.here(t)) : Var{});
     }
   }
   const std::vector<Var> all = operation(tape, x);
@@ -71,10 +89,10 @@ void run_on_tape(const Fields& inputs, const PackedOperation& operation, const F
   std::vector<Var> outputs;
   std::vector<Tensor> seeds;
   for (std::size_t i = 0; i < all.size(); ++i) {
-    if (arriving[i].defined()) outputs.push_back(all[i]), seeds.push_back(arriving[i]);
+    if (arriving[i].defined()) outputs.push_back(all[i]), seeds.push_back(tape.here(arriving[i]));
   }
   tape.backward(outputs, seeds);
-  const auto keep = [](const Tensor& t) { return cast(t, t.dtype()); };
+  const auto keep = [&](const Tensor& t) { return cast(to_host(t, stream), t.dtype()); };
   for (std::size_t i = 0; i < all.size(); ++i) *results[i].tensor = keep(all[i].value);
   for (std::size_t i = 0; i < x.size(); ++i) {
     if (!x[i].requires_grad()) continue;

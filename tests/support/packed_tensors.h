@@ -93,6 +93,16 @@ void expect_bitwise_equal(B x, B y) {
   expect_bitwise_equal(x.fields(), y.fields());
 }
 
+// While one of these lives, run_on_tape() evaluates on the first GPU.
+class OnGpu {
+ public:
+  OnGpu();
+  ~OnGpu();
+  OnGpu(const OnGpu&) = delete;
+  OnGpu& operator=(const OnGpu&) = delete;
+};
+bool on_gpu();
+
 // The operation on a tape in hostile memory, in the dtype of the inputs: `operation` takes a leaf (or a constant) for
 // each input, an empty one where it is undefined, and gives the outputs. Backward starts from the gradients that are
 // defined. Expects a gradient of every leaf.

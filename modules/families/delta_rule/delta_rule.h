@@ -10,7 +10,8 @@
 //
 // T tokens of the packed row, N documents, H value heads, H_K key heads (value head h uses key head h / (H / H_K)),
 // d_k and d_v head widths, C chunk length. q, k [T,H_K,d_k]; v, o [T,H,d_v]; beta [T,H]; states [N,H,d_k,d_v], rows are
-// key channels. Log decays g <= 0, natural logarithm.
+// key channels. Log decays g <= 0, natural logarithm. g, beta and states are f32 beside bf16, and so are their
+// gradients.
 #pragma once
 
 #include "autograd/documents.h"
@@ -90,9 +91,11 @@ struct DeltaRuleDecode {
   void* o;           // [N, H, d_v]
 };
 
-std::size_t delta_rule_forward_workspace(const DeltaRuleForward& args);
-std::size_t delta_rule_backward_workspace(const DeltaRuleBackward& args);
-std::size_t delta_rule_decode_workspace(const DeltaRuleDecode& args);
+void delta_rule_forward_cuda(const DeltaRuleForward& args, const Launch& launch);
+std::size_t delta_rule_forward_cuda_workspace(const DeltaRuleForward& args);
+void delta_rule_backward_cuda(const DeltaRuleBackward& args, const Launch& launch);
+std::size_t delta_rule_backward_cuda_workspace(const DeltaRuleBackward& args);
+void delta_rule_decode_cuda(const DeltaRuleDecode& args, const Launch& launch);
 
 struct DeltaRuleOutput {
   Var o;            // [T, H, d_v]

@@ -32,19 +32,21 @@ TEST(DeltaRuleOracle, AgreesWithFiniteDifferences) {
   }
 }
 
-TEST(DeltaRule, PassesTheOperationCheck) {
+OP_TEST(DeltaRule, PassesTheOperationCheck) {
   for (const DeltaDecay decay : kAllDecays) {
     const DeltaCase c{.lengths = {19, 3}, .decay = decay, .H = 4, .largest_beta = 2.0, .plan = {.chunk = 8}};
     const DeltaInputs in = make_inputs(c);
     OpCase op{.name = c.str(),
-              .inputs = {in.q, in.k, in.v, in.beta, in.s0},
-              .function = [&](Tape& tape, std::span<const Var> x) {
-                const Var g = x.size() > 5 ? x[5] : Var{};
-                const auto [o, state] =
-                    delta_rule(tape, x[0], x[1], x[2], g, x[3], x[4], documents_of(c), c.scale, c.plan);
-                return std::vector{o, state};
-              }};
-    if (in.g.defined()) op.inputs.push_back(in.g);
+              .inputs = {in.q, in.k, in.v, vector_input(in.beta), vector_input(in.s0)},
+              .function =
+                  [&](Tape& tape, std::span<const Var> x) {
+                    const Var g = x.size() > 5 ? x[5] : Var{};
+                    const auto [o, state] =
+                        delta_rule(tape, x[0], x[1], x[2], g, x[3], x[4], documents_of(c), c.scale, c.plan);
+                    return std::vector{o, state};
+                  },
+              .bf16 = kBf16Recurrence};
+    if (in.g.defined()) op.inputs.push_back(vector_input(in.g));
     check_op(op);
   }
 }
