@@ -30,6 +30,12 @@ Tensor Tape::here(const Tensor& tensor) const {
   return !tensor.defined() || tensor.device() == device() ? tensor : to_memory(tensor, memory_, stream_);
 }
 
+GradTarget Tape::parameter_gradient(const Var& v) const {
+  Parameter* parameter = v.requires_grad() ? slots_[static_cast<std::size_t>(v.slot)].parameter : nullptr;
+  if (parameter == nullptr) return {};
+  return {parameter->grad.reshape(v.shape()), Write::accumulate};
+}
+
 std::int32_t Tape::new_slot(const Tensor& value, DType gradient, Parameter* parameter) {
   slots_.push_back({.grad = {}, .parameter = parameter, .shape = value.shape(), .dtype = gradient});
   return static_cast<std::int32_t>(slots_.size() - 1);

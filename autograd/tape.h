@@ -71,6 +71,8 @@ class Tape {
   LaunchScope launch(std::size_t workspace_bytes = 0) const;
   // `tensor` where this tape computes: itself if it is there, else a copy.
   Tensor here(const Tensor& tensor) const;
+  // The gradient of `v` if that is a parameter, for an operation that knows it before backward(); else unwanted.
+  GradTarget parameter_gradient(const Var& v) const;
 
   // Records a node if the tape records and some input wants a gradient; `make_saved` is called only then.
   template <class MakeSaved>

@@ -40,11 +40,12 @@ class Student {
     Tape tape(memory_);
     const LossTerms terms =
         model_.loss(tape, tokens_, documents_, labels_, {}, {.denominator = 96.0, .token_losses = {}});
+    const LossSums sums = read_loss_sums(terms.sums, tape.stream());
     tape.backward(terms.loss, Tensor::from({1}, std::vector<float>{1.0F}));
     const GradientNorm norm = gradient_norm(optimizer_->trainable());
     optimizer_->update(1.0, clip_factor(norm.norm, recipe_.optimizer.clip), GradientsAfter::zero);
     progress_.step += 1;
-    return terms.sums.loss / 96.0;
+    return sums.loss / 96.0;
   }
 
   TrainingParts parts() { return {model_, *optimizer_, guard_, policy_, progress_}; }

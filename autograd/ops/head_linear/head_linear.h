@@ -15,7 +15,7 @@ struct HeadLinearForward {
   void* y;             // [T, H, O]
 };
 
-// dx_h = dy_h W_h, dW_h = dy_h^T x_h.
+// dx_h = dy_h W_h, dW_h = dy_h^T x_h (of accumulator_dtype).
 struct HeadLinearBackward {
   DType dtype;
   std::int64_t T, H, I, O;
@@ -27,6 +27,11 @@ struct HeadLinearBackward {
   void* dweight;  // [H, O, I] or null
   Write write_dweight;
 };
+
+void head_linear_forward_cuda(const HeadLinearForward& args, const Launch& launch);
+std::size_t head_linear_forward_cuda_workspace(const HeadLinearForward& args);
+void head_linear_backward_cuda(const HeadLinearBackward& args, const Launch& launch);
+std::size_t head_linear_backward_cuda_workspace(const HeadLinearBackward& args);
 
 // x [T, H, I], weight [H, O, I]. Returns y [T, H, O].
 Var head_linear(Tape& tape, const Var& x, const Var& weight);

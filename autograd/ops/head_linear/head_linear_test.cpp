@@ -8,14 +8,14 @@ namespace {
 using testing::normal;
 using testing::OpCase;
 
-TEST(HeadLinear, GradientsAndPrecision) {
+OP_TEST(HeadLinear, GradientsAndPrecision) {
   struct Case {
     std::int64_t T, H, I, O;
   };
   for (const auto& [T, H, I, O] : {Case{0, 2, 3, 4}, Case{1, 1, 1, 1}, Case{17, 3, 5, 2}, Case{130, 2, 16, 31}}) {
     check_op(OpCase{
         .name = fmt::format("T {} H {} I {} O {}", T, H, I, O),
-        .inputs = {normal({T, H, I}, 1), normal({H, O, I}, 2)},
+        .inputs = {normal({T, H, I}, 1), testing::weight(normal({H, O, I}, 2))},
         .function = [](Tape& tape, std::span<const Var> in) { return std::vector{head_linear(tape, in[0], in[1])}; }});
   }
 }

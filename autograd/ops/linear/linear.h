@@ -12,11 +12,11 @@ struct LinearForward {
   std::int64_t R, I, O;
   const void* x;       // [R, I]
   const void* weight;  // [O, I]
-  const void* bias;    // [O] or null
+  const void* bias;    // [O] of accumulator_dtype, or null
   void* y;             // [R, O]
 };
 
-// dx = dy W, dweight = dy^T x, dbias = sum over rows of dy.
+// dx = dy W, dweight = dy^T x, dbias = sum over rows of dy. The last two are of accumulator_dtype.
 struct LinearBackward {
   DType dtype;
   std::int64_t R, I, O;
@@ -30,9 +30,13 @@ struct LinearBackward {
   void* dbias;  // [O] or null
   Write write_dbias;
 };
-std::size_t linear_backward_workspace(const LinearBackward& args);
 
-// x [..., I], weight [O, I], bias [O]. Returns y [..., O].
+void linear_forward_cuda(const LinearForward& args, const Launch& launch);
+std::size_t linear_forward_cuda_workspace(const LinearForward& args);
+void linear_backward_cuda(const LinearBackward& args, const Launch& launch);
+std::size_t linear_backward_cuda_workspace(const LinearBackward& args);
+
+// x [..., I], weight [O, I], bias [O] of accumulator_dtype(x). Returns y [..., O].
 Var linear(Tape& tape, const Var& x, const Var& weight);
 Var linear(Tape& tape, const Var& x, const Var& weight, const Var& bias);
 

@@ -9,19 +9,21 @@ using testing::close;
 using testing::Evaluation;
 using testing::normal;
 using testing::OpCase;
+using testing::vector_input;
+using testing::weight;
 
 OpCase linear_case(const Shape& x, std::int64_t O, bool bias) {
   OpCase c{.name = fmt::format("x {} O {} bias {}", x.str(), O, bias),
-           .inputs = {normal(x, 1), normal({O, x.back()}, 2)},
+           .inputs = {normal(x, 1), weight(normal({O, x.back()}, 2))},
            .function = {}};
-  if (bias) c.inputs.push_back(normal({O}, 3));
+  if (bias) c.inputs.push_back(vector_input(normal({O}, 3)));
   c.function = [bias](Tape& tape, std::span<const Var> in) {
     return std::vector{bias ? linear(tape, in[0], in[1], in[2]) : linear(tape, in[0], in[1])};
   };
   return c;
 }
 
-TEST(Linear, GradientsAndPrecision) {
+OP_TEST(Linear, GradientsAndPrecision) {
   for (const std::int64_t rows : {0, 1, 2, 15, 17, 63, 65, 129}) {
     for (const bool bias : {false, true}) check_op(linear_case({rows, 5}, 3, bias));
   }

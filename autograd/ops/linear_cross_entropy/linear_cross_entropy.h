@@ -8,7 +8,7 @@
 // dlogits is known as soon as a chunk's logits are, so the forward pass of a recording tape also computes dx and
 // dweight for a seed of 1, and backward only scales them: three matrix products in all (logits, dx, dweight) where
 // recomputing the logits in backward would take four. The price is a [V, d] buffer between forward and backward, the
-// size of the weight's own gradient, and nothing for a weight that wants no gradient.
+// size of the weight's own gradient, and nothing for a weight that wants no gradient. LossOptions::unit_seed saves it.
 #pragma once
 
 #include "autograd/tape.h"
@@ -18,7 +18,10 @@ namespace weft {
 struct LossOptions {
   double denominator = 1.0;  // > 0: sum of w_t over everything that makes one optimizer step
   double z_loss = 0.0;       // lambda
-  Tensor token_losses = {};  // [T] of x's type or undefined: receives l_t, unweighted, 0 where ignored
+  Tensor token_losses = {};  // [T] of accumulator_dtype(x) or undefined: receives l_t, unweighted, 0 where ignored
+  // Promises that backward comes once, with a seed of exactly 1. On a GPU the gradient of a weight that is a parameter
+  // then goes into the parameter during the forward pass.
+  bool unit_seed = false;
 };
 
 // Over the tokens that are not ignored, in fp64.
@@ -30,13 +33,15 @@ struct LossSums {
 };
 
 struct LossTerms {
-  Var loss;  // [1]
-  LossSums sums;
+  Var loss;     // [1] of accumulator_dtype(x)
+  Tensor sums;  // f64 [4] where the tape computes: the fields of LossSums in order
 };
+// Waits for the stream.
+LossSums read_loss_sums(const Tensor& sums, const Stream& stream);
 
 // x [T, d], weight [V, d], labels i32 [T] with -1 = ignored, weights f32 [T] or undefined (all 1).
-// Ignored tokens cost nothing and get a gradient of exactly 0. A label that is neither -1 nor in [0, V) throws
-// config_error naming the row and the label.
+// Ignored tokens get a gradient of exactly 0, and on the CPU cost nothing. A label that is neither -1 nor in [0, V)
+// throws config_error naming the row and the label, on the CPU; on a GPU, where nobody reads it, the loss becomes NaN.
 LossTerms linear_cross_entropy(Tape& tape, const Var& x, const Var& weight, const Tensor& labels, const Tensor& weights,
                                const LossOptions& options);
 
@@ -48,22 +53,26 @@ struct LinearCrossEntropyForward {
   const void* weight;          // [V, d]
   const std::int32_t* labels;  // [T]
   const float* weights;        // [T] or null
-  void* loss;                  // [1]
-  LossSums* sums;
-  void* token_losses;  // [T] or null
-  void* dx;            // [T, d] or null: gradients for a seed of 1
-  void* dweight;       // [V, d] or null
+  void* loss;                  // [1] of accumulator_dtype
+  double* sums;                // [4]
+  void* token_losses;          // [T] of accumulator_dtype, or null
+  void* dx;                    // [T, d] or null: gradients for a seed of 1
+  void* dweight;               // [V, d] of accumulator_dtype, or null
+  Write write_dweight;
 };
-std::size_t linear_cross_entropy_workspace(const LinearCrossEntropyForward& args);
 
 // target = seed * gradient, or += with Write::accumulate. `target` may be `gradient`.
 struct LinearCrossEntropyBackward {
-  DType dtype;
+  DType dtype;  // of gradient and target
   std::int64_t n;
-  const void* seed;      // [1]
+  const void* seed;      // [1] of accumulator_dtype
   const void* gradient;  // [n]
   void* target;          // [n]
   Write write;
 };
+
+void linear_cross_entropy_forward_cuda(const LinearCrossEntropyForward& args, const Launch& launch);
+std::size_t linear_cross_entropy_forward_cuda_workspace(const LinearCrossEntropyForward& args);
+void linear_cross_entropy_backward_cuda(const LinearCrossEntropyBackward& args, const Launch& launch);
 
 }  // namespace weft

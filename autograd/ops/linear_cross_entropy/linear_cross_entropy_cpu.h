@@ -194,7 +194,10 @@ void linear_cross_entropy_forward_cpu(const LinearCrossEntropyForward& a, std::b
     sums.weight += token_weight;
     if (token_losses != nullptr) token_losses[t] = w.token_loss[i];
   }
-  *a.sums = sums;
+  a.sums[0] = sums.loss;
+  a.sums[1] = sums.log_z_squared;
+  a.sums[2] = sums.weight;
+  a.sums[3] = static_cast<double>(sums.token_count);
   *static_cast<T*>(a.loss) = static_cast<T>((sums.loss + a.z_loss * sums.log_z_squared) / a.denominator);
 }
 

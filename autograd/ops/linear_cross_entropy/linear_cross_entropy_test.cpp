@@ -3,7 +3,9 @@
 #include <cmath>
 #include <omp.h>
 
+#include "autograd/parameter.h"
 #include "autograd/philox.h"
+#include "autograd/transfer.h"
 #include "tests/support/op_check.h"
 
 namespace weft {
@@ -81,23 +83,31 @@ struct Computed {
   LossSums sums = {};
   Tensor token_losses = {}, dx = {}, dweight = {};
 };
+Computed compute_on(Tape& tape, const Tensor& x, const Tensor& weight, const Tensor& labels, const Tensor& weights,
+                    double denominator, double z_loss, double seed = 1.0) {
+  const DType accumulator = accumulator_dtype(x.dtype());
+  const auto host = [&](const Tensor& t) { return cast(to_host(t, tape.stream()), t.dtype()); };
+  const Var x_leaf = tape.leaf(tape.here(x)), weight_leaf = tape.leaf(tape.here(weight), accumulator);
+  const Tensor token_losses = tape.empty({x.dim(0)}, accumulator);
+  Computed r;
+  const LossTerms terms =
+      linear_cross_entropy(tape, x_leaf, weight_leaf, tape.here(labels), tape.here(weights),
+                           {.denominator = denominator, .z_loss = z_loss, .token_losses = token_losses});
+  tape.backward(terms.loss, tape.here(cast(Tensor::from<double>({1}, std::vector{seed}), accumulator)));
+  r.loss = cast(host(terms.loss.value), DType::f64).data<double>()[0];
+  r.sums = read_loss_sums(terms.sums, tape.stream());
+  r.token_losses = host(token_losses);
+  r.dx = host(tape.gradient(x_leaf));
+  r.dweight = host(tape.gradient(weight_leaf));
+  return r;
+}
 Computed compute(const Tensor& x, const Tensor& weight, const Tensor& labels, const Tensor& weights, double denominator,
                  double z_loss, double seed = 1.0) {
   Tape tape(heap_allocator(Hygiene::hostile));
-  const Var x_leaf = tape.leaf(x), weight_leaf = tape.leaf(weight);
-  Computed r{.token_losses = Tensor::empty({x.dim(0)}, x.dtype())};
-  const LossTerms terms =
-      linear_cross_entropy(tape, x_leaf, weight_leaf, labels, weights,
-                           {.denominator = denominator, .z_loss = z_loss, .token_losses = r.token_losses});
-  tape.backward(terms.loss, cast(Tensor::from<double>({1}, std::vector{seed}), x.dtype()));
-  r.loss = cast(terms.loss.value, DType::f64).data<double>()[0];
-  r.sums = terms.sums;
-  r.dx = cast(tape.gradient(x_leaf), x.dtype());
-  r.dweight = cast(tape.gradient(weight_leaf), x.dtype());
-  return r;
+  return compute_on(tape, x, weight, labels, weights, denominator, z_loss, seed);
 }
 
-TEST(LinearCrossEntropy, Gradients) {
+OP_TEST(LinearCrossEntropy, Gradients) {
   struct Case {
     std::int64_t T, d, V, ignore_every;
     double z_loss;
@@ -107,13 +117,13 @@ TEST(LinearCrossEntropy, Gradients) {
                         Case{33, 8, 600, 0, 1e-4, false}}) {
     const Tensor labels = labels_of(k.T, k.V, k.ignore_every);
     const Tensor weights = k.weighted ? weights_of(k.T) : Tensor{};
-    check_op(OpCase{
-        .name = fmt::format("T {} d {} V {} z {}", k.T, k.d, k.V, k.z_loss),
-        .inputs = {normal({k.T, k.d}, 1), normal({k.V, k.d}, 2)},
-        .function = [&](Tape& tape, std::span<const Var> in) {
-          return std::vector{
-              linear_cross_entropy(tape, in[0], in[1], labels, weights, {.denominator = 3.0, .z_loss = k.z_loss}).loss};
-        }});
+    check_op(OpCase{.name = fmt::format("T {} d {} V {} z {}", k.T, k.d, k.V, k.z_loss),
+                    .inputs = {normal({k.T, k.d}, 1), testing::weight(normal({k.V, k.d}, 2))},
+                    .function = [&](Tape& tape, std::span<const Var> in) {
+                      return std::vector{linear_cross_entropy(tape, in[0], in[1], tape.here(labels), tape.here(weights),
+                                                              {.denominator = 3.0, .z_loss = k.z_loss})
+                                             .loss};
+                    }});
   }
 }
 
@@ -288,6 +298,91 @@ TEST(LinearCrossEntropy, ThreadsDoNotChangeBits) {
     EXPECT_TRUE(bitwise_equal(one.token_losses, three.token_losses));
     EXPECT_TRUE(bitwise_equal(one.dx, three.dx));
     EXPECT_TRUE(bitwise_equal(one.dweight, three.dweight));
+  }
+}
+
+Tape gpu_tape() {
+  return Tape(testing::gpu_memory(std::size_t{3} << 30), Tape::Mode::record, testing::gpu_stream());
+}
+
+// Vocabularies of one tile of a row, several, and a remainder; ignored tokens that hold NaN; weights.
+TEST(LinearCrossEntropyGpu, LossesAndGradients) {
+  WEFT_NEEDS_GPU();
+  struct Case {
+    std::int64_t T, d, V, ignore_every;
+    bool weighted;
+  };
+  for (const Case& k : {Case{40, 16, 8192, 0, false}, Case{300, 24, 8195, 3, true}, Case{65, 40, 33000, 4, true},
+                        Case{0, 8, 64, 0, false}}) {
+    const Tensor labels = labels_of(k.T, k.V, k.ignore_every);
+    const Tensor weights = k.weighted ? weights_of(k.T) : Tensor{};
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(fmt::format("T {} d {} V {} {}", k.T, k.d, k.V, name_of(dtype)));
+      const Tensor x = cast(normal({k.T, k.d}, 1), dtype), weight = cast(normal({k.V, k.d}, 2, 0.5), dtype);
+      const Naive expected = naive(x, weight, labels, weights, 50.0, 1e-3);
+      Tensor spoiled = cast(cast(x, DType::f32), DType::f32);
+      for (std::int64_t t = 0; t < k.T; ++t) {
+        if (labels.data<std::int32_t>()[t] == -1) spoiled.data<float>()[t * k.d] = NAN;
+      }
+      const auto run = [&] {
+        Tape tape = gpu_tape();
+        return compute_on(tape, cast(spoiled, dtype), weight, labels, weights, 50.0, 1e-3);
+      };
+      const Computed r = run();
+      const testing::Tolerance tolerance = dtype == DType::f32 ? testing::kFp32 : testing::kBf16;
+      // The logits of bf16 operands are fp32.
+      EXPECT_NEAR(r.loss, expected.loss, 2e-6 * expected.loss);
+      EXPECT_NEAR(r.sums.loss, expected.sums.loss, 2e-6 * expected.sums.loss);
+      EXPECT_NEAR(r.sums.log_z_squared, expected.sums.log_z_squared, 2e-6 * expected.sums.log_z_squared);
+      EXPECT_NEAR(r.sums.weight, expected.sums.weight, 1e-12 * expected.sums.weight);
+      EXPECT_EQ(r.sums.token_count, expected.sums.token_count);
+      EXPECT_TRUE(close(r.token_losses, expected.token_losses, 2e-6, 1e-4));
+      EXPECT_TRUE(close(r.dx, expected.dx, tolerance.backward, tolerance.max));
+      EXPECT_TRUE(close(r.dweight, expected.dweight, tolerance.backward, tolerance.max));
+      const Computed again = run();
+      EXPECT_EQ(again.loss, r.loss);
+      EXPECT_TRUE(bitwise_equal(again.dx, r.dx));
+      EXPECT_TRUE(bitwise_equal(again.dweight, r.dweight));
+    }
+  }
+}
+
+// A promised seed of 1: the parameter has its gradient after the forward pass, the same as otherwise after backward.
+TEST(LinearCrossEntropyGpu, UnitSeedReachesTheParameterAtOnce) {
+  WEFT_NEEDS_GPU();
+  const std::int64_t T = 130, d = 16, V = 700;
+  const Tensor x = cast(normal({T, d}, 1), DType::bf16), labels = labels_of(T, V, 5);
+  const auto gradients = [&](bool unit_seed) {
+    ParameterStore store;
+    Parameter& p = store.declare("head", {V, d}, ParameterKind::head, Init::normal(0.5));
+    store.initialise(1, DType::f32);
+    store.move_to(testing::gpu_memory(), testing::gpu_stream(), DType::bf16);
+    std::vector<Tensor> list;
+    Tape tape = gpu_tape();
+    const Var leaf = tape.leaf(tape.here(x));
+    int ready = 0;
+    tape.on_parameter_ready = [&](Parameter&) { ++ready; };
+    const LossTerms terms = linear_cross_entropy(tape, leaf, tape.parameter(p), tape.here(labels), {},
+                                                 {.denominator = 7.0, .z_loss = 0.1, .unit_seed = unit_seed});
+    const double largest = std::abs(cast(to_host(p.grad, tape.stream()), DType::f64).data<double>()[0]);
+    EXPECT_EQ(largest > 0.0, unit_seed);
+    tape.backward(terms.loss, tape.here(Tensor::from<float>({1}, std::vector{1.0f})));
+    EXPECT_EQ(ready, 1);
+    return std::vector{to_host(p.grad, tape.stream()), to_host(tape.gradient(leaf), tape.stream())};
+  };
+  const auto early = gradients(true), late = gradients(false);
+  EXPECT_TRUE(bitwise_equal(early[0], late[0]));
+  EXPECT_TRUE(bitwise_equal(early[1], late[1]));
+}
+
+TEST(LinearCrossEntropyGpu, ForeignLabelsSpoilTheLoss) {
+  WEFT_NEEDS_GPU();
+  for (const std::int32_t label : {5, -100}) {
+    const Tensor labels = Tensor::from<std::int32_t>({3}, std::vector<std::int32_t>{0, -1, label});
+    Tape tape = gpu_tape();
+    EXPECT_TRUE(std::isnan(
+        compute_on(tape, cast(normal({3, 2}, 1), DType::f32), cast(normal({5, 2}, 2), DType::f32), labels, {}, 1.0, 0.0)
+            .loss));
   }
 }
 
