@@ -6,23 +6,21 @@ namespace weft {
 
 StepEngine::StepEngine(LanguageModel& model, const Place& place, const StepEngineOptions& options)
     : model_(model), place_(place), options_(options) {
-  seed_ = Tensor({1}, accumulator_dtype(place.dtype), place.lasting);
+  seed_ = to_memory(Tensor::from({1}, std::vector<float>{1.0F}), place.lasting, place.stream);
   sums_ = place.zeros({options.micro_batches, 4}, DType::f64);
   if (place.on_cpu()) return;
   latest_ = Tensor({4}, DType::f64, place.lasting);
-  pinned_seed_ = Tensor({1}, DType::f32, pinned_allocator());
+  recorded_denominator_ = Tensor({1}, DType::f32, place.lasting);
+  pinned_denominator_ = Tensor({1}, DType::f32, pinned_allocator());
+  synchronize(place.stream);
 }
 
 void StepEngine::begin(double denominator) {
   done_ = 0;
   denominator_ = denominator;
-  if (place_.on_cpu()) {
-    *seed_.data<float>() = 1.0F;
-    return;
-  }
-  // A recording cannot hold the denominator: the device divides by way of the seed.
-  *pinned_seed_.data<float>() = static_cast<float>(1.0 / denominator);
-  copy(seed_, pinned_seed_, place_.stream);
+  if (place_.on_cpu()) return;
+  *pinned_denominator_.data<float>() = static_cast<float>(denominator);
+  copy(recorded_denominator_, pinned_denominator_, place_.stream);
 }
 
 void StepEngine::run(const Batch& batch, double denominator, PhaseClock& clock,
@@ -30,8 +28,12 @@ void StepEngine::run(const Batch& batch, double denominator, PhaseClock& clock,
   clock.enter(Phase::forward);
   Tape tape(place_.arena, Tape::Mode::record, place_.stream);
   tape.on_parameter_ready = on_ready;
-  const LossTerms terms = model_.loss(tape, batch.tokens, batch.documents, batch.labels, batch.weights,
-                                      {.denominator = denominator, .z_loss = options_.z_loss, .token_losses = {}});
+  const LossOptions options{.denominator = denominator,
+                            .recorded_denominator = recorded_denominator_,
+                            .z_loss = options_.z_loss,
+                            .token_losses = {},
+                            .unit_seed = true};
+  const LossTerms terms = model_.loss(tape, batch.tokens, batch.documents, batch.labels, batch.weights, options);
   copy(place_.on_cpu() ? sums_.rows(done_, done_ + 1) : latest_, terms.sums, place_.stream);
   clock.enter(Phase::backward);
   tape.backward(terms.loss, seed_);

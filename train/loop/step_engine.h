@@ -47,9 +47,10 @@ class StepEngine {
   Place place_;
   StepEngineOptions options_;
   double denominator_ = 1.0;
-  std::int64_t done_ = 0;  // micro-batches of this step
-  Tensor seed_;            // f32 [1] at the place
-  Tensor pinned_seed_;
+  std::int64_t done_ = 0;        // micro-batches of this step
+  Tensor seed_;                  // [1], 1, at the place
+  Tensor recorded_denominator_;  // f32 [1], on a GPU
+  Tensor pinned_denominator_;
   Tensor latest_;  // f64 [4]: LossSums of the micro-batch that ran last
   Tensor sums_;    // f64 [micro_batches, 4]
   std::map<RowForm, std::unique_ptr<Recording>> recordings_;

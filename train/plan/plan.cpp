@@ -37,8 +37,8 @@ StepMemory run_planned(LanguageModel& model, const Place& place, const Recipe& r
   const DocumentsPtr documents = Documents::from_lengths(lengths);
   Tape tape(place.arena, Tape::Mode::record, place.stream);
   const Tensor tokens = tape.empty({T}, DType::i32), labels = tape.empty({T}, DType::i32);
-  const LossTerms terms =
-      model.loss(tape, tokens, documents, labels, {}, {.z_loss = recipe.model.z_loss, .token_losses = {}});
+  const LossTerms terms = model.loss(tape, tokens, documents, labels, {},
+                                     {.z_loss = recipe.model.z_loss, .token_losses = {}, .unit_seed = true});
   const auto saved = static_cast<double>(place.arena->stats().current_bytes);
   tape.backward(terms.loss, tape.empty({1}, terms.loss.dtype()));
   return {saved, static_cast<double>(place.arena->stats().peak_bytes)};

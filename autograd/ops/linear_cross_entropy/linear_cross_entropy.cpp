@@ -70,6 +70,8 @@ void check(const Var& x, const Var& weight, const Tensor& labels, const Tensor& 
                  (options.token_losses.shape() == row && options.token_losses.dtype() == accumulator_dtype(x.dtype())),
              "linear_cross_entropy: token_losses {} {} for x {} {}", options.token_losses.shape().str(),
              name_of(options.token_losses.dtype()), x.shape().str(), name_of(x.dtype()));
+  WEFT_CHECK(!options.recorded_denominator.defined() || !options.recorded_denominator.device().is_cpu(),
+             "linear_cross_entropy: a recorded denominator on the CPU");
   WEFT_CHECK(options.denominator > 0.0, "linear_cross_entropy: denominator {}; a step without tokens is skipped",
              options.denominator);
 }
@@ -104,6 +106,8 @@ LossTerms linear_cross_entropy(Tape& tape, const Var& x, const Var& weight, cons
                       .d = x.dim(1),
                       .V = weight.dim(0),
                       .denominator = options.denominator,
+                      .recorded_denominator =
+                          options.recorded_denominator.defined() ? options.recorded_denominator.data<float>() : nullptr,
                       .z_loss = options.z_loss,
                       .x = x.value.raw(),
                       .weight = weight.value.raw(),

@@ -17,6 +17,8 @@ namespace weft {
 
 struct LossOptions {
   double denominator = 1.0;  // > 0: sum of w_t over everything that makes one optimizer step
+  // f32 [1] on the GPU that computes, in place of `denominator`: a recorded step divides by what is there when it runs.
+  Tensor recorded_denominator = {};
   double z_loss = 0.0;       // lambda
   Tensor token_losses = {};  // [T] of accumulator_dtype(x) or undefined: receives l_t, unweighted, 0 where ignored
   // Promises that backward comes once, with a seed of exactly 1. On a GPU the gradient of a weight that is a parameter
@@ -48,7 +50,9 @@ LossTerms linear_cross_entropy(Tape& tape, const Var& x, const Var& weight, cons
 struct LinearCrossEntropyForward {
   DType dtype;
   std::int64_t T, d, V;
-  double denominator, z_loss;
+  double denominator;
+  const float* recorded_denominator;  // [1] or null; never on the CPU
+  double z_loss;
   const void* x;               // [T, d]
   const void* weight;          // [V, d]
   const std::int32_t* labels;  // [T]

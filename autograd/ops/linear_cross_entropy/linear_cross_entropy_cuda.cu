@@ -104,7 +104,9 @@ __device__ void store_tile(T* row, std::int64_t V, std::int64_t begin, const flo
 
 struct TokenLosses {
   std::int64_t V, stride;
-  float inverse_denominator, z_loss;
+  float inverse_denominator;
+  const float* recorded_denominator;  // or null
+  float z_loss;
   bool gradient;
   const std::int32_t* labels;  // of the chunk, as all that follow
   const float* weights;        // or null
@@ -170,7 +172,8 @@ __global__ void __launch_bounds__(kThreads) token_losses(const TokenLosses a) {
   }
   if (!a.gradient) return;
 
-  const float scale = (a.weights != nullptr ? a.weights[token] : 1.0f) * a.inverse_denominator;
+  const float inverse = a.recorded_denominator != nullptr ? 1.0f / *a.recorded_denominator : a.inverse_denominator;
+  const float scale = (a.weights != nullptr ? a.weights[token] : 1.0f) * inverse;
   const float k = scale * (1.0f + 2.0f * a.z_loss * (log_sum + largest)) / sum;
   for (std::int64_t begin = 0; begin < a.V; begin += kTile) {
     load_tile(row, a.V, begin, value);
@@ -190,9 +193,10 @@ __global__ void __launch_bounds__(kThreads) token_losses(const TokenLosses a) {
 // One block: sums over all tokens in fp64, by a fixed tree.
 constexpr int kSumThreads = 512;
 __global__ void __launch_bounds__(kSumThreads)
-    sum_losses(std::int64_t T, double denominator, double z_loss, const std::int32_t* __restrict__ labels,
-               const float* __restrict__ weights, const float* __restrict__ token_loss, const float* __restrict__ log_z,
-               double* __restrict__ sums, float* __restrict__ loss) {
+    sum_losses(std::int64_t T, double denominator, const float* recorded_denominator, double z_loss,
+               const std::int32_t* __restrict__ labels, const float* __restrict__ weights,
+               const float* __restrict__ token_loss, const float* __restrict__ log_z, double* __restrict__ sums,
+               float* __restrict__ loss) {
   __shared__ double partial[4][kSumThreads];
   double sum[4] = {};
   for (std::int64_t t = threadIdx.x; t < T; t += kSumThreads) {
@@ -216,6 +220,7 @@ __global__ void __launch_bounds__(kSumThreads)
   if (threadIdx.x != 0) return;
 #pragma unroll
   for (int i = 0; i < 4; ++i) sums[i] = partial[i][0];
+  if (recorded_denominator != nullptr) denominator = *recorded_denominator;
   *loss = static_cast<float>((partial[0][0] + z_loss * partial[1][0]) / denominator);
 }
 
@@ -262,6 +267,7 @@ void forward(const LinearCrossEntropyForward& a, const Launch& launch) {
     token_losses<T><<<blocks, kThreads, 0, stream>>>({.V = a.V,
                                                       .stride = stride,
                                                       .inverse_denominator = static_cast<float>(1.0 / a.denominator),
+                                                      .recorded_denominator = a.recorded_denominator,
                                                       .z_loss = static_cast<float>(a.z_loss),
                                                       .gradient = a.dx != nullptr || a.dweight != nullptr,
                                                       .labels = labels,
@@ -304,8 +310,8 @@ void forward(const LinearCrossEntropyForward& a, const Launch& launch) {
   if (a.T == 0 && a.dweight != nullptr && a.write_dweight == Write::overwrite) {
     WEFT_CUDA_CALL(cudaMemsetAsync(a.dweight, 0, static_cast<std::size_t>(a.V * a.d) * sizeof(float), stream));
   }
-  sum_losses<<<1, kSumThreads, 0, stream>>>(a.T, a.denominator, a.z_loss, a.labels, a.weights, token_loss, w.log_z,
-                                            a.sums, static_cast<float*>(a.loss));
+  sum_losses<<<1, kSumThreads, 0, stream>>>(a.T, a.denominator, a.recorded_denominator, a.z_loss, a.labels, a.weights,
+                                            token_loss, w.log_z, a.sums, static_cast<float*>(a.loss));
   WEFT_CHECK_LAUNCH();
 }
 
