@@ -42,6 +42,14 @@ double muon_scale(MuonScale scale, double scale_factor, std::int64_t A, std::int
   return 0.0;
 }
 
+MuonScalars muon_scalars(const MuonOptions& options, double learning_rate, double weight_decay, double gradient_scale,
+                         std::int64_t A, std::int64_t B) {
+  return {.gradient_scale = static_cast<float>(gradient_scale),
+          .momentum = static_cast<float>(options.momentum),
+          .step = static_cast<float>(learning_rate * muon_scale(options.scale, options.scale_factor, A, B)),
+          .keep = static_cast<float>(1.0 - learning_rate * weight_decay)};
+}
+
 std::size_t newton_schulz_workspace(std::int64_t A, std::int64_t B) {
   const std::int64_t r = std::min(A, B);
   return static_cast<std::size_t>(A * B + 2 * r * r);

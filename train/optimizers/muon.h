@@ -27,6 +27,9 @@ struct MuonScalars {
   float step;      // learning rate times rho
   float keep;      // 1 - learning rate * weight decay
 };
+// Rounded once from fp64.
+MuonScalars muon_scalars(const MuonOptions& options, double learning_rate, double weight_decay, double gradient_scale,
+                         std::int64_t A, std::int64_t B);
 
 // Floats that an A x B matrix needs as workspace.
 std::size_t newton_schulz_workspace(std::int64_t A, std::int64_t B);

@@ -1,9 +1,13 @@
 #include "train/optimizers/optimizer.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "autograd/parallel_for.h"
+#include "autograd/transfer.h"
 #include "train/optimizers/adamw.h"
+#include "train/optimizers/cuda_update.h"
+#include "train/optimizers/gradient_norm.h"
 #include "train/optimizers/muon.h"
 
 namespace weft {
@@ -12,51 +16,108 @@ namespace {
 // Elements of a stretch that one thread updates at a time.
 constexpr std::int64_t kBlock = 65536;
 
-// The extents of each of a plan's matrices.
-std::int64_t matrix_rows(const ParameterPlan& plan) {
-  const Shape& shape = plan.parameter->shape;
-  return shape.rank() == 3 ? shape[1] : shape[0] / plan.matrices;
-}
-std::int64_t matrix_columns(const ParameterPlan& plan) {
-  return plan.parameter->shape.back();
-}
-
 }  // namespace
 
-Optimizer::Optimizer(std::span<Parameter* const> parameters, const OptimizerOptions& options)
+#ifndef WEFT_CUDA
+// Never made in a build without CUDA.
+struct CudaUpdate::Impl {};
+CudaUpdate::~CudaUpdate() = default;
+#endif
+
+Optimizer::Optimizer(std::span<Parameter* const> parameters, const OptimizerOptions& options,
+                     const OptimizerPlace& place)
     : options_(options), plans_(plan_parameters(parameters, options)) {
+  const auto state = [&](const Parameter& parameter) {
+    if (place.memory == nullptr) return Tensor::zeros(parameter.shape, DType::f32);
+    Tensor zeros(parameter.shape, DType::f32, place.memory);
+    fill_zero(zeros, place.stream);
+    return zeros;
+  };
   for (std::size_t p = 0; p < plans_.size(); ++p) {
     const ParameterPlan& plan = plans_[p];
     Parameter& parameter = *plan.parameter;
-    WEFT_CHECK(parameter.value.defined() && parameter.value.dtype() == DType::f32 && parameter.grad.defined() &&
-                   parameter.grad.dtype() == DType::f32,
+    WEFT_CHECK(parameter.master.defined() && parameter.master.dtype() == DType::f32 && parameter.grad.defined() &&
+                   parameter.grad.dtype() == DType::f32 && parameter.grad.device() == place.stream.device,
                "{} is not allocated in f32", parameter.name);
-    Moments moments;
+    OptimizerMoments moments;
     if (plan.rule != UpdateRule::frozen) {
       trainable_.push_back(&parameter);
-      moments.first = Tensor::zeros(parameter.shape, DType::f32);
+      moments.first = state(parameter);
     }
     if (plan.rule == UpdateRule::adamw) {
-      moments.second = Tensor::zeros(parameter.shape, DType::f32);
+      moments.second = state(parameter);
       for (std::int64_t begin = 0; begin < parameter.shape.numel(); begin += kBlock) {
         stretches_.push_back({p, begin, std::min(kBlock, parameter.shape.numel() - begin)});
       }
     }
     if (plan.rule == UpdateRule::muon) {
-      const std::int64_t elements = matrix_rows(plan) * matrix_columns(plan);
+      const std::int64_t elements = plan.matrix_rows() * plan.matrix_columns();
       for (std::int64_t i = 0; i < plan.matrices; ++i) matrices_.push_back({p, i * elements, elements});
-      workspace_size_ = std::max(workspace_size_, muon_workspace(matrix_rows(plan), matrix_columns(plan)));
+      workspace_size_ = std::max(workspace_size_, muon_workspace(plan.matrix_rows(), plan.matrix_columns()));
     }
     moments_.push_back(std::move(moments));
   }
   // Costly matrices first, so that threads end together; the order has no influence on results.
   std::ranges::stable_sort(matrices_, std::greater(), [this](const Stretch& matrix) {
     const ParameterPlan& plan = plans_[matrix.plan];
-    return matrix.elements * std::min(matrix_rows(plan), matrix_columns(plan));
+    return matrix.elements * std::min(plan.matrix_rows(), plan.matrix_columns());
   });
+  if (place.stream.device.is_cpu()) return;
+#ifdef WEFT_CUDA
+  on_gpu_ = std::make_unique<CudaUpdate>(plans_, moments_, options_, place);
+#else
+  fail(ExitCode::internal, "an optimizer on a GPU in a build without CUDA");
+#endif
+}
+
+Optimizer::~Optimizer() = default;
+Optimizer::Optimizer(Optimizer&&) noexcept = default;
+
+void Optimizer::prepare(const StepSettings& settings) {
+  settings_ = settings;
+#ifdef WEFT_CUDA
+  if (on_gpu_ != nullptr) on_gpu_->prepare(settings, updates_ + 1);
+#endif
+}
+
+void Optimizer::step(const Tensor& loss) {
+#ifdef WEFT_CUDA
+  if (on_gpu_ != nullptr) return on_gpu_->launch(loss);
+#endif
+  const GradientNorm norm = gradient_norm(trainable_);
+  const double mean_loss = loss.defined() ? *loss.data<double>() : 0.0;
+  squares_ = norm.squares;
+  outcome_.norm = norm.norm;
+  outcome_.gradient_scale = clip_factor(norm.norm, settings_.clip);
+  outcome_.applied =
+      norm.finite() && std::isfinite(mean_loss) && mean_loss <= settings_.most_loss && norm.norm <= settings_.most_norm;
+  if (outcome_.applied) {
+    update(settings_.schedule_factor, outcome_.gradient_scale, GradientsAfter::zero);
+  } else {
+    for (const ParameterPlan& plan : plans_) plan.parameter->grad.fill_zero();
+  }
+}
+
+StepOutcome Optimizer::finish() {
+#ifdef WEFT_CUDA
+  if (on_gpu_ != nullptr) {
+    const StepOutcome outcome = on_gpu_->outcome();
+    updates_ += outcome.applied ? 1 : 0;
+    return outcome;
+  }
+#endif
+  return outcome_;
+}
+
+std::vector<double> Optimizer::gradient_squares() const {
+#ifdef WEFT_CUDA
+  if (on_gpu_ != nullptr) return on_gpu_->squares();
+#endif
+  return squares_;
 }
 
 void Optimizer::update(double schedule_factor, double gradient_scale, GradientsAfter after) {
+  WEFT_CHECK(on_gpu_ == nullptr, "an update of parameters on a GPU; prepare() and step() make it");
   const bool zero = after == GradientsAfter::zero;
   ++updates_;
   update_adamw(schedule_factor, gradient_scale, zero);
@@ -76,8 +137,8 @@ void Optimizer::update_adamw(double schedule_factor, double gradient_scale, bool
   parallel_for(static_cast<std::int64_t>(stretches_.size()), Schedule::fixed, [&](std::int64_t i) {
     const Stretch& s = stretches_[static_cast<std::size_t>(i)];
     const Parameter& parameter = *plans_[s.plan].parameter;
-    const Moments& moments = moments_[s.plan];
-    adamw_update(scalars[s.plan], zero, s.elements, parameter.value.data<float>() + s.begin,
+    const OptimizerMoments& moments = moments_[s.plan];
+    adamw_update(scalars[s.plan], zero, s.elements, parameter.master.data<float>() + s.begin,
                  parameter.grad.data<float>() + s.begin, moments.first.data<float>() + s.begin,
                  moments.second.data<float>() + s.begin);
   });
@@ -90,15 +151,11 @@ void Optimizer::update_muon(double schedule_factor, double gradient_scale, bool 
   parallel_for(static_cast<std::int64_t>(matrices_.size()), Schedule::dynamic, [&](std::int64_t i) {
     const Stretch& s = matrices_[static_cast<std::size_t>(i)];
     const ParameterPlan& plan = plans_[s.plan];
-    const std::int64_t A = matrix_rows(plan);
-    const std::int64_t B = matrix_columns(plan);
-    const double rate = plan.learning_rate * schedule_factor;
-    const MuonOptions& muon = options_.muon;
-    const MuonScalars scalars{.gradient_scale = static_cast<float>(gradient_scale),
-                              .momentum = static_cast<float>(muon.momentum),
-                              .step = static_cast<float>(rate * muon_scale(muon.scale, muon.scale_factor, A, B)),
-                              .keep = static_cast<float>(1.0 - rate * plan.weight_decay)};
-    muon_update(scalars, zero, A, B, plan.parameter->value.data<float>() + s.begin,
+    const std::int64_t A = plan.matrix_rows();
+    const std::int64_t B = plan.matrix_columns();
+    const MuonScalars scalars =
+        muon_scalars(options_.muon, plan.learning_rate * schedule_factor, plan.weight_decay, gradient_scale, A, B);
+    muon_update(scalars, zero, A, B, plan.parameter->master.data<float>() + s.begin,
                 plan.parameter->grad.data<float>() + s.begin, moments_[s.plan].first.data<float>() + s.begin,
                 workspaces_[static_cast<std::size_t>(omp_get_thread_num())].data());
   });

@@ -67,6 +67,13 @@ struct ParameterPlan {
   double beta2 = 0.0;
   std::int64_t matrices = 1;     // muon: of dim0 / matrices rows each, or one for each leading index of rank 3
   std::int64_t state_bytes = 0;  // fp32 moments
+
+  // The extents of each of the matrices.
+  std::int64_t matrix_rows() const {
+    const Shape& shape = parameter->shape;
+    return shape.rank() == 3 ? shape[1] : shape[0] / matrices;
+  }
+  std::int64_t matrix_columns() const { return parameter->shape.back(); }
 };
 
 bool glob_matches(std::string_view pattern, std::string_view text);

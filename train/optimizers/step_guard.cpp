@@ -9,16 +9,22 @@
 namespace weft {
 namespace {
 
-// Standard deviations of `value` above the mean of the window.
-double z_score(const std::vector<double>& window, double value) {
-  double sum = 0.0;
-  for (const double x : window) sum += x;
-  const double mean = sum / static_cast<double>(window.size());
-  double squares = 0.0;
-  for (const double x : window) squares += (x - mean) * (x - mean);
-  const double deviation = std::sqrt(squares / static_cast<double>(window.size()));
-  return (value - mean) / (deviation + 1e-6);
-}
+struct Spread {
+  double mean;
+  double deviation;
+
+  explicit Spread(const std::vector<double>& window) {
+    double sum = 0.0;
+    for (const double x : window) sum += x;
+    mean = sum / static_cast<double>(window.size());
+    double squares = 0.0;
+    for (const double x : window) squares += (x - mean) * (x - mean);
+    deviation = std::sqrt(squares / static_cast<double>(window.size())) + 1e-6;
+  }
+  // Standard deviations of `value` above the mean.
+  double z_score(double value) const { return (value - mean) / deviation; }
+  double threshold() const { return mean + SpikeGuard::kThreshold * deviation; }
+};
 
 void push(std::vector<double>& window, double value) {
   if (window.size() == SpikeGuard::kWindow) window.erase(window.begin());
@@ -27,17 +33,36 @@ void push(std::vector<double>& window, double value) {
 
 }  // namespace
 
+bool SpikeGuard::judges() const {
+  return !state_.disabled && state_.losses.size() >= kLeast;
+}
+
+SpikeGuard::Limits SpikeGuard::thresholds() const {
+  return {Spread(state_.losses).threshold(), std::exp(Spread(state_.log_norms).threshold())};
+}
+
+bool SpikeGuard::may_skip(std::int64_t step) const {
+  const auto recent =
+      std::ranges::count_if(state_.skipped_steps, [&](std::int64_t skipped) { return skipped > step - kSkipWindow; });
+  return static_cast<std::size_t>(recent) < kMostSkips;
+}
+
+SpikeGuard::Limits SpikeGuard::limits(std::int64_t step) const {
+  return judges() && may_skip(step) ? thresholds() : Limits{};
+}
+
 SpikeGuard::Verdict SpikeGuard::judge(std::int64_t step, double loss, double gradient_norm) {
   WEFT_CHECK(std::isfinite(loss) && std::isfinite(gradient_norm), "spike guard given loss {} and norm {}", loss,
              gradient_norm);
   const double log_norm = std::log(std::max(gradient_norm, 1e-30));
   Verdict verdict;
-  if (!state_.disabled && state_.losses.size() >= kLeast) {
-    verdict.loss_z = z_score(state_.losses, loss);
-    verdict.norm_z = z_score(state_.log_norms, log_norm);
-    if (std::max(verdict.loss_z, verdict.norm_z) > kThreshold) {
-      std::erase_if(state_.skipped_steps, [&](std::int64_t skipped) { return skipped <= step - kSkipWindow; });
-      if (state_.skipped_steps.size() < kMostSkips) {
+  if (judges()) {
+    verdict.loss_z = Spread(state_.losses).z_score(loss);
+    verdict.norm_z = Spread(state_.log_norms).z_score(log_norm);
+    const Limits most = thresholds();
+    if (loss > most.loss || gradient_norm > most.norm) {
+      if (may_skip(step)) {
+        std::erase_if(state_.skipped_steps, [&](std::int64_t skipped) { return skipped <= step - kSkipWindow; });
         state_.skipped_steps.push_back(step);
         verdict.skip = true;
         return verdict;

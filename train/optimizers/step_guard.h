@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,14 @@ class SpikeGuard {
     double norm_z = 0.0;
   };
 
+  // A step is skipped beyond either of these.
+  struct Limits {
+    double loss = std::numeric_limits<double>::infinity();
+    double norm = std::numeric_limits<double>::infinity();
+  };
+  // Those that judge() will apply to `step`, for where the decision falls before the host sees the numbers.
+  Limits limits(std::int64_t step) const;
+
   // Judges a step with finite loss and norm; accepted steps enter the window.
   Verdict judge(std::int64_t step, double loss, double gradient_norm);
 
@@ -40,6 +49,11 @@ class SpikeGuard {
   void restore(State state);
 
  private:
+  // Whether the steps so far let `step` be judged, and if so its thresholds.
+  bool judges() const;
+  Limits thresholds() const;
+  bool may_skip(std::int64_t step) const;
+
   State state_;
 };
 

@@ -64,6 +64,21 @@ TEST(SpikeGuard, RareSpikesDoNot) {
   }
 }
 
+// A step that is decided elsewhere by the limits is decided as judge() does.
+TEST(SpikeGuard, LimitsForetellTheVerdict) {
+  SpikeGuard guard;
+  EXPECT_EQ(guard.limits(0).loss, std::numeric_limits<double>::infinity());
+  warm_up(guard, 100);
+  for (std::int64_t s = 100; s < 400; ++s) {
+    const SpikeGuard::Limits most = guard.limits(s);
+    const double loss = s % 7 == 0 ? 9.0 : 2.0 + ordinary(s);
+    const double norm = s % 31 == 0 ? most.norm : s % 33 == 0 ? std::nextafter(most.norm, 1e9) : 1.0;
+    EXPECT_EQ(guard.judge(s, loss, std::isfinite(norm) ? norm : 1.0).skip, loss > most.loss || norm > most.norm) << s;
+  }
+  EXPECT_TRUE(guard.state().disabled);
+  EXPECT_EQ(guard.limits(400).norm, std::numeric_limits<double>::infinity());
+}
+
 TEST(SpikeGuard, ResumesWithTheSameVerdicts) {
   SpikeGuard through;
   warm_up(through, 150);
