@@ -46,6 +46,7 @@ struct alignas(1024) SharedTile {
 template <int Threads, int Rows, int Cols>
 __device__ inline void zero_rows_outside(SharedTile<Rows, Cols>& tile, int begin, int end, int thread) {
   constexpr int kChunks = Cols / 8;
+#pragma unroll 1
   for (int i = thread; i < Rows * kChunks; i += Threads) {
     const int row = i / kChunks;
     if (row < begin || row >= end) tile.chunk(row, i % kChunks * 8) = Vector16<bf16>::filled(0.0f);
@@ -62,7 +63,8 @@ enum class Major { k, mn };
 template <int MN, int K, Major Order, int PanelBytes>
 struct Operand {
   static_assert(MN % 8 == 0 && K % 16 == 0, "operands are multiples of 8 by 16");
-  static_assert(Order == Major::k || MN % kPanel == 0, "an operand contracted along rows takes whole panels of 64");
+  static_assert(Order == Major::k || MN % kPanel == 0 || MN == kPanel / 2,
+                "an operand contracted along rows takes whole panels of 64, or one half of one");
   static constexpr int kMN = MN;
   static constexpr int kK = K;
   static constexpr Major kMajor = Order;
@@ -85,8 +87,10 @@ struct Operand {
   // Parts of `Count` rows or columns, the index known at run time.
   template <int Count>
   __device__ Operand<Count, K, Order, PanelBytes> part_at(int index) const {
-    static_assert(MN % Count == 0 && Count % (Order == Major::k ? 8 : kPanel) == 0, "parts of 8 rows or 64 columns");
-    const int bytes = Order == Major::k ? index * Count * 128 : index * (Count / kPanel) * PanelBytes;
+    static_assert(MN % Count == 0 && Count % (Order == Major::k ? 8 : kPanel / 2) == 0,
+                  "parts of 8 rows or 32 columns");
+    const int first = index * Count;
+    const int bytes = Order == Major::k ? first * 128 : first / kPanel * PanelBytes + first % kPanel * 2;
     return {descriptor + static_cast<std::uint64_t>(bytes / 16)};
   }
 };

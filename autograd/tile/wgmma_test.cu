@@ -65,11 +65,11 @@ __global__ void __launch_bounds__(128, 1)
     }
   }();
   if constexpr (kKind == Kind::left_in_registers) {
-    multiply(c, registers, right, true);
+    multiply_add(c, registers, right);
   } else if constexpr (S::kLeftRows) {
-    multiply(c, along_rows(m.a).template part<64, 64>(), right, true);
+    multiply_add(c, along_rows(m.a).template part<64, 64>(), right);
   } else {
-    multiply(c, along_columns(m.a).template part_at<64>(1), right, true);
+    multiply_add(c, along_columns(m.a).template part_at<64>(1), right);
   }
   wgmma_commit();
   wgmma_wait<0>();
@@ -133,6 +133,43 @@ TEST_F(TileGpuHopper, WgmmaLeftInRegisters) {
   check<256, 64, Kind::left_in_registers>();
 }
 
+// The second half of a panel as a right operand along rows.
+struct HalfMemory {
+  SharedTile<64, 64> left, right;
+};
+__global__ void __launch_bounds__(128, 1) half_panel(const bf16* a, const bf16* b, float* out) {
+  extern __shared__ __align__(1024) char bytes[];
+  auto& m = *reinterpret_cast<HalfMemory*>(bytes);
+  for (int i = threadIdx.x; i < 64 * 64; i += 128) {
+    m.left.at(i / 64, i % 64) = a[i];
+    m.right.at(i / 64, i % 64) = b[i];
+  }
+  fence_async_shared();
+  __syncthreads();
+  Accumulator<32> c;
+  wgmma_fence();
+  multiply(c, along_columns(m.left), along_rows(m.right).template part_at<32>(1));
+  wgmma_commit();
+  wgmma_wait<0>(c);
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    out[Accumulator<32>::row(threadIdx.x, i) * 32 + Accumulator<32>::column(threadIdx.x, i)] = c.x[i];
+  }
+}
+
+TEST_F(TileGpuHopper, WgmmaHalfPanel) {
+  const HostMatrix a(64, 64, 1), b(64, 64, 2);
+  const DeviceArray<bf16> a_in(a.x), b_in(b.x);
+  const DeviceArray<float> out(64 * 32);
+  half_panel<<<1, 128, sizeof(HalfMemory)>>>(a_in.get(), b_in.get(), out.get());
+  WEFT_CHECK_LAUNCH();
+  EXPECT_TRUE(equals(out.host(), 64, 32, [&](int r, int c) {
+    float sum = 0;
+    for (int k = 0; k < 64; ++k) sum += a.at(r, k) * b.at(k, 32 + c);
+    return sum;
+  }));
+}
+
 // An accumulator goes through stmatrix into a tile and comes back transposed by the tensor cores: identity^T tile.
 struct StoreMemory {
   SharedTile<64, 64> left, tile;
@@ -151,7 +188,7 @@ __global__ void __launch_bounds__(128, 1) store_and_read(float* out) {
   fence_async_shared();
   __syncthreads();
   wgmma_fence(c);
-  multiply(c, along_columns(m.left), along_rows(m.tile), false);
+  multiply(c, along_columns(m.left), along_rows(m.tile));
   wgmma_commit();
   wgmma_wait<0>();
 #pragma unroll

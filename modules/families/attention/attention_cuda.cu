@@ -39,16 +39,24 @@ struct ForwardWorkspace {
 };
 
 struct BackwardWorkspace {
+  bool hopper;
   AttentionQueryTile* query_tiles;
   AttentionKeyTile* key_tiles;
-  float* delta;
+  float* delta;  // portable kernels and sink logits
+  float *stats, *dq_sum;
+  int* turns;
   std::size_t bytes;
 
-  BackwardWorkspace(const AttentionBackward& a, void* base) {
+  BackwardWorkspace(const AttentionBackward& a, void* base) : hopper(hopper_takes(a.dtype, a.shape, a.options)) {
     Pieces pieces(base);
     query_tiles = pieces.take<AttentionQueryTile>(a.row.short_tiles.count);
     key_tiles = pieces.take<AttentionKeyTile>(a.row.long_tiles.count);
-    delta = pieces.take<float>(a.shape.T * a.shape.H_Q);
+    delta = pieces.take<float>(!hopper || a.dsink_logit != nullptr ? a.shape.T * a.shape.H_Q : 0);
+    const HopperBackwardSizes sizes =
+        hopper ? hopper_backward_sizes(a.shape, a.row.short_tiles.count) : HopperBackwardSizes{};
+    stats = pieces.take<float>(sizes.stats);
+    dq_sum = pieces.take<float>(sizes.dq_sum);
+    turns = pieces.take<int>(sizes.turns);
     bytes = pieces.used();
   }
 };
@@ -110,12 +118,23 @@ void attention_backward_cuda(const AttentionBackward& args, const Launch& launch
   check_widths(args.shape);
   const cudaStream_t stream = cuda_stream(launch.stream);
   const BackwardWorkspace w(args, launch.workspace);
-  attention_delta(args, w.delta, stream);
+  if (!w.hopper || args.dsink_logit != nullptr) attention_delta(args, w.delta, stream);
   if (args.dsink_logit != nullptr) attention_sink_gradient(args, w.delta, stream);
   if (args.dq == nullptr && args.dk == nullptr && args.dv == nullptr) return;
   make_query_tiles(args.row, args.row.short_tiles, kBackwardRows, false, w.query_tiles, stream);
   make_key_tiles(args.row, args.row.long_tiles, kKeyRows, args.row.short_tiles, w.key_tiles, stream);
-  attention_backward_portable(args, w.query_tiles, w.key_tiles, w.delta, stream);
+  if (w.hopper) {
+    attention_backward_hopper(args,
+                              {.query_tiles = w.query_tiles,
+                               .key_tiles = w.key_tiles,
+                               .query_count = args.row.short_tiles.count,
+                               .stats = w.stats,
+                               .dq_sum = w.dq_sum,
+                               .turns = w.turns},
+                              stream);
+  } else {
+    attention_backward_portable(args, w.query_tiles, w.key_tiles, w.delta, stream);
+  }
 }
 
 }  // namespace weft

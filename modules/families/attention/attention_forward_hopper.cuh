@@ -90,11 +90,18 @@ __device__ inline void update(tile::Accumulator<N>& s, RunningSoftmax& softmax, 
 
 template <int N>
 __device__ inline void hide(tile::Accumulator<N>& s, const KeyVisit& v, const Sight& sight, int query, int thread) {
-  const int first = v.position + thread % 4 * 2, end = v.position + v.count;
+  const int shift = thread % 4 * 2;
 #pragma unroll
-  for (int i = 0; i < N / 2; ++i) {
-    const int key = first + i / 4 * 8 + i % 2;
-    if (!(key < end && sight.sees(query + i / 2 % 2 * 8, key))) s.x[i] = -INFINITY;
+  for (int r = 0; r < 2; ++r) {
+    const SeenColumns seen(sight, query + 8 * r, v.position + shift, v.count - shift);
+#pragma unroll
+    for (int i = 0; i < N / 8; ++i) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        float& x = s.x[4 * i + 2 * r + c];
+        x = seen.has(8 * i + c) ? x : -INFINITY;
+      }
+    }
   }
 }
 
@@ -222,8 +229,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         m.k_full[stage].wait(kv_state.parity());
         KeyVisit visit = m.visit[stage];
         tile::barrier_sync<kConsumerThreads>(mine);
-        tile::wgmma_fence(s);
-        tile::multiply(s, q, tile::along_columns(m.k[stage]), false);
+        tile::wgmma_fence();
+        tile::multiply(s, q, tile::along_columns(m.k[stage]));
         tile::wgmma_commit();
         tile::barrier_arrive<kConsumerThreads>(other);
         tile::wgmma_wait<0>();
@@ -242,10 +249,10 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
           clean(before, visit);
           visit = m.visit[stage];
           tile::barrier_sync<kConsumerThreads>(mine);
-          tile::wgmma_fence(s, o, p);
-          tile::multiply(s, q, tile::along_columns(m.k[stage]), false);
+          tile::wgmma_fence(o, p);
+          tile::multiply(s, q, tile::along_columns(m.k[stage]));
           tile::wgmma_commit();
-          tile::multiply(o, p, tile::along_rows(m.v[before]), true);
+          tile::multiply_add(o, p, tile::along_rows(m.v[before]));
           tile::wgmma_commit();
           tile::barrier_arrive<kConsumerThreads>(other);
           tile::wgmma_wait<1>();
@@ -261,7 +268,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         m.v_full[stage].wait(kv_state.parity());
         clean(stage, visit);
         tile::wgmma_fence(o, p);
-        tile::multiply(o, p, tile::along_rows(m.v[stage]), true);
+        tile::multiply_add(o, p, tile::along_rows(m.v[stage]));
         tile::wgmma_commit();
         tile::wgmma_wait<0>();
         release(m.v_empty[stage]);

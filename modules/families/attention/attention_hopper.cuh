@@ -18,4 +18,21 @@ inline double logit_scale(const AttentionShape& shape, const AttentionOptions& o
 void attention_forward_hopper(const AttentionForward& args, const AttentionQueryTile* tiles, int* counter,
                               cudaStream_t stream);
 
+// Elements of the backward kernel's buffers.
+struct HopperBackwardSizes {
+  std::int64_t stats, dq_sum, turns;
+};
+HopperBackwardSizes hopper_backward_sizes(const AttentionShape& shape, std::int64_t query_tiles);
+
+struct HopperBackwardBuffers {
+  const AttentionQueryTile* query_tiles;  // of kBackwardRows, in row order
+  const AttentionKeyTile* key_tiles;
+  std::int64_t query_count;  // of tiles
+  float* stats;
+  float* dq_sum;
+  int* turns;
+};
+void attention_backward_hopper(const AttentionBackward& args, const HopperBackwardBuffers& buffers,
+                               cudaStream_t stream);
+
 }  // namespace weft::attention_cuda

@@ -18,8 +18,20 @@ struct Sight {
       : window(options.window > 0 && options.window < (1 << 30) ? options.window : 1 << 30),
         sinks(options.sink_tokens) {}
   __device__ bool sees(std::int32_t query, std::int32_t key) const {
-    return key <= query && (query - key < window || key < sinks);
+    return (key <= query) & ((query - key < window) | (key < sinks));
   }
+};
+
+// Columns of a tile that one query sees: [0, sinks) up to `end`, and [begin, end).
+struct SeenColumns {
+  std::int32_t begin, end, sinks;
+
+  // Of a tile whose first key, at `position`, is column 0 and that has `count` keys.
+  __device__ SeenColumns(const Sight& sight, std::int32_t query, std::int32_t position, std::int32_t count)
+      : begin(query - sight.window + 1 - position),
+        end(min(query + 1 - position, count)),
+        sinks(sight.sinks - position) {}
+  __device__ bool has(std::int32_t column) const { return (column < end) & ((column >= begin) | (column < sinks)); }
 };
 
 struct alignas(16) KeyVisit {
@@ -51,7 +63,7 @@ class KeyWalk {
 
   __device__ KeyVisit visit(std::int32_t i, const AttentionQueryTile& tile, const Sight& sight) const {
     const std::int32_t own = own_end_ - own_begin_;
-    if (i >= own + pin_end_) return {tile.anchor_row, 0, 1, 1};
+    if (i >= own + pin_end_) return {tile.anchor_row, -1, 1, 1};
     const std::int32_t offset = (i < own ? own_end_ - 1 - i : pin_end_ - 1 - (i - own)) * KeyRows;
     const std::int32_t position = tile.key_begin + offset;
     const std::int32_t count = min(KeyRows, tile.key_end - position);
