@@ -43,11 +43,34 @@ struct BackwardArgs {
   Write write_dk, write_dv;
 };
 
-// A work item and the tiles of queries that it walks, from `last` to `first`.
+// A work item: a tile of keys and the steps in which it meets tiles of queries. Neighbours in the table walk side by
+// side, so that what they read and add to is in the cache: without a window all start at the document's last queries
+// and take the heads of a tile in turn; with one they start at queries of their own, and take one head after the other,
+// so that a neighbour comes past the same queries soon. Keys that every query sees are the first that all others wait
+// for: they walk forwards.
 struct KeyItem {
   AttentionKeyTile tile;
-  std::int32_t kv_head;  // -1: no more work
-  std::int32_t first, last;
+  std::int32_t kv_head;      // -1: no more work
+  std::int32_t first, last;  // tiles of queries of the document
+  std::int32_t heads_outer, forwards;
+
+  __device__ void set_walk(const Sight& sight) {
+    const bool windowed = sight.window < 1 << 30;
+    const bool pinned = tile.anchor != 0 || (windowed && tile.position < sight.sinks);
+    first = tile.anchor != 0 ? 0 : max(0, tile.position - tile.query_position) / kQueries;
+    last = tile.query_tiles - 1;
+    const int end = tile.position + kKeyRows + sight.window - 1 - tile.query_position;  // first query that sees no key
+    if (!pinned) last = end <= 0 ? -1 : min(last, (end - 1) / kQueries);
+    heads_outer = windowed && !pinned ? 1 : 0;
+    forwards = pinned ? 1 : 0;
+  }
+  __device__ int steps(int G) const { return max(0, last - first + 1) * G; }
+  // Tile of queries (of all of the row's) and head of the group of step j.
+  __device__ int2 step(int j, int G) const {
+    const int tiles = last - first + 1;
+    const int i = heads_outer != 0 ? j % tiles : j / G;
+    return {tile.query_tile + (forwards != 0 ? first + i : last - i), heads_outer != 0 ? j / tiles : j % G};
+  }
 };
 struct StepInfo {
   std::int32_t position, count;
@@ -70,15 +93,6 @@ struct BackwardMemory {
 // Where elements 4c .. 4c + 3 of a thread's accumulator lie in a piece of dq: in the order in which threads hold them.
 __host__ __device__ inline int piece_offset(int thread, int c) {
   return (c * tile::kWarpgroup + thread) * 4;
-}
-
-__device__ inline void set_range(KeyItem& item, const Sight& sight) {
-  const AttentionKeyTile& t = item.tile;
-  const bool pinned = t.anchor != 0 || t.position < sight.sinks;
-  item.first = t.anchor != 0 ? 0 : max(0, t.position - t.query_position) / kQueries;
-  item.last = t.query_tiles - 1;
-  const int end = t.position + kKeyRows + sight.window - 1 - t.query_position;  // first query that sees no key
-  if (!pinned) item.last = end <= 0 ? -1 : min(item.last, (end - 1) / kQueries);
 }
 
 __device__ inline int load_acquire(const int* from) {
@@ -105,28 +119,27 @@ __device__ void produce(BackwardMemory<D>& m, const tile::TileMap<kKeyRows, 3>& 
     item.tile = a.key_tiles[next / a.H_KV];
     item.kv_head = next % a.H_KV;
     if (item.tile.count <= 0) continue;
-    set_range(item, a.sight);
+    item.set_walk(a.sight);
     m.kv_empty.wait(kv.parity() ^ 1);
     m.item = item;
     m.kv_full.arrive_expect(2 * kKeyRows * D * 2);
     tile::load_tile(m.k, k_map, m.kv_full, 0, item.tile.row, item.kv_head);
     tile::load_tile(m.v, v_map, m.kv_full, 0, item.tile.row, item.kv_head);
     kv.advance();
-    for (int i = item.last; i >= item.first; --i) {
-      const int index = item.tile.query_tile + i;
-      const AttentionQueryTile t = a.query_tiles[index];
-      for (int g = 0; g < G; ++g, state.advance()) {
-        const int head = item.kv_head * G + g, s = state.stage;
-        m.q_empty[s].wait(state.parity() ^ 1);
-        m.step[s] = {t.position, t.count};
-        m.q_full[s].arrive_expect(kTile + kStats);
-        tile::load_tile(m.q[s], q_map, m.q_full[s], 0, t.row, head);
-        tile::load_bytes(m.stats[s], a.stats + (static_cast<std::int64_t>(head) * a.query_count + index) * 2 * kQueries,
-                         kStats, m.q_full[s]);
-        m.d_o_empty[s].wait(state.parity() ^ 1);
-        m.d_o_full[s].arrive_expect(kTile);
-        tile::load_tile(m.d_o[s], d_o_map, m.d_o_full[s], 0, t.row, head);
-      }
+    const int steps = item.steps(G);
+    for (int j = 0; j < steps; ++j, state.advance()) {
+      const int2 step = item.step(j, G);
+      const AttentionQueryTile t = a.query_tiles[step.x];
+      const int head = item.kv_head * G + step.y, s = state.stage;
+      m.q_empty[s].wait(state.parity() ^ 1);
+      m.step[s] = {t.position, t.count};
+      m.q_full[s].arrive_expect(kTile + kStats);
+      tile::load_tile(m.q[s], q_map, m.q_full[s], 0, t.row, head);
+      tile::load_bytes(m.stats[s], a.stats + (static_cast<std::int64_t>(head) * a.query_count + step.x) * 2 * kQueries,
+                       kStats, m.q_full[s]);
+      m.d_o_empty[s].wait(state.parity() ^ 1);
+      m.d_o_full[s].arrive_expect(kTile);
+      tile::load_tile(m.d_o[s], d_o_map, m.d_o_full[s], 0, t.row, head);
     }
   }
   m.kv_empty.wait(kv.parity() ^ 1);
@@ -151,31 +164,30 @@ __device__ void add_pieces(BackwardMemory<D>& m, const BackwardArgs& a, int grou
       tile::fence_async_global();
       store_release(previous, previous_turn + 1);
     };
-    for (int i = item.last; i >= item.first; --i) {
-      const int index = item.tile.query_tile + i;
-      const AttentionQueryTile t = a.query_tiles[index];
+    const int steps = item.steps(G);
+    for (int j = 0; j < steps; ++j, parity ^= 1) {
+      const int2 step = item.step(j, G);
+      const AttentionQueryTile t = a.query_tiles[step.x];
       const int turn = KeyWalk<kKeyRows>(t, a.sight).turn(item.tile.position, item.tile.anchor != 0, t);
-      for (int g = 0; g < G; ++g, parity ^= 1) {
-        const std::int64_t piece =
-            ((static_cast<std::int64_t>(item.kv_head) * G + g) * a.query_count + index) * 2 + group;
-        m.dq_full[group].wait(parity);
-        float* const to = a.dq_sum + piece * kPiece<D>;
-        if (turn == 0) {
-          tile::store_bytes(to, m.dq[group], kPiece<D> * 4);
-        } else {
-          while (load_acquire(a.turns + piece) != turn) {
-          }
-          tile::fence_async_global();
-          tile::add_floats(to, m.dq[group], kPiece<D> * 4);
+      const std::int64_t piece =
+          ((static_cast<std::int64_t>(item.kv_head) * G + step.y) * a.query_count + step.x) * 2 + group;
+      m.dq_full[group].wait(parity);
+      float* const to = a.dq_sum + piece * kPiece<D>;
+      if (turn == 0) {
+        tile::store_bytes(to, m.dq[group], kPiece<D> * 4);
+      } else {
+        while (load_acquire(a.turns + piece) != turn) {
         }
-        tile::commit_stores();
-        tile::wait_stores<1>();
-        pass_on();
-        previous = a.turns + piece;
-        previous_turn = turn;
-        tile::wait_stores_read<0>();
-        m.dq_empty[group].arrive();
+        tile::fence_async_global();
+        tile::add_floats(to, m.dq[group], kPiece<D> * 4);
       }
+      tile::commit_stores();
+      tile::wait_stores<1>();
+      pass_on();
+      previous = a.turns + piece;
+      previous_turn = turn;
+      tile::wait_stores_read<0>();
+      m.dq_empty[group].arrive();
     }
     tile::wait_stores<0>();
     pass_on();
@@ -235,7 +247,7 @@ __device__ void consume(BackwardMemory<D>& m, const BackwardArgs& a, int group, 
   for (;; kv_parity ^= 1) {
     m.kv_full.wait(kv_parity);
     if (uniform(m.item.kv_head) < 0) return;
-    const int steps = uniform((m.item.last - m.item.first + 1) * G);
+    const int steps = uniform(m.item.steps(G));
     const int count = uniform(m.item.tile.count), anchor = uniform(m.item.tile.anchor);
     const int key = uniform(m.item.tile.position), own_key = key + group * 64 + tile::Accumulator<8>::row(thread, 0);
     clean(m.k, count);

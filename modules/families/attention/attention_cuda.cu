@@ -47,7 +47,7 @@ struct BackwardWorkspace {
   int* turns;
   std::size_t bytes;
 
-  BackwardWorkspace(const AttentionBackward& a, void* base) : hopper(hopper_takes(a.dtype, a.shape, a.options)) {
+  BackwardWorkspace(const AttentionBackward& a, void* base) : hopper(hopper_takes(a)) {
     Pieces pieces(base);
     query_tiles = pieces.take<AttentionQueryTile>(a.row.short_tiles.count);
     key_tiles = pieces.take<AttentionKeyTile>(a.row.long_tiles.count);
@@ -74,11 +74,18 @@ int compute_major() {
   return major;
 }
 
+bool hopper_takes(DType dtype, const AttentionShape& s, const AttentionOptions& options, std::int64_t widest) {
+  return dtype == DType::bf16 && s.D <= widest && s.D_V <= widest && s.D % 8 == 0 && s.D_V % 8 == 0 &&
+         logit_scale(s, options) > 0.0 && compute_major() == 9;
+}
+
 }  // namespace
 
-bool hopper_takes(DType dtype, const AttentionShape& s, const AttentionOptions& options) {
-  return dtype == DType::bf16 && s.D <= 128 && s.D_V <= 128 && s.D % 8 == 0 && s.D_V % 8 == 0 &&
-         logit_scale(s, options) > 0.0 && compute_major() == 9;
+bool hopper_takes(const AttentionForward& a) {
+  return hopper_takes(a.dtype, a.shape, a.options, kWidest);
+}
+bool hopper_takes(const AttentionBackward& a) {
+  return hopper_takes(a.dtype, a.shape, a.options, 128);
 }
 
 }  // namespace attention_cuda
@@ -94,7 +101,7 @@ void attention_forward_cuda(const AttentionForward& args, const Launch& launch) 
   check_widths(args.shape);
   const cudaStream_t stream = cuda_stream(launch.stream);
   const ForwardWorkspace w(args, launch.workspace);
-  if (hopper_takes(args.dtype, args.shape, args.options)) {
+  if (hopper_takes(args)) {
     make_query_tiles(args.row, args.row.long_tiles, kForwardRows, true, w.tiles, stream);
     attention_forward_hopper(args, w.tiles, w.counter, stream);
   } else {

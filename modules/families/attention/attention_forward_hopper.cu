@@ -7,8 +7,8 @@ namespace {
 template <int D, int D_V, bool Cap>
 void launch(const AttentionForward& a, const ForwardArgs& args, cudaStream_t stream) {
   const auto q_map = tile::make_head_map<kForwardRows>(a.q, a.shape.T, a.shape.H_Q, a.shape.D);
-  const auto k_map = tile::make_head_map<kKeyRows>(a.k, a.shape.S, a.shape.H_KV, a.shape.D);
-  const auto v_map = tile::make_head_map<kKeyRows>(a.v, a.shape.S, a.shape.H_KV, a.shape.D_V);
+  const auto k_map = tile::make_head_map<ForwardPolicy<D, D_V>::kKeys>(a.k, a.shape.S, a.shape.H_KV, a.shape.D);
+  const auto v_map = tile::make_head_map<ForwardPolicy<D, D_V>::kKeys>(a.v, a.shape.S, a.shape.H_KV, a.shape.D_V);
   const auto kernel = &forward_kernel<D, D_V, Cap>;
   constexpr int kBytes = sizeof(ForwardMemory<D, D_V>);
   WEFT_CUDA_CALL(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
@@ -37,15 +37,17 @@ void attention_forward_hopper(const AttentionForward& a, const AttentionQueryTil
                          .o = static_cast<tile::bf16*>(a.o),
                          .lse = static_cast<float*>(a.lse),
                          .counter = counter};
-  const bool narrow = a.shape.D <= 64 && a.shape.D_V <= 64;
-  if (narrow && cap > 0.0) {
-    launch<64, 64, true>(a, args, stream);
-  } else if (narrow) {
-    launch<64, 64, false>(a, args, stream);
-  } else if (cap > 0.0) {
-    launch<128, 128, true>(a, args, stream);
+  const auto run = [&]<int D, int D_V>() {
+    cap > 0.0 ? launch<D, D_V, true>(a, args, stream) : launch<D, D_V, false>(a, args, stream);
+  };
+  if (a.shape.D <= 64 && a.shape.D_V <= 64) {
+    run.template operator()<64, 64>();
+  } else if (a.shape.D <= 128 && a.shape.D_V <= 128) {
+    run.template operator()<128, 128>();
+  } else if (a.shape.D <= 192 && a.shape.D_V <= 128) {
+    run.template operator()<192, 128>();
   } else {
-    launch<128, 128, false>(a, args, stream);
+    run.template operator()<256, 256>();
   }
 }
 

@@ -20,7 +20,7 @@ inline constexpr int kForwardThreads = (1 + kConsumers) * tile::kWarpgroup;
 
 template <int D, int D_V>
 struct ForwardPolicy {
-  static constexpr int kKeys = kKeyRows;
+  static constexpr int kKeys = D <= 192 ? 128 : 64;  // of a tile; the sums of wide values leave less room for scores
   static constexpr int kQueryStages = D <= 128 ? 2 : 1;
   static constexpr int kKeyStages = 2;
 };
@@ -30,8 +30,8 @@ template <int D, int D_V>
 struct ForwardMemory {
   using P = ForwardPolicy<D, D_V>;
   tile::SharedTile<kForwardRows, D> q[P::kQueryStages];
-  tile::SharedTile<kKeyRows, D> k[P::kKeyStages];
-  tile::SharedTile<kKeyRows, D_V> v[P::kKeyStages];
+  tile::SharedTile<P::kKeys, D> k[P::kKeyStages];
+  tile::SharedTile<P::kKeys, D_V> v[P::kKeyStages];
   AttentionQueryTile item[P::kQueryStages];
   int head[P::kQueryStages];    // -1: no more work
   int visits[P::kQueryStages];  // tiles of keys
@@ -108,8 +108,9 @@ __device__ inline void hide(tile::Accumulator<N>& s, const KeyVisit& v, const Si
 template <int D, int D_V, bool Cap>
 __global__ void __launch_bounds__(kForwardThreads, 1)
     forward_kernel(const __grid_constant__ tile::TileMap<kForwardRows, 3> q_map,
-                   const __grid_constant__ tile::TileMap<kKeyRows, 3> k_map,
-                   const __grid_constant__ tile::TileMap<kKeyRows, 3> v_map, const __grid_constant__ ForwardArgs a) {
+                   const __grid_constant__ tile::TileMap<ForwardPolicy<D, D_V>::kKeys, 3> k_map,
+                   const __grid_constant__ tile::TileMap<ForwardPolicy<D, D_V>::kKeys, 3> v_map,
+                   const __grid_constant__ ForwardArgs a) {
 #ifdef WEFT_HOPPER
   using P = ForwardPolicy<D, D_V>;
   using Memory = ForwardMemory<D, D_V>;
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
       const int head = kv_head * G + item % G;
       if (t.count <= 0) continue;
       m.q_empty[q_state.stage].wait(q_state.parity() ^ 1);
-      const KeyWalk<kKeyRows> walk(t, a.sight);
+      const KeyWalk<P::kKeys> walk(t, a.sight);
       const int count = walk.count();
       m.item[q_state.stage] = t;
       m.head[q_state.stage] = head;
@@ -164,10 +165,10 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         const int row = visit.row;
         m.k_empty[s].wait(kv_state.parity() ^ 1);
         m.visit[s] = visit;
-        m.k_full[s].arrive_expect(kKeyRows * D * 2);
+        m.k_full[s].arrive_expect(P::kKeys * D * 2);
         tile::load_tile(m.k[s], k_map, m.k_full[s], 0, row, kv_head);
         m.v_empty[s].wait(kv_state.parity() ^ 1);
-        m.v_full[s].arrive_expect(kKeyRows * D_V * 2);
+        m.v_full[s].arrive_expect(P::kKeys * D_V * 2);
         tile::load_tile(m.v[s], v_map, m.v_full[s], 0, row, kv_head);
       }
     }
@@ -205,26 +206,26 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         }
       }
       const auto q = tile::along_columns(m.q[q_state.stage]).template part_at<64>(group);
-      const auto soften = [&](tile::Accumulator<kKeyRows>& s, const KeyVisit& v) {
+      const auto soften = [&](tile::Accumulator<P::kKeys>& s, const KeyVisit& v) {
         if constexpr (Cap) {
 #pragma unroll
-          for (int i = 0; i < kKeyRows / 2; ++i) s.x[i] = tile::tanh_fast(s.x[i] * a.transform);
+          for (int i = 0; i < P::kKeys / 2; ++i) s.x[i] = tile::tanh_fast(s.x[i] * a.transform);
         }
         if (v.partial) hide(s, v, a.sight, query, thread);
       };
       // Rows of a tile that are a neighbour's must not reach the sums, not even times 0. Every consumer clears all of
       // them, so that none waits for the other.
       const auto clean = [&](int stage, const KeyVisit& v) {
-        if (v.count == kKeyRows) return;
+        if (v.count == P::kKeys) return;
         tile::zero_rows_outside<tile::kWarpgroup>(m.v[stage], 0, v.count, thread);
         tile::fence_async_shared();
         tile::barrier_sync<tile::kWarpgroup>(own);
       };
 
-      tile::RegisterOperand<kKeyRows> p;
+      tile::RegisterOperand<P::kKeys> p;
       float rescale[2];
       if (count > 0) {
-        tile::Accumulator<kKeyRows> s;
+        tile::Accumulator<P::kKeys> s;
         int stage = kv_state.stage;
         m.k_full[stage].wait(kv_state.parity());
         KeyVisit visit = m.visit[stage];

@@ -1,6 +1,7 @@
 // The CUDA kernels against fp64: bf16 heads that Hopper's kernels take, and everything through the portable ones.
 #include <fmt/format.h>
 
+#include "autograd/transfer.h"
 #include "modules/families/attention/attention_case.h"
 #include "tests/support/op_check.h"
 
@@ -72,6 +73,94 @@ TEST_F(AttentionGpu, OtherWidths) {
            .D = D,
            .D_V = D_V,
            .sink_logit = true});
+  }
+}
+
+// Documents of many tiles, whose tiles of keys add to dq at once.
+TEST_F(AttentionGpu, ManyTiles) {
+  check({.documents = documents_of({1500, 700}), .H_KV = 2, .G = 4, .D = 128, .D_V = 128});
+  check({.documents = documents_of({1500, 700}),
+         .options = {.window = 300, .sink_tokens = 5},
+         .H_KV = 2,
+         .G = 4,
+         .D = 128,
+         .D_V = 128});
+  check({.documents = anchored_documents({900, 1300}), .options = {.window = 200}, .H_KV = 2, .D = 64, .D_V = 64});
+}
+
+AttentionOutputs run_on_gpu(const AttentionCase& c, const AttentionInputs& in, DType dtype) {
+  const std::shared_ptr<Allocator> memory = gpu_memory();
+  Tape tape(memory, Tape::Mode::record, gpu_stream());
+  const auto leaf = [&](const Tensor& t) { return tape.leaf(tape.here(cast(t, dtype))); };
+  const Var q = leaf(in.q), k = leaf(in.k), v = leaf(in.v);
+  const std::array<Var, 2> out = attention_with_lse(tape, q, k, v, Var{}, c.documents, c.options);
+  const std::array<Tensor, 2> seeds{tape.here(cast(in.d_o, dtype)), tape.here(cast(in.dlse, accumulator_dtype(dtype)))};
+  tape.backward(out, seeds);
+  const auto fetch = [&](const Tensor& t) { return cast(to_host(t, gpu_stream()), t.dtype()); };
+  return {fetch(out[0].value),     fetch(out[1].value),     fetch(tape.gradient(q)),
+          fetch(tape.gradient(k)), fetch(tape.gradient(v)), {}};
+}
+
+AttentionOutputs rows_of(const AttentionOutputs& x, std::int64_t begin, std::int64_t end) {
+  const auto part = [&](const Tensor& t) { return cast(t.rows(begin, end), t.dtype()); };
+  return {part(x.o), part(x.lse), part(x.dq), part(x.dk), part(x.dv), {}};
+}
+
+// Packing changes no bit, and a document of NaNs stays alone with them.
+TEST_F(AttentionGpu, DocumentsKeepToThemselves) {
+  const std::vector<std::int32_t> lengths = {130, 77, 200, 1, 64};
+  constexpr std::int64_t kBad = 2;
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    for (const std::int64_t D : {64, 128}) {
+      for (const std::int32_t window : {0, 50}) {
+        const AttentionCase c{
+            .documents = documents_of(lengths), .options = {.window = window}, .H_KV = 2, .G = 2, .D = D, .D_V = D};
+        const AttentionInputs in = random_inputs(c);
+        const AttentionOutputs packed = run_on_gpu(c, in, dtype);
+        for (const Tensor& t : {in.q, in.k, in.v, in.d_o}) {
+          const Tensor bad = t.rows(c.documents->begin(kBad), c.documents->end(kBad));
+          for (double& x : bad.span<double>()) x = std::nan("");
+        }
+        const AttentionOutputs beside = run_on_gpu(c, in, dtype);
+        for (std::int64_t n = 0; n < c.documents->count(); ++n) {
+          if (n == kBad) continue;
+          SCOPED_TRACE(fmt::format("{} D {} window {} document {}", name_of(dtype), D, window, n));
+          const std::int64_t begin = c.documents->begin(n), end = c.documents->end(n);
+          AttentionCase alone = c;
+          alone.documents = documents_of({lengths[static_cast<std::size_t>(n)]});
+          expect_equal_bits(rows_of(packed, begin, end), run_on_gpu(alone, tokens_of(in, begin, end), dtype));
+          expect_equal_bits(rows_of(beside, begin, end), rows_of(packed, begin, end));
+        }
+      }
+    }
+  }
+}
+
+TEST_F(AttentionGpu, LaterTokensDoNotReachEarlierOnes) {
+  for (const std::int64_t D : {64, 128}) {
+    AttentionCase c{.documents = documents_of({300}), .H_KV = 1, .G = 2, .D = D, .D_V = D};
+    const AttentionInputs in = random_inputs(c);
+    const AttentionOutputs before = run_on_gpu(c, in, DType::bf16);
+    c.seed = 77;
+    const AttentionInputs other = random_inputs(c);
+    for (const std::int64_t t : {1, 63, 64, 127, 200}) {
+      AttentionInputs changed{cast(in.q, DType::f64),   cast(in.k, DType::f64),
+                              cast(in.v, DType::f64),   {},
+                              cast(in.d_o, DType::f64), in.dlse};
+      changed.q.rows(t, 300).copy_from(other.q.rows(t, 300));
+      changed.k.rows(t, 300).copy_from(other.k.rows(t, 300));
+      changed.v.rows(t, 300).copy_from(other.v.rows(t, 300));
+      const AttentionOutputs after = run_on_gpu(c, changed, DType::bf16);
+      EXPECT_TRUE(bitwise_equal(rows_of(after, 0, t).o, rows_of(before, 0, t).o)) << "D " << D << " t " << t;
+      changed.d_o.rows(t, 300).fill_zero();
+      changed.dlse = cast(in.dlse, DType::f64);
+      changed.dlse.rows(t, 300).fill_zero();
+      const AttentionOutputs late = rows_of(run_on_gpu(c, changed, DType::bf16), t, 300);
+      for (const Tensor& g : {late.dq, late.dk, late.dv}) {
+        const Tensor values = cast(g, DType::f64);
+        for (const double x : values.span<double>()) ASSERT_EQ(x, 0.0) << "D " << D << " t " << t;
+      }
+    }
   }
 }
 

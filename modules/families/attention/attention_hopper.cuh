@@ -7,8 +7,10 @@
 
 namespace weft::attention_cuda {
 
-// bf16, on a device of compute capability 9.0, heads up to 128 wide whose rows start on 16 bytes.
-bool hopper_takes(DType dtype, const AttentionShape& shape, const AttentionOptions& options);
+// bf16, on a device of compute capability 9.0, heads whose rows start on 16 bytes: up to 256 wide, 128 in the backward
+// pass.
+bool hopper_takes(const AttentionForward& args);
+bool hopper_takes(const AttentionBackward& args);
 
 inline double logit_scale(const AttentionShape& shape, const AttentionOptions& options) {
   return options.scale != 0.0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(shape.D));
