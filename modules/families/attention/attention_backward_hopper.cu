@@ -1,5 +1,5 @@
 #include "autograd/tile/reduce.cuh"
-#include "modules/families/attention/attention_backward_hopper.cuh"
+#include "modules/families/attention/attention_backward_steps.cuh"
 #include "modules/families/attention/attention_hopper.cuh"
 
 namespace weft::attention_cuda {
@@ -48,7 +48,9 @@ __global__ void __launch_bounds__(kEdgeThreads)
     // Neighbouring threads take rows 8 apart, which lie in the same 32 bytes.
     const int piece = i / (kSize / 8), inside = i % (kSize / 8);
     const int row = inside / 16 % 4 * 16 + inside % 2 * 8 + inside / 2 % 8, group = inside / 64;
-    const int column = piece * Columns + group * 8;
+    const int column = Columns <= 64 ? piece * Columns + group * 8
+                       : group < 8   ? piece * 64 + group * 8
+                                     : 128 + piece * 32 + (group - 8) * 8;
     if (row >= t.count || column >= D) continue;
     const int thread = row / 16 * 32 + row % 8 * 4;
     const float* const from = dq_sum + (first + piece) * kSize + piece_offset(thread, group) + row % 16 / 8 * 2;
@@ -63,14 +65,15 @@ __global__ void __launch_bounds__(kEdgeThreads)
   }
 }
 
-template <int D, bool Cap>
+template <int D, int D_V, Makes kMakes, bool Cap>
 void launch(const AttentionBackward& a, const BackwardArgs& args, cudaStream_t stream) {
   const auto k_map = tile::make_head_map<kKeyRows>(a.k, a.shape.S, a.shape.H_KV, a.shape.D);
   const auto v_map = tile::make_head_map<kKeyRows>(a.v, a.shape.S, a.shape.H_KV, a.shape.D_V);
   const auto q_map = tile::make_head_map<kQueries>(a.q, a.shape.T, a.shape.H_Q, a.shape.D);
   const auto d_o_map = tile::make_head_map<kQueries>(a.d_o, a.shape.T, a.shape.H_Q, a.shape.D_V);
-  const auto kernel = &backward_kernel<D, Cap>;
-  constexpr int kBytes = sizeof(BackwardMemory<D>);
+  const auto kernel = &backward_kernel<D, D_V, kMakes, Cap>;
+  constexpr int kBytes = sizeof(BackwardMemory<D, D_V, kMakes>);
+  static_assert(kBytes <= 227 * 1024, "a block has 227 KiB of shared memory");
   WEFT_CUDA_CALL(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   int device = 0, processors = 0;
   WEFT_CUDA_CALL(cudaGetDevice(&device));
@@ -79,16 +82,20 @@ void launch(const AttentionBackward& a, const BackwardArgs& args, cudaStream_t s
   WEFT_CHECK_LAUNCH();
 }
 
-bool narrow(const AttentionShape& shape) {
-  return shape.D <= 64 && shape.D_V <= 64;
+// Calls f.operator()<D, D_V>() with the widths that the kernel pads heads to.
+template <class F>
+decltype(auto) with_widths(const AttentionShape& shape, F&& f) {
+  if (shape.D <= 64 && shape.D_V <= 64) return f.template operator()<64, 64>();
+  if (shape.D <= 128) return f.template operator()<128, 128>();
+  return f.template operator()<192, 128>();
 }
 
 }  // namespace
 
 HopperBackwardSizes hopper_backward_sizes(const AttentionShape& shape, std::int64_t query_tiles) {
   const std::int64_t tiles = shape.H_Q * query_tiles;
-  const int piece = narrow(shape) ? kPiece<64> : kPiece<128>;
-  return {.stats = tiles * 2 * kQueries, .dq_sum = tiles * 2 * piece, .turns = tiles * 2 + 1};
+  const int piece = with_widths(shape, [&]<int D, int D_V>() { return kPiece<D>; });
+  return {.stats = tiles * 2 * kQueries, .dq_sum = tiles * 2 * piece, .turns = tiles * 2 + 2};
 }
 
 void attention_backward_hopper(const AttentionBackward& a, const HopperBackwardBuffers& w, cudaStream_t stream) {
@@ -102,35 +109,41 @@ void attention_backward_hopper(const AttentionBackward& a, const HopperBackwardB
                                              w.stats);
   WEFT_CHECK_LAUNCH();
   const double scale = logit_scale(a.shape, a.options), cap = a.options.soft_cap;
-  const BackwardArgs args{.key_tiles = w.key_tiles,
-                          .query_tiles = w.query_tiles,
-                          .key_count = static_cast<std::int32_t>(a.row.long_tiles.count),
-                          .query_count = static_cast<std::int32_t>(w.query_count),
-                          .H_Q = H_Q,
-                          .H_KV = static_cast<std::int32_t>(a.shape.H_KV),
-                          .D = static_cast<std::int32_t>(a.shape.D),
-                          .D_V = static_cast<std::int32_t>(a.shape.D_V),
-                          .sight = Sight(a.options),
-                          .transform = static_cast<float>(cap > 0.0 ? scale / cap : 1.0),
-                          .unit = static_cast<float>((cap > 0.0 ? cap : scale) * tile::kLog2e),
-                          .scale = static_cast<float>(scale),
-                          .stats = w.stats,
-                          .dq_sum = w.dq_sum,
-                          .turns = w.turns,
-                          .counter = w.turns + (sizes.turns - 1),
-                          .dk = static_cast<tile::bf16*>(a.dk),
-                          .dv = static_cast<tile::bf16*>(a.dv),
-                          .write_dk = a.write_dk,
-                          .write_dv = a.write_dv};
-  if (narrow(a.shape)) {
-    cap > 0.0 ? launch<64, true>(a, args, stream) : launch<64, false>(a, args, stream);
-  } else {
-    cap > 0.0 ? launch<128, true>(a, args, stream) : launch<128, false>(a, args, stream);
-  }
-  if (a.dq == nullptr) return;
-  const auto kernel = narrow(a.shape) ? &finish<32> : &finish<64>;
-  kernel<<<grid, kEdgeThreads, 0, stream>>>(w.query_tiles, H_Q, static_cast<int>(a.shape.D), w.dq_sum, w.turns,
-                                            static_cast<tile::bf16*>(a.dq), a.write_dq);
+  BackwardArgs args{.key_tiles = w.key_tiles,
+                    .query_tiles = w.query_tiles,
+                    .key_count = static_cast<std::int32_t>(a.row.long_tiles.count),
+                    .query_count = static_cast<std::int32_t>(w.query_count),
+                    .H_Q = H_Q,
+                    .H_KV = static_cast<std::int32_t>(a.shape.H_KV),
+                    .D = static_cast<std::int32_t>(a.shape.D),
+                    .D_V = static_cast<std::int32_t>(a.shape.D_V),
+                    .sight = Sight(a.options),
+                    .transform = static_cast<float>(cap > 0.0 ? scale / cap : 1.0),
+                    .unit = static_cast<float>((cap > 0.0 ? cap : scale) * tile::kLog2e),
+                    .scale = static_cast<float>(scale),
+                    .stats = w.stats,
+                    .dq_sum = w.dq_sum,
+                    .turns = w.turns,
+                    .counter = w.turns + (sizes.turns - 2),
+                    .dk = static_cast<tile::bf16*>(a.dk),
+                    .dv = static_cast<tile::bf16*>(a.dv),
+                    .write_dk = a.write_dk,
+                    .write_dv = a.write_dv};
+  with_widths(a.shape, [&]<int D, int D_V>() {
+    const auto pass = [&]<Makes kMakes>() {
+      cap > 0.0 ? launch<D, D_V, kMakes, true>(a, args, stream) : launch<D, D_V, kMakes, false>(a, args, stream);
+    };
+    if constexpr (D <= 128) {
+      pass.template operator()<Makes::everything>();
+    } else {
+      if (a.dk != nullptr || a.dq != nullptr) pass.template operator()<Makes::keys_and_queries>();
+      ++args.counter;
+      if (a.dv != nullptr) pass.template operator()<Makes::values>();
+    }
+    if (a.dq == nullptr) return;
+    finish<kHalf<D>><<<grid, kEdgeThreads, 0, stream>>>(w.query_tiles, H_Q, static_cast<int>(a.shape.D), w.dq_sum,
+                                                        w.turns, static_cast<tile::bf16*>(a.dq), a.write_dq);
+  });
   WEFT_CHECK_LAUNCH();
 }
 

@@ -22,9 +22,15 @@ namespace tile = weft::tile;
 
 inline constexpr int kBackwardThreads = 3 * tile::kWarpgroup;
 inline constexpr int kQueries = kBackwardRows;  // of a step
-// Floats of dq that one warpgroup makes in one step: half of the columns.
+// Columns and floats of dq that one warpgroup makes in one step. A half of 192 is a panel of 64 and half of the third.
 template <int D>
-inline constexpr int kPiece = kQueries* D / 2;
+inline constexpr int kHalf = D / 2;
+template <int D>
+inline constexpr int kPiece = kQueries* kHalf<D>;
+
+// What a pass over the pairs makes. Registers hold the sums of both dk and dv for heads up to 128; wider ones take a
+// pass for dk and dq and one for dv.
+enum class Makes { everything, keys_and_queries, values };
 
 struct BackwardArgs {
   const AttentionKeyTile* key_tiles;
@@ -76,17 +82,22 @@ struct StepInfo {
   std::int32_t position, count;
 };
 
-template <int D>
+template <int D, int D_V, Makes kMakes>
 struct BackwardMemory {
-  tile::SharedTile<kKeyRows, D> k, v;
-  tile::SharedTile<kQueries, D> q[2], d_o[2];
-  tile::SharedTile<kKeyRows, kQueries> dz[2];
-  alignas(128) float dq[2][kPiece<D>];
+  static constexpr bool kValues = kMakes != Makes::keys_and_queries;
+  static constexpr bool kKeys = kMakes != Makes::values;
+  static constexpr int kGradientStages = D <= 128 ? 2 : 1;
+  tile::SharedTile<kKeyRows, D> k;
+  tile::SharedTile<kKeyRows, D_V> v;
+  tile::SharedTile<kQueries, D> q[2];
+  tile::SharedTile<kQueries, D_V> d_o[kGradientStages];
+  tile::SharedTile<kKeyRows, kQueries> dz[kKeys ? 2 : 1];
+  alignas(128) float dq[2][kKeys ? kPiece<D> : 4];
   alignas(16) float stats[2][2 * kQueries];
   KeyItem item;
   StepInfo step[2];
   tile::Barrier kv_full, kv_empty;
-  tile::Barrier q_full[2], q_empty[2], d_o_full[2], d_o_empty[2];
+  tile::Barrier q_full[2], q_empty[2], d_o_full[kGradientStages], d_o_empty[kGradientStages];
   tile::Barrier dq_full[2], dq_empty[2];  // of the two warpgroups
 };
 
@@ -105,14 +116,16 @@ __device__ inline void store_release(int* to, int value) {
 }
 
 // The thread that loads.
-template <int D>
-__device__ void produce(BackwardMemory<D>& m, const tile::TileMap<kKeyRows, 3>& k_map,
+template <int D, int D_V, Makes kMakes>
+__device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<kKeyRows, 3>& k_map,
                         const tile::TileMap<kKeyRows, 3>& v_map, const tile::TileMap<kQueries, 3>& q_map,
                         const tile::TileMap<kQueries, 3>& d_o_map, const BackwardArgs& a) {
-  constexpr std::uint32_t kTile = kQueries * D * 2, kStats = 2 * kQueries * 4;
+  using Memory = BackwardMemory<D, D_V, kMakes>;
+  constexpr std::uint32_t kStats = 2 * kQueries * 4;
   const int G = a.H_Q / a.H_KV;
   tile::PipelineState<1> kv;
   tile::PipelineState<2> state;
+  tile::PipelineState<Memory::kGradientStages> gradients;
   const int items = a.key_count * a.H_KV;
   for (int next = atomicAdd(a.counter, 1); next < items; next = atomicAdd(a.counter, 1)) {
     KeyItem item;
@@ -122,24 +135,25 @@ __device__ void produce(BackwardMemory<D>& m, const tile::TileMap<kKeyRows, 3>& 
     item.set_walk(a.sight);
     m.kv_empty.wait(kv.parity() ^ 1);
     m.item = item;
-    m.kv_full.arrive_expect(2 * kKeyRows * D * 2);
+    m.kv_full.arrive_expect(kKeyRows * (D + D_V) * 2);
     tile::load_tile(m.k, k_map, m.kv_full, 0, item.tile.row, item.kv_head);
     tile::load_tile(m.v, v_map, m.kv_full, 0, item.tile.row, item.kv_head);
     kv.advance();
     const int steps = item.steps(G);
-    for (int j = 0; j < steps; ++j, state.advance()) {
+    for (int j = 0; j < steps; ++j, state.advance(), gradients.advance()) {
       const int2 step = item.step(j, G);
       const AttentionQueryTile t = a.query_tiles[step.x];
       const int head = item.kv_head * G + step.y, s = state.stage;
       m.q_empty[s].wait(state.parity() ^ 1);
       m.step[s] = {t.position, t.count};
-      m.q_full[s].arrive_expect(kTile + kStats);
+      m.q_full[s].arrive_expect(kQueries * D * 2 + kStats);
       tile::load_tile(m.q[s], q_map, m.q_full[s], 0, t.row, head);
       tile::load_bytes(m.stats[s], a.stats + (static_cast<std::int64_t>(head) * a.query_count + step.x) * 2 * kQueries,
                        kStats, m.q_full[s]);
-      m.d_o_empty[s].wait(state.parity() ^ 1);
-      m.d_o_full[s].arrive_expect(kTile);
-      tile::load_tile(m.d_o[s], d_o_map, m.d_o_full[s], 0, t.row, head);
+      const int r = gradients.stage;
+      m.d_o_empty[r].wait(gradients.parity() ^ 1);
+      m.d_o_full[r].arrive_expect(kQueries * D_V * 2);
+      tile::load_tile(m.d_o[r], d_o_map, m.d_o_full[r], 0, t.row, head);
     }
   }
   m.kv_empty.wait(kv.parity() ^ 1);
@@ -149,8 +163,8 @@ __device__ void produce(BackwardMemory<D>& m, const tile::TileMap<kKeyRows, 3>& 
 
 // The thread that adds one warpgroup's pieces to dq. It passes the turn on one piece late, so that a piece is on its
 // way while the next one is handed over.
-template <int D>
-__device__ void add_pieces(BackwardMemory<D>& m, const BackwardArgs& a, int group) {
+template <int D, int D_V, Makes kMakes>
+__device__ void add_pieces(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a, int group) {
   const int G = a.H_Q / a.H_KV;
   std::uint32_t kv_parity = 0, parity = 0;
   for (;; kv_parity ^= 1) {
@@ -193,236 +207,6 @@ __device__ void add_pieces(BackwardMemory<D>& m, const BackwardArgs& a, int grou
     pass_on();
     m.kv_empty.arrive();
   }
-}
-
-// Writes [64 keys x D] of one warpgroup through its rows of a tile that nothing reads any more.
-template <int D>
-__device__ inline void store_keys(const tile::Accumulator<D>& sum, tile::SharedTile<kKeyRows, D>& staging,
-                                  const KeyItem& item, tile::bf16* to, int H_KV, int width, Write write, int group,
-                                  int thread) {
-  asm volatile("" : "+r"(thread));  // nothing of this is worth registers all along the main loop
-  tile::store_rounded(sum, staging, group * 64, 0, thread);
-  tile::barrier_sync<tile::kWarpgroup>(2 + group);
-  constexpr int kChunks = D / 8;
-#pragma unroll 1
-  for (int i = thread; i < 64 * kChunks; i += tile::kWarpgroup) {
-    const int row = group * 64 + i / kChunks, column = i % kChunks * 8;
-    if (row >= item.tile.count || column >= width) continue;
-    tile::bf16* const at = to + (static_cast<std::int64_t>(item.tile.row + row) * H_KV + item.kv_head) * width + column;
-    tile::Vector16<tile::bf16> value = staging.chunk(row, column);
-    if (write == Write::accumulate) {
-      const tile::Vector16<tile::bf16> before = tile::load16(at);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) value.set(c, before.get(c) + value.get(c));
-    }
-    tile::store16(at, value);
-  }
-}
-
-// The same value in every lane, said in a way that the compiler believes: branches on it do not diverge.
-__device__ inline int uniform(int x) {
-  return __shfl_sync(0xffffffffu, x, 0);
-}
-
-// A warpgroup that computes.
-template <int D, bool Cap>
-__device__ void consume(BackwardMemory<D>& m, const BackwardArgs& a, int group, int thread) {
-  constexpr int kConsumerThreads = 2 * tile::kWarpgroup;
-  const int G = a.H_Q / a.H_KV;
-  tile::PipelineState<2> state;
-  std::uint32_t kv_parity = 0, dq_parity = 0;
-  int buffer = 0;
-  const auto release = [&](tile::Barrier& barrier) {
-    if (thread % 32 == 0) barrier.arrive();
-  };
-  const auto own_sync = [&] { tile::barrier_sync<tile::kWarpgroup>(2 + group); };
-  // Rows of another document count as zero in every sum.
-  const auto clean = [&](auto& t, int count) {
-    if (count >= std::remove_reference_t<decltype(t)>::kRows) return;
-    tile::zero_rows_outside<tile::kWarpgroup>(t, 0, count, thread);
-    tile::fence_async_shared();
-    own_sync();
-  };
-
-  for (;; kv_parity ^= 1) {
-    m.kv_full.wait(kv_parity);
-    if (uniform(m.item.kv_head) < 0) return;
-    const int steps = uniform(m.item.steps(G));
-    const int count = uniform(m.item.tile.count), anchor = uniform(m.item.tile.anchor);
-    const int key = uniform(m.item.tile.position), own_key = key + group * 64 + tile::Accumulator<8>::row(thread, 0);
-    clean(m.k, count);
-    clean(m.v, count);
-
-    tile::Accumulator<D> dk, dv;
-    tile::Accumulator<kQueries> s, dp;
-    dk.fill(0.0f);
-    dv.fill(0.0f);
-    const auto k_rows = tile::along_columns(m.k).template part_at<64>(group);
-    const auto v_rows = tile::along_columns(m.v).template part_at<64>(group);
-    tile::Accumulator<D / 2> dq;
-    const auto wait_for_room = [&] {
-      m.dq_empty[group].wait(dq_parity ^ 1);
-      dq_parity ^= 1;
-    };
-    const auto hand_over = [&] {
-#pragma unroll
-      for (int c = 0; c < D / 16; ++c) {
-        *reinterpret_cast<float4*>(&m.dq[group][piece_offset(thread, c)]) = {dq.x[4 * c], dq.x[4 * c + 1],
-                                                                             dq.x[4 * c + 2], dq.x[4 * c + 3]};
-      }
-      tile::fence_async_shared();
-      m.dq_full[group].arrive();
-    };
-#pragma unroll 1
-    for (int i = 0; i < steps; ++i, state.advance()) {
-      const int stage = state.stage;
-      m.q_full[stage].wait(state.parity());
-      m.d_o_full[stage].wait(state.parity());
-      const StepInfo step{uniform(m.step[stage].position), uniform(m.step[stage].count)};
-      clean(m.q[stage], step.count);
-      clean(m.d_o[stage], step.count);
-      if (i > 0) wait_for_room();
-      tile::wgmma_fence();
-      tile::multiply(s, k_rows, tile::along_columns(m.q[stage]));
-      tile::wgmma_commit();
-      if (i > 0) hand_over();  // the step before's
-      tile::wgmma_fence();
-      tile::multiply(dp, v_rows, tile::along_columns(m.d_o[stage]));
-      tile::wgmma_commit();
-      tile::wgmma_wait<1>(s);
-
-      const bool partial = count < kKeyRows || key + kKeyRows - 1 > step.position ||
-                           step.position + kQueries - 1 - key >= a.sight.window;
-      const float* const stats = m.stats[stage] + thread % 4 * 2;
-      if (partial) {
-        // Of two keys, the columns of queries that see them.
-        const int shift = step.position + thread % 4 * 2;
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int own = own_key + 8 * r;
-          const bool always = (anchor != 0) | (own < a.sight.sinks);
-          const int begin = anchor != 0 ? 0 : own - shift;
-          const int end = own >= key + count ? 0 : always ? kQueries : own - shift + a.sight.window;
-#pragma unroll
-          for (int c = 0; c < kQueries / 8; ++c) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              float& x = s.x[4 * c + 2 * r + e];
-              x = (8 * c + e >= begin) & (8 * c + e < end) ? x : -INFINITY;
-            }
-          }
-        }
-      }
-      tile::RegisterOperand<kQueries> p, dz;
-#pragma unroll
-      for (int c = 0; c < kQueries / 8; ++c) {
-        const float2 lse = *reinterpret_cast<const float2*>(stats + 8 * c);
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          float& x = s.x[4 * c + 2 * r];
-          float& y = s.x[4 * c + 2 * r + 1];
-          float slope_x = 1.0f, slope_y = 1.0f;
-          if constexpr (Cap) {
-            const bool hidden_x = x == -INFINITY, hidden_y = y == -INFINITY;
-            const float tanh_x = tile::tanh_fast(x * a.transform), tanh_y = tile::tanh_fast(y * a.transform);
-            slope_x = 1.0f - tanh_x * tanh_x;
-            slope_y = 1.0f - tanh_y * tanh_y;
-            x = hidden_x ? -INFINITY : tanh_x;
-            y = hidden_y ? -INFINITY : tanh_y;
-          }
-          x = tile::exp2_fast(x * a.unit - lse.x);
-          y = tile::exp2_fast(y * a.unit - lse.y);
-          p.x[c / 2][c % 2 * 2 + r] = tile::pack(x, y);
-          if constexpr (Cap) {
-            x *= slope_x;
-            y *= slope_y;
-          }
-        }
-      }
-      tile::wgmma_fence(dv, p);
-      tile::multiply_add(dv, p, tile::along_rows(m.d_o[stage]));
-      tile::wgmma_commit();
-      tile::wgmma_wait<1>(dp);
-
-#pragma unroll
-      for (int c = 0; c < kQueries / 8; ++c) {
-        const float2 delta = *reinterpret_cast<const float2*>(stats + kQueries + 8 * c);
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int x = 4 * c + 2 * r;
-          dz.x[c / 2][c % 2 * 2 + r] = tile::pack(s.x[x] * (dp.x[x] - delta.x), s.x[x + 1] * (dp.x[x + 1] - delta.y));
-        }
-      }
-      // The other buffer was read two steps ago at the latest: both warpgroups have met since.
-      tile::store_operand(dz, m.dz[buffer], group * 64, 0, thread);
-      tile::fence_async_shared();
-      tile::barrier_sync<kConsumerThreads>(1);
-
-      tile::wgmma_fence(dk, dz);
-      tile::multiply_add(dk, dz, tile::along_rows(m.q[stage]));
-      tile::wgmma_commit();
-      tile::multiply(dq, tile::along_rows(m.dz[buffer]), tile::along_rows(m.k).template part_at<D / 2>(group));
-      tile::wgmma_commit();
-      tile::wgmma_wait<0>();
-#pragma unroll
-      for (int x = 0; x < D / 4; ++x) dq.x[x] *= a.scale;
-      buffer ^= 1;
-      release(m.q_empty[stage]);
-      release(m.d_o_empty[stage]);
-    }
-    if (steps > 0) {
-      wait_for_room();
-      hand_over();
-    }
-
-    // Both warpgroups read all of k until here.
-    tile::barrier_sync<kConsumerThreads>(1);
-#pragma unroll
-    for (int i = 0; i < D / 2; ++i) dk.x[i] *= a.scale;
-    if (a.dk != nullptr) store_keys(dk, m.k, m.item, a.dk, a.H_KV, a.D, a.write_dk, group, thread);
-    if (a.dv != nullptr) store_keys(dv, m.v, m.item, a.dv, a.H_KV, a.D_V, a.write_dv, group, thread);
-    tile::fence_async_shared();
-    m.kv_empty.arrive();
-  }
-}
-
-template <int D, bool Cap>
-__global__ void __launch_bounds__(kBackwardThreads, 1)
-    backward_kernel(const __grid_constant__ tile::TileMap<kKeyRows, 3> k_map,
-                    const __grid_constant__ tile::TileMap<kKeyRows, 3> v_map,
-                    const __grid_constant__ tile::TileMap<kQueries, 3> q_map,
-                    const __grid_constant__ tile::TileMap<kQueries, 3> d_o_map,
-                    const __grid_constant__ BackwardArgs a) {
-#ifdef WEFT_HOPPER
-  extern __shared__ __align__(1024) char bytes[];
-  auto& m = *reinterpret_cast<BackwardMemory<D>*>(bytes);
-  if (threadIdx.x == 0) {
-    m.kv_full.init(1);
-    m.kv_empty.init(2 * tile::kWarpgroup + 2);
-    for (int i = 0; i < 2; ++i) {
-      m.q_full[i].init(1);
-      m.d_o_full[i].init(1);
-      m.q_empty[i].init(8);
-      m.d_o_empty[i].init(8);
-      m.dq_full[i].init(tile::kWarpgroup);
-      m.dq_empty[i].init(1);
-    }
-    tile::fence_barrier_init();
-  }
-  __syncthreads();
-  const int group = static_cast<int>(threadIdx.x) / tile::kWarpgroup;
-  if (group == 0) {
-    tile::shrink_registers<40>();
-    if (threadIdx.x == 0) produce(m, k_map, v_map, q_map, d_o_map, a);
-    if (threadIdx.x == 32) add_pieces(m, a, 0);
-    if (threadIdx.x == 64) add_pieces(m, a, 1);
-  } else {
-    tile::grow_registers<232>();
-    consume<D, Cap>(m, a, group - 1, static_cast<int>(threadIdx.x) % tile::kWarpgroup);
-  }
-#else
-  tile::unavailable();
-#endif
 }
 
 }  // namespace weft::attention_cuda

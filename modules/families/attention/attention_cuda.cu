@@ -74,18 +74,19 @@ int compute_major() {
   return major;
 }
 
-bool hopper_takes(DType dtype, const AttentionShape& s, const AttentionOptions& options, std::int64_t widest) {
-  return dtype == DType::bf16 && s.D <= widest && s.D_V <= widest && s.D % 8 == 0 && s.D_V % 8 == 0 &&
+bool hopper_takes(DType dtype, const AttentionShape& s, const AttentionOptions& options, std::int64_t widest,
+                  std::int64_t widest_value) {
+  return dtype == DType::bf16 && s.D <= widest && s.D_V <= widest_value && s.D % 8 == 0 && s.D_V % 8 == 0 &&
          logit_scale(s, options) > 0.0 && compute_major() == 9;
 }
 
 }  // namespace
 
 bool hopper_takes(const AttentionForward& a) {
-  return hopper_takes(a.dtype, a.shape, a.options, kWidest);
+  return hopper_takes(a.dtype, a.shape, a.options, kWidest, kWidest);
 }
 bool hopper_takes(const AttentionBackward& a) {
-  return hopper_takes(a.dtype, a.shape, a.options, 128);
+  return hopper_takes(a.dtype, a.shape, a.options, 192, 128);
 }
 
 }  // namespace attention_cuda

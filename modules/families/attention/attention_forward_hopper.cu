@@ -11,6 +11,7 @@ void launch(const AttentionForward& a, const ForwardArgs& args, cudaStream_t str
   const auto v_map = tile::make_head_map<ForwardPolicy<D, D_V>::kKeys>(a.v, a.shape.S, a.shape.H_KV, a.shape.D_V);
   const auto kernel = &forward_kernel<D, D_V, Cap>;
   constexpr int kBytes = sizeof(ForwardMemory<D, D_V>);
+  static_assert(kBytes <= 227 * 1024, "a block has 227 KiB of shared memory");
   WEFT_CUDA_CALL(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   int device = 0, processors = 0;
   WEFT_CUDA_CALL(cudaGetDevice(&device));

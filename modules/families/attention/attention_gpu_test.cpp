@@ -106,6 +106,18 @@ AttentionOutputs rows_of(const AttentionOutputs& x, std::int64_t begin, std::int
   return {part(x.o), part(x.lse), part(x.dq), part(x.dk), part(x.dv), {}};
 }
 
+// The widths of multi-head latent attention.
+TEST_F(AttentionGpu, LatentWidths) {
+  check({.documents = documents_of({1, 300, 129}), .H_KV = 2, .D = 192, .D_V = 128});
+  check({.documents = documents_of({500}),
+         .options = {.window = 150, .sink_tokens = 3, .soft_cap = 3.0},
+         .G = 2,
+         .D = 192,
+         .D_V = 128,
+         .sink_logit = true});
+  check({.documents = documents_of({200}), .H_KV = 2, .D = 160, .D_V = 96});
+}
+
 // Packing changes no bit, and a document of NaNs stays alone with them.
 TEST_F(AttentionGpu, DocumentsKeepToThemselves) {
   const std::vector<std::int32_t> lengths = {130, 77, 200, 1, 64};
