@@ -7,16 +7,27 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<BlockChoice> kChoose{"block choice", [](const BlockChoice& args, const Launch& launch) {
-                                          dispatch_real(args.dtype, "block choice", [&]<class T>() {
-                                            BlockChoiceCpu<T>(args).run(static_cast<T*>(launch.workspace));
-                                          });
-                                        }};
+constexpr Dispatch<BlockChoice> kChoose{
+    .op = "block choice",
+    .cpu =
+        [](const BlockChoice& args, const Launch& launch) {
+          dispatch_real(args.dtype, "block choice",
+                        [&]<class T>() { BlockChoiceCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
+        },
+    .cuda = WEFT_ON_CUDA(block_choice_cuda),
+    .cpu_workspace =
+        [](const BlockChoice& args) {
+          return dispatch_real(args.dtype, "block choice",
+                               [&]<class T>() -> std::size_t { return BlockChoiceCpu<T>(args).workspace(); });
+        },
+    .cuda_workspace = WEFT_ON_CUDA(block_choice_cuda_workspace)};
 
+// `row`: the packed row, or null for keys in a cache.
 Tensor choose(Tape& tape, const Tensor& q, const Tensor& k, std::int64_t H_KV, const Tensor& lse, const BlockRule& rule,
-              KeySpan span, BlockScore score, const std::vector<BlockSparseDocument>& documents) {
+              KeySpan span, BlockScore score, const std::vector<BlockSparseDocument>& documents, const Documents* row) {
   const std::int64_t T = q.dim(0), H_Q = q.dim(1);
-  WEFT_CHECK(H_KV > 0 && H_Q % H_KV == 0 && (!lse.defined() || lse.shape() == Shape({T, H_Q})),
+  WEFT_CHECK(H_KV > 0 && H_Q % H_KV == 0 &&
+                 (!lse.defined() || (lse.shape() == Shape({T, H_Q}) && lse.dtype() == accumulator_dtype(q.dtype()))),
              "block choice: q {}, {} summary heads, lse {}", q.shape().str(), H_KV, lse.shape().str());
   WEFT_CHECK(rule.block > 0 && rule.first >= 0 && rule.local >= 1 && rule.selected >= rule.first + rule.local,
              "block choice: {} blocks of {} tokens, {} first and {} local", rule.selected, rule.block, rule.first,
@@ -25,7 +36,10 @@ Tensor choose(Tape& tape, const Tensor& q, const Tensor& k, std::int64_t H_KV, c
                  (score != BlockScore::logit || (span.length == rule.block && span.stride == rule.block)),
              "block choice: summaries of {} tokens every {} for blocks of {}", span.length, span.stride, rule.block);
   const std::int64_t heads = score == BlockScore::logit ? H_Q : H_KV;
-  std::int64_t longest = 0;
+  if (!tape.device().is_cpu() && row == nullptr) {
+    config_error("choosing blocks by summaries in a cache runs on the CPU only so far");
+  }
+  std::int64_t longest = tape.device().is_cpu() ? 0 : T;
   for (const BlockSparseDocument& d : documents) {
     longest = std::max<std::int64_t>(longest, std::int64_t{d.query_position} + d.query_count);
   }
@@ -42,11 +56,13 @@ Tensor choose(Tape& tape, const Tensor& q, const Tensor& k, std::int64_t H_KV, c
                          .score = score,
                          .documents = documents.data(),
                          .document_count = static_cast<std::int64_t>(documents.size()),
+                         .cu_seqlens = row == nullptr ? nullptr : row->cu_seqlens_on(tape.stream()),
+                         .N = row == nullptr ? 0 : row->count_on(tape.stream()),
                          .q = q.raw(),
                          .k = k.defined() ? k.raw() : nullptr,
                          .lse = lse.defined() ? lse.raw() : nullptr,
                          .idx = idx.data<std::int32_t>()};
-  kChoose(args, tape.launch(block_choice_workspace(args)));
+  kChoose.run(tape, args);
   return idx;
 }
 
@@ -60,24 +76,19 @@ BlockRule BlockRule::within(std::int64_t length) const {
   return rule;
 }
 
-std::size_t block_choice_workspace(const BlockChoice& args) {
-  return dispatch_real(args.dtype, "block choice",
-                       [&]<class T>() -> std::size_t { return BlockChoiceCpu<T>(args).workspace(); });
-}
-
 Tensor choose_blocks(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& lse, const BlockRule& rule,
                      KeySpan span, BlockScore score, const Documents& documents) {
   WEFT_CHECK(q.rank() == 3 && k.rank() == 3 && q.dim(0) == documents.tokens() && q.dim(2) == k.dim(2) &&
                  k.dim(0) == key_rows(documents, span).back() && k.dtype() == q.dtype(),
              "block choice: q {}, summaries {} for documents of {} tokens", q.shape().str(), k.shape().str(),
              documents.tokens());
-  return choose(tape, q, k, k.dim(1), lse, rule, span, score, packed_documents(documents, span));
+  return choose(tape, q, k, k.dim(1), lse, rule, span, score, packed_documents(documents, span), &documents);
 }
 
 Tensor choose_blocks_cached(Tape& tape, const Tensor& q, const KeyValueCache& summaries, std::int64_t H_KV,
                             const Tensor& lse, const BlockRule& rule, KeySpan span, BlockScore score,
                             const Documents& documents) {
-  return choose(tape, q, {}, H_KV, lse, rule, span, score, cached_documents(documents, span, summaries));
+  return choose(tape, q, {}, H_KV, lse, rule, span, score, cached_documents(documents, span, summaries), nullptr);
 }
 
 }  // namespace weft

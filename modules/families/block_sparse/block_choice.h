@@ -39,17 +39,21 @@ struct BlockChoice {
   BlockRule rule;
   KeySpan span;  // of a summary; its stride divides the block
   BlockScore score;
-  const BlockSparseDocument* documents;  // keys: summaries
+  const BlockSparseDocument* documents;  // on the CPU; keys: summaries
   std::int64_t document_count;
+  const std::int32_t* cu_seqlens;  // [N + 1] on a device
+  std::int64_t N;
   const void* q;      // [T, H_Q, D]
   const void* k;      // [S, H_KV, D] summaries
-  const void* lse;    // [T, H_Q] of the softmax over them, or null: found here
+  const void* lse;    // [T, H_Q] (accumulator_dtype) of the softmax over them, or null: found here
   std::int32_t* idx;  // [T, H_KV or (logit) H_Q, slots]
 };
-std::size_t block_choice_workspace(const BlockChoice& args);
+void block_choice_cuda(const BlockChoice& args, const Launch& launch);
+std::size_t block_choice_cuda_workspace(const BlockChoice& args);
 
 // q [T, H_Q, D], summaries k [S, H_KV, D] with the rows of key_rows(), lse [T, H_Q] or undefined -> idx i32
-// [T, H_KV or H_Q, slots], ascending and padded with -1; slots are those of the rule within the longest document.
+// [T, H_KV or H_Q, slots], ascending and padded with -1; slots are those of the rule within the longest document,
+// on a device within T tokens, so that they do not depend on how the row is cut.
 Tensor choose_blocks(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& lse, const BlockRule& rule,
                      KeySpan span, BlockScore score, const Documents& documents);
 

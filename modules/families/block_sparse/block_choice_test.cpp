@@ -5,8 +5,10 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include "autograd/transfer.h"
 #include "modules/families/block_sparse/block_choice_cpu.h"
 #include "tests/support/compare.h"
+#include "tests/support/gpu.h"
 #include "tests/support/random.h"
 
 namespace weft::testing::block_sparse {
@@ -76,9 +78,9 @@ struct Case {
   std::int64_t D = 6;
 };
 
-// For one query: scores by the definitions, then a stable sort.
-std::vector<std::int32_t> naive(const Case& c, const Tensor& q, const Tensor& k, std::int64_t first_key,
-                                std::int64_t row, std::int64_t position, std::int64_t list) {
+// For one query: scores by the definitions.
+std::vector<double> naive_scores(const Case& c, const Tensor& q, const Tensor& k, std::int64_t first_key,
+                                 std::int64_t row, std::int64_t position, std::int64_t list) {
   const std::int64_t H_Q = c.H_KV * c.G, own = position / c.rule.block;
   std::vector<double> score(static_cast<std::size_t>(own + 1), 0.0);
   const std::int64_t visible = c.span.count(position + 1);
@@ -114,6 +116,14 @@ std::vector<std::int32_t> naive(const Case& c, const Tensor& q, const Tensor& k,
       if (c.score == BlockScore::logit) s = p;
     }
   }
+  return score;
+}
+
+// Then a stable sort.
+std::vector<std::int32_t> naive(const Case& c, const Tensor& q, const Tensor& k, std::int64_t first_key,
+                                std::int64_t row, std::int64_t position, std::int64_t list) {
+  const std::vector<double> score = naive_scores(c, q, k, first_key, row, position, list);
+  const std::int64_t own = position / c.rule.block;
   std::vector<std::int32_t> order;
   for (std::int64_t j = 0; j <= own; ++j) order.push_back(static_cast<std::int32_t>(j));
   const auto forced = [&](std::int32_t j) { return j < c.rule.first || j > own - c.rule.local; };
@@ -177,6 +187,121 @@ TEST(BlockChoice, DependsOnNothingElse) {
     const Tensor alone = choice(c, q.rows(150, 150 + some), k.rows(rows[1], rows[1] + c.span.count(some)),
                                 *Documents::single(some), DType::f32);
     EXPECT_TRUE(bitwise_equal(alone, idx.rows(150, 150 + some)));
+  }
+}
+
+Tensor choice_on_gpu(const Case& c, const Tensor& q, const Tensor& k, const Tensor& lse, const Documents& documents,
+                     DType dtype) {
+  Tape tape(gpu_memory(), Tape::Mode::inference, gpu_stream());
+  const Tensor statistics = lse.defined() ? tape.here(cast(lse, DType::f32)) : Tensor{};
+  const Tensor idx = choose_blocks(tape, tape.here(cast(q, dtype)), tape.here(cast(k, dtype)), statistics, c.rule,
+                                   c.span, c.score, documents);
+  return to_host(idx, tape.stream()).clone();
+}
+
+// Forced blocks and the best others, ascending, as many as there is room for. Scores in fp64 decide; where rounding may
+// have swapped two blocks, their scores are almost the same. Returns whether it is the choice of plain loops.
+bool expect_good_choice(const Case& c, const std::vector<double>& score, const std::vector<std::int32_t>& expected,
+                        const std::int32_t* idx, std::int64_t slots) {
+  std::vector<bool> taken(score.size(), false);
+  std::int64_t count = 0;
+  for (; count < slots && idx[count] >= 0; ++count) {
+    EXPECT_TRUE(idx[count] < static_cast<std::int64_t>(score.size()) && (count == 0 || idx[count] > idx[count - 1]));
+    if (::testing::Test::HasFailure()) return false;
+    taken[static_cast<std::size_t>(idx[count])] = true;
+  }
+  for (std::int64_t i = count; i < slots; ++i) EXPECT_EQ(idx[i], -1);
+  std::vector<std::int32_t> list(idx, idx + slots);
+  list.resize(expected.size(), -1);
+  if (list == expected) return true;
+  const auto own = static_cast<std::int64_t>(score.size()) - 1;
+  double least = std::numeric_limits<double>::infinity(), most = -least, largest = 0.0;
+  std::int64_t others = 0;
+  for (std::int64_t j = 0; j <= own; ++j) {
+    const auto i = static_cast<std::size_t>(j);
+    largest = std::max(largest, std::abs(score[i]));
+    const bool wanted = std::find(expected.begin(), expected.end(), static_cast<std::int32_t>(j)) != expected.end();
+    if (wanted == taken[i]) continue;
+    EXPECT_FALSE(j < c.rule.first || j > own - c.rule.local) << "forced block " << j;
+    others += taken[i] ? 1 : -1;
+    (taken[i] ? least : most) = taken[i] ? std::min(least, score[i]) : std::max(most, score[i]);
+  }
+  EXPECT_EQ(others, 0);
+  EXPECT_GE(least, most - 1e-5 * largest);
+  return false;
+}
+
+TEST(BlockChoiceGpu, IsThatOfPlainLoops) {
+  WEFT_NEEDS_GPU();
+  const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{300, 0, 1, 7, 8, 9, 140});
+  std::vector<Case> cases = kCases;
+  for (Case c : kCases) {  // widths of the tensor cores, and groups of more heads than a fragment has rows
+    c.D = 64;
+    cases.push_back(c);
+    if (c.H_KV == 1) c.G = 20;
+    c.D = 128;
+    cases.push_back(c);
+  }
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const Case& c = cases[i];
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(fmt::format("case {} {}", i, name_of(dtype)));
+      const std::vector<std::int32_t> rows = key_rows(*documents, c.span);
+      const auto round = [&](const Tensor& t) { return cast(cast(t, dtype), DType::f64); };
+      const Tensor q = round(normal({documents->tokens(), c.H_KV * c.G, c.D}, 1));
+      const Tensor k = round(normal({rows.back(), c.H_KV, c.D}, 2));
+      const Tensor idx = choice_on_gpu(c, q, k, {}, *documents, dtype);
+      EXPECT_TRUE(bitwise_equal(choice_on_gpu(c, q, k, {}, *documents, dtype), idx));
+      const std::int64_t lists = c.score == BlockScore::logit ? c.H_KV * c.G : c.H_KV, slots = idx.dim(2);
+      std::int64_t others = 0;
+      for (std::int64_t n = 0; n < documents->count(); ++n) {
+        const std::int32_t first_key = rows[static_cast<std::size_t>(n)];
+        for (std::int64_t t = documents->begin(n); t < documents->end(n); ++t) {
+          const std::int64_t position = t - documents->begin(n);
+          for (std::int64_t list = 0; list < lists; ++list) {
+            SCOPED_TRACE(fmt::format("document {} position {} list {}", n, position, list));
+            const bool same = expect_good_choice(c, naive_scores(c, q, k, first_key, t, position, list),
+                                                 naive(c, q, k, first_key, t, position, list),
+                                                 idx.data<std::int32_t>() + (t * lists + list) * slots, slots);
+            if (HasFailure()) return;
+            others += same ? 0 : 1;
+          }
+        }
+      }
+      EXPECT_LE(others, documents->tokens() * lists / 100) << "choices that rounding decided";
+      if (c.score == BlockScore::logit) continue;
+      // Denominators may come from attention to the summaries.
+      Tape tape(gpu_memory(), Tape::Mode::inference, gpu_stream());
+      const Var keys = Tape::constant(tape.here(cast(k, dtype)));
+      const AttentionWithStatistics attention = span_attention(tape, Tape::constant(tape.here(cast(q, dtype))), keys,
+                                                               keys, c.span, std::make_shared<Documents>(*documents));
+      const Tensor lse = to_host(attention.lse, tape.stream());
+      const Tensor other = choice_on_gpu(c, q, k, lse, *documents, dtype);
+      std::int64_t different = 0;
+      for (std::int64_t x = 0; x < idx.numel(); ++x) {
+        different += other.data<std::int32_t>()[x] != idx.data<std::int32_t>()[x] ? 1 : 0;
+      }
+      EXPECT_LE(different, idx.numel() / 100);
+    }
+  }
+}
+
+// Scores that are equal, negative, zero of either sign: as on the CPU.
+TEST(BlockChoiceGpu, TiesGoToTheSmallerIndex) {
+  WEFT_NEEDS_GPU();
+  const std::int64_t T = 400;
+  const DocumentsPtr documents = Documents::single(T);
+  const Tensor q = Tensor::empty({T, 1, 1}, DType::f64), k = Tensor::empty({T / 2, 1, 1}, DType::f64);
+  for (double& x : q.span<double>()) x = 1.0;
+  const Tensor draws = uniform({T / 2, 1}, 5, -2.5, 2.5);
+  for (std::int64_t j = 0; j < T / 2; ++j) {
+    k.data<double>()[j] = std::round(draws.data<double>()[j]);
+    if (k.data<double>()[j] == 0.0 && j % 2 == 0) k.data<double>()[j] = -0.0;
+  }
+  for (const std::int64_t selected : {2, 5, 33, 70}) {
+    const Case c{{.block = 2, .selected = selected, .first = 1, .local = 1}, {2, 2}, BlockScore::logit, 1, 1, 1};
+    EXPECT_TRUE(
+        bitwise_equal(choice_on_gpu(c, q, k, {}, *documents, DType::f32), choice(c, q, k, *documents, DType::f32)));
   }
 }
 

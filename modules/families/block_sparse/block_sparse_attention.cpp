@@ -12,15 +12,37 @@ namespace {
 constexpr std::int64_t kDenseBlock = 128;
 
 constexpr Dispatch<BlockSparseForward> kForward{
-    "block-sparse attention forward", [](const BlockSparseForward& args, const Launch& launch) {
-      dispatch_real(args.in.dtype, "block-sparse attention",
-                    [&]<class T>() { block_sparse::ForwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
-    }};
+    .op = "block-sparse attention forward",
+    .cpu =
+        [](const BlockSparseForward& args, const Launch& launch) {
+          dispatch_real(args.in.dtype, "block-sparse attention",
+                        [&]<class T>() { block_sparse::ForwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
+        },
+    .cuda = WEFT_ON_CUDA(block_sparse_forward_cuda),
+    .cpu_workspace =
+        [](const BlockSparseForward& args) {
+          return dispatch_real(args.in.dtype, "block-sparse attention",
+                               [&]<class T>() -> std::size_t { return block_sparse::ForwardCpu<T>(args).workspace(); });
+        },
+    .cuda_workspace = WEFT_ON_CUDA(block_sparse_forward_cuda_workspace)};
 constexpr Dispatch<BlockSparseBackward> kBackward{
-    "block-sparse attention backward", [](const BlockSparseBackward& args, const Launch& launch) {
-      dispatch_real(args.in.dtype, "block-sparse attention",
-                    [&]<class T>() { block_sparse::BackwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
-    }};
+    .op = "block-sparse attention backward",
+    .cpu =
+        [](const BlockSparseBackward& args, const Launch& launch) {
+          dispatch_real(args.in.dtype, "block-sparse attention",
+                        [&]<class T>() { block_sparse::BackwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
+        },
+    .cuda = WEFT_ON_CUDA(block_sparse_backward_cuda),
+    .cpu_workspace =
+        [](const BlockSparseBackward& args) {
+          return dispatch_real(args.in.dtype, "block-sparse attention", [&]<class T>() -> std::size_t {
+            return block_sparse::BackwardCpu<T>(args).workspace();
+          });
+        },
+    .cuda_workspace = WEFT_ON_CUDA(block_sparse_backward_cuda_workspace)};
+
+// Widest heads that the CUDA kernels take.
+constexpr std::int64_t kWidestOnDevice = 256;
 
 using DocumentList = std::shared_ptr<const std::vector<BlockSparseDocument>>;
 
@@ -29,8 +51,10 @@ struct Call {
   std::int64_t block;
   KeySpan span;
   DocumentList documents;
+  DocumentsPtr row{};  // of a packed row: what kernels of a device read
 
-  BlockSparseInputs inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& idx) const {
+  BlockSparseInputs inputs(const Stream& stream, const Tensor& q, const Tensor& k, const Tensor& v,
+                           const Tensor& idx) const {
     return {.dtype = q.dtype(),
             .shape = shape,
             .block = block,
@@ -38,6 +62,8 @@ struct Call {
             .scale = 1.0 / std::sqrt(static_cast<double>(shape.D)),
             .documents = documents->data(),
             .document_count = static_cast<std::int64_t>(documents->size()),
+            .cu_seqlens = row == nullptr ? nullptr : row->cu_seqlens_on(stream),
+            .N = row == nullptr ? 0 : row->count_on(stream),
             .idx = idx.defined() ? idx.data<std::int32_t>() : nullptr,
             .q = q.raw(),
             .k = k.defined() ? k.raw() : nullptr,
@@ -81,9 +107,16 @@ BlockSparseShape checked_shape(const Tensor& q, const Tensor& k, const Tensor& v
 CachedAttention forward(Tape& tape, const Call& call, const Tensor& q, const Tensor& k, const Tensor& v,
                         const Tensor& idx) {
   const BlockSparseShape& s = call.shape;
-  const CachedAttention result{tape.empty({s.T, s.H_Q, s.D_V}, q.dtype()), tape.empty({s.T, s.H_Q}, q.dtype())};
-  const BlockSparseForward args{call.inputs(q, k, v, idx), result.o.raw(), result.lse.raw()};
-  kForward(args, tape.launch(block_sparse_forward_workspace(args)));
+  if (!tape.device().is_cpu()) {
+    if (call.row == nullptr) config_error("block-sparse attention from a cache runs on the CPU only so far");
+    if (std::max(s.D, s.D_V) > kWidestOnDevice) {
+      config_error("block-sparse attention: heads of widths {} and {}; a GPU takes up to {}", s.D, s.D_V,
+                   kWidestOnDevice);
+    }
+  }
+  const CachedAttention result{tape.empty({s.T, s.H_Q, s.D_V}, q.dtype()),
+                               tape.empty({s.T, s.H_Q}, accumulator_dtype(q.dtype()))};
+  kForward.run(tape, {call.inputs(tape.stream(), q, k, v, idx), result.o.raw(), result.lse.raw()});
   return result;
 }
 
@@ -94,24 +127,23 @@ struct BlockSparseSaved {
   void backward(Backward& pass) const {
     const Tensor d_o = pass.grad(0);
     const GradTarget dq = pass.target(0), dk = pass.target(1), dv = pass.target(2);
-    const BlockSparseBackward args{.in = call.inputs(q, k, v, idx),
-                                   .o = o.raw(),
-                                   .lse = lse.raw(),
-                                   .d_o = d_o.raw(),
-                                   .dq = dq.raw(),
-                                   .write_dq = dq.write,
-                                   .dk = dk.raw(),
-                                   .write_dk = dk.write,
-                                   .dv = dv.raw(),
-                                   .write_dv = dv.write};
-    kBackward(args, pass.launch(block_sparse_backward_workspace(args)));
+    kBackward.run(pass, {.in = call.inputs(pass.tape().stream(), q, k, v, idx),
+                         .o = o.raw(),
+                         .lse = lse.raw(),
+                         .d_o = d_o.raw(),
+                         .dq = dq.raw(),
+                         .write_dq = dq.write,
+                         .dk = dk.raw(),
+                         .write_dk = dk.write,
+                         .dv = dv.raw(),
+                         .write_dv = dv.write});
   }
 };
 
 AttentionWithStatistics differentiable(Tape& tape, const Var& q, const Var& k, const Var& v, const Tensor& idx,
                                        std::int64_t block, KeySpan span, const DocumentsPtr& documents) {
   const Call call{checked_shape(q.value, k.value, v.value, idx, block), block, span,
-                  std::make_shared<std::vector<BlockSparseDocument>>(packed_documents(*documents, span))};
+                  std::make_shared<std::vector<BlockSparseDocument>>(packed_documents(*documents, span)), documents};
   WEFT_CHECK(documents->tokens() == call.shape.T && key_rows(*documents, span).back() == call.shape.S,
              "block-sparse attention: q {}, k {} for documents of {} tokens and {} keys", q.shape().str(),
              k.shape().str(), documents->tokens(), key_rows(*documents, span).back());
@@ -142,16 +174,6 @@ std::vector<std::int32_t> key_rows(const Documents& documents, KeySpan span) {
     rows.push_back(rows.back() + static_cast<std::int32_t>(span.count(documents.length(n))));
   }
   return rows;
-}
-
-std::size_t block_sparse_forward_workspace(const BlockSparseForward& args) {
-  return dispatch_real(args.in.dtype, "block-sparse attention",
-                       [&]<class T>() -> std::size_t { return block_sparse::ForwardCpu<T>(args).workspace(); });
-}
-
-std::size_t block_sparse_backward_workspace(const BlockSparseBackward& args) {
-  return dispatch_real(args.in.dtype, "block-sparse attention",
-                       [&]<class T>() -> std::size_t { return block_sparse::BackwardCpu<T>(args).workspace(); });
 }
 
 AttentionWithStatistics block_sparse_attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Tensor& idx,

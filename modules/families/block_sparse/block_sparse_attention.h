@@ -47,9 +47,11 @@ struct BlockSparseInputs {
   BlockSparseShape shape;
   std::int64_t block;  // keys of a block
   KeySpan span;
-  double scale;  // of the logits
-  const BlockSparseDocument* documents;
+  double scale;                          // of the logits
+  const BlockSparseDocument* documents;  // on the CPU
   std::int64_t document_count;
+  const std::int32_t* cu_seqlens;  // [N + 1] on a device: documents from position 0 on, keys as in key_rows()
+  std::int64_t N;
   const std::int32_t* idx;  // [T, H_sel, n] or null (every block): ascending, distinct, then -1
   const void* q;            // [T, H_Q, D]
   const void* k;            // [S, H_KV, D]
@@ -61,7 +63,8 @@ struct BlockSparseForward {
   void* o;    // [T, H_Q, D_V]; 0 for a query that sees nothing
   void* lse;  // [T, H_Q] natural log of the denominator; -infinity for a query that sees nothing
 };
-std::size_t block_sparse_forward_workspace(const BlockSparseForward& args);
+void block_sparse_forward_cuda(const BlockSparseForward& args, const Launch& launch);
+std::size_t block_sparse_forward_cuda_workspace(const BlockSparseForward& args);
 
 struct BlockSparseBackward {
   BlockSparseInputs in;
@@ -74,11 +77,12 @@ struct BlockSparseBackward {
   void* dv;  // [S, H_KV, D_V] or null
   Write write_dv;
 };
-std::size_t block_sparse_backward_workspace(const BlockSparseBackward& args);
+void block_sparse_backward_cuda(const BlockSparseBackward& args, const Launch& launch);
+std::size_t block_sparse_backward_cuda_workspace(const BlockSparseBackward& args);
 
 struct AttentionWithStatistics {
   Var o;       // [T, H_Q, D_V]
-  Tensor lse;  // [T, H_Q], not differentiable
+  Tensor lse;  // [T, H_Q] in accumulator_dtype, not differentiable
 };
 
 // q [T, H_Q, D], k [T, H_KV, D], v [T, H_KV, D_V], idx i32 [T, H_sel, n]: for each query the blocks of `block` tokens

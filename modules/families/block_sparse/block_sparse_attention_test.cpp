@@ -37,20 +37,22 @@ TEST(BlockSparseReference, BackwardIsTheDerivative) {
   }
 }
 
-TEST(BlockSparseAttention, IsAWellBehavedOperation) {
+OP_TEST(BlockSparseAttention, IsAWellBehavedOperation) {
   for (const BlockSparseCase& c :
        {BlockSparseCase{.documents = documents_of({40, 3}), .block = 8, .n = 3, .G = 2, .D = 5, .D_V = 3},
-        BlockSparseCase{.documents = documents_of({30}), .n = 0, .span = {4, 2}, .G = 2, .D = 4, .D_V = 6}}) {
+        BlockSparseCase{.documents = documents_of({30}), .n = 0, .span = {4, 2}, .G = 2, .D = 4, .D_V = 6},
+        BlockSparseCase{.documents = documents_of({20, 3}), .block = 4, .n = 3, .G = 3, .D = 64, .D_V = 64}}) {
     const BlockSparseTensors in = random_tensors(c);
     check_op({.name = c.n == 0 ? "span attention" : "block-sparse attention",
               .inputs = {in.q, in.k, in.v},
               .function = [&](Tape& tape, std::span<const Var> x) {
-                return std::vector{apply(c, in.idx, tape, x[0], x[1], x[2]).o};
+                const Tensor idx = in.idx.defined() ? tape.here(in.idx) : Tensor{};
+                return std::vector{apply(c, idx, tape, x[0], x[1], x[2]).o};
               }});
   }
 }
 
-TEST(BlockSparseAttention, EveryLengthAlone) {
+BLOCK_SPARSE_TEST(BlockSparseAttention, EveryLengthAlone) {
   for (const std::int32_t length : kLengths) {
     for (const std::int64_t block : {16, 64}) {
       SCOPED_TRACE(fmt::format("length {} block {}", length, block));
@@ -66,7 +68,7 @@ TEST(BlockSparseAttention, EveryLengthAlone) {
   }
 }
 
-TEST(BlockSparseAttention, GroupsAndSelectionHeads) {
+BLOCK_SPARSE_TEST(BlockSparseAttention, GroupsAndSelectionHeads) {
   for (const std::int64_t G : {1, 4, 16}) {
     for (const std::int64_t H_sel : {std::int64_t{1}, std::int64_t{2}, 2 * G}) {
       SCOPED_TRACE(fmt::format("G {} H_sel {}", G, H_sel));
@@ -84,14 +86,14 @@ TEST(BlockSparseAttention, GroupsAndSelectionHeads) {
   expect_matches_reference({.documents = documents_of({20}), .block = 4, .n = 2, .G = 100, .D = 4, .D_V = 4});
 }
 
-TEST(BlockSparseAttention, BlocksOfAnySize) {
+BLOCK_SPARSE_TEST(BlockSparseAttention, BlocksOfAnySize) {
   for (const std::int64_t block : {1, 7, 33, 100, 300}) {
     SCOPED_TRACE(fmt::format("block {}", block));
     expect_matches_reference({.documents = documents_of({350, 17}), .block = block, .n = 3, .G = 2, .D = 7, .D_V = 5});
   }
 }
 
-TEST(BlockSparseAttention, KeysThatStandForSpans) {
+BLOCK_SPARSE_TEST(BlockSparseAttention, KeysThatStandForSpans) {
   for (const KeySpan span : {KeySpan{1, 1}, KeySpan{4, 2}, KeySpan{8, 8}, KeySpan{3, 1}}) {
     SCOPED_TRACE(fmt::format("span {} every {}", span.length, span.stride));
     expect_matches_reference(
@@ -99,7 +101,7 @@ TEST(BlockSparseAttention, KeysThatStandForSpans) {
   }
 }
 
-TEST(BlockSparseAttention, PackedAndLong) {
+BLOCK_SPARSE_TEST(BlockSparseAttention, PackedAndLong) {
   expect_matches_reference({.documents = documents_of(kLengths), .block = 16, .n = 3, .G = 2});
   expect_matches_reference({.documents = documents_of({1000}), .block = 64, .n = 5, .G = 4, .D = 16, .D_V = 16});
 }
@@ -151,6 +153,69 @@ TEST(BlockSparseAttention, SameBitsForAnyThreadsAndNeighbours) {
     const auto rows = [&](const Tensor& t) { return t.rows(begin, end); };
     expect_equal_bits(run_tiled(alone, {rows(in.q), rows(in.k), rows(in.v), rows(in.idx), rows(in.d_o)}, DType::f32),
                       {rows(packed.o), rows(packed.lse), rows(packed.dq), rows(packed.dk), rows(packed.dv)});
+  }
+}
+
+// Lists that are cut into pieces, whose sums are added up.
+TEST(BlockSparseAttentionGpu, BlocksThatManyChose) {
+  WEFT_NEEDS_GPU();
+  for (const std::int64_t n : {2, 0}) {
+    const BlockSparseCase c{.documents = documents_of({2300, 100}),
+                            .block = 16,
+                            .n = n,
+                            .span = n == 0 ? KeySpan{512, 256} : KeySpan{},
+                            .H_KV = 2,
+                            .G = 16,
+                            .D = 64,
+                            .D_V = 64};
+    BlockSparseTensors in = rounded(random_tensors(c), DType::bf16);
+    for (std::int64_t t = 0; n > 0 && t < c.documents->tokens(); ++t) {
+      const std::int32_t own = c.documents->positions()[static_cast<std::size_t>(t)] / 16;
+      in.idx.data<std::int32_t>()[t * n] = 0;
+      in.idx.data<std::int32_t>()[t * n + 1] = own == 0 ? -1 : own;
+    }
+    const BlockSparseOutputs reference = run_reference(c, in);
+    expect_near(run_on_gpu(c, in, DType::bf16), reference, kBf16);
+    expect_near(run_on_gpu(c, in, DType::f32), reference, kFp32);
+  }
+}
+
+// Neither documents beside nor later tokens change a bit, and no gradient reaches what nobody saw.
+TEST(BlockSparseAttentionGpu, SameBitsForAnyNeighboursAndFutures) {
+  WEFT_NEEDS_GPU();
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const std::int64_t n : {4, 0}) {
+      SCOPED_TRACE(fmt::format("{} n {}", name_of(dtype), n));
+      const BlockSparseCase c{
+          .documents = documents_of({200, 90, 140}), .block = 16, .n = n, .G = 2, .D = 64, .D_V = 64};
+      BlockSparseTensors in = rounded(random_tensors(c), dtype);
+      const BlockSparseOutputs packed = run_on_gpu(c, in, dtype);
+      for (std::int64_t d = 0; d < 3; ++d) {
+        const std::int64_t begin = c.documents->begin(d), end = c.documents->end(d);
+        BlockSparseCase alone = c;
+        alone.documents = Documents::single(end - begin);
+        const auto rows = [&](const Tensor& t) { return t.defined() ? t.rows(begin, end) : t; };
+        expect_equal_bits(run_on_gpu(alone, {rows(in.q), rows(in.k), rows(in.v), rows(in.idx), rows(in.d_o)}, dtype),
+                          {rows(packed.o), rows(packed.lse), rows(packed.dq), rows(packed.dk), rows(packed.dv)});
+      }
+      // The last document changes from its 70th token on, where no loss comes from.
+      const std::int64_t from = c.documents->begin(2) + 70, T = c.documents->tokens();
+      const auto zero = [&](const Tensor& t) {
+        for (double& x : t.rows(from, T).span<double>()) x = 0.0;
+      };
+      zero(in.d_o);
+      const BlockSparseOutputs before = run_on_gpu(c, in, dtype);
+      for (const Tensor& t : {in.q, in.k, in.v}) {
+        for (double& x : t.rows(from, T).span<double>()) x = -x;
+      }
+      const BlockSparseOutputs after = run_on_gpu(c, in, dtype);
+      EXPECT_TRUE(bitwise_equal(after.o.rows(0, from), before.o.rows(0, from)));
+      for (const auto& [x, y] : {std::pair{after.dq, before.dq}, {after.dk, before.dk}, {after.dv, before.dv}}) {
+        EXPECT_TRUE(bitwise_equal(x.rows(0, from), y.rows(0, from)));
+        const Tensor rest = cast(x.rows(from, T), DType::f64);
+        for (const double g : rest.span<double>()) ASSERT_EQ(g, 0.0);
+      }
+    }
   }
 }
 

@@ -2,9 +2,13 @@
 // the tape in hostile memory.
 #pragma once
 
+#include <fmt/format.h>
+
 #include "autograd/philox.h"
+#include "autograd/transfer.h"
 #include "modules/families/block_sparse/block_sparse_reference.h"
 #include "tests/support/compare.h"
+#include "tests/support/gpu.h"
 #include "tests/support/random.h"
 
 namespace weft::testing::block_sparse {
@@ -102,13 +106,25 @@ inline AttentionWithStatistics apply(const BlockSparseCase& c, const Tensor& idx
                   : block_sparse_attention(tape, q, k, v, idx, c.block, c.documents);
 }
 
+// `idx` where the tape computes.
+inline BlockSparseOutputs run_on(Tape& tape, const BlockSparseCase& c, const BlockSparseTensors& in, DType dtype) {
+  const auto leaf = [&](const Tensor& t) { return tape.leaf(tape.here(cast(t, dtype))); };
+  const Var q = leaf(in.q), k = leaf(in.k), v = leaf(in.v);
+  const AttentionWithStatistics r = apply(c, in.idx.defined() ? tape.here(in.idx) : Tensor{}, tape, q, k, v);
+  const auto fetch = [&](const Tensor& t) { return cast(to_host(t, tape.stream()), t.dtype()); };
+  const Tensor o = fetch(r.o.value), lse = fetch(r.lse);
+  tape.backward(r.o, tape.here(cast(in.d_o, dtype)));
+  return {o, lse, fetch(tape.gradient(q)), fetch(tape.gradient(k)), fetch(tape.gradient(v))};
+}
+
 inline BlockSparseOutputs run_tiled(const BlockSparseCase& c, const BlockSparseTensors& in, DType dtype) {
   Tape tape(heap_allocator(Hygiene::hostile));
-  const Var q = tape.leaf(cast(in.q, dtype)), k = tape.leaf(cast(in.k, dtype)), v = tape.leaf(cast(in.v, dtype));
-  const AttentionWithStatistics r = apply(c, in.idx, tape, q, k, v);
-  const Tensor o = cast(r.o.value, dtype), lse = cast(r.lse, dtype);
-  tape.backward(r.o, cast(in.d_o, dtype));
-  return {o, lse, tape.gradient(q), tape.gradient(k), tape.gradient(v)};
+  return run_on(tape, c, in, dtype);
+}
+
+inline BlockSparseOutputs run_on_gpu(const BlockSparseCase& c, const BlockSparseTensors& in, DType dtype) {
+  Tape tape(gpu_memory(), Tape::Mode::record, gpu_stream());
+  return run_on(tape, c, in, dtype);
 }
 
 // A gradient that the definition makes 0 (a softmax over one key) is compared with the inputs, which are of size 1.
@@ -154,5 +170,38 @@ inline void expect_matches_reference(const BlockSparseCase& c) {
     expect_near(run_tiled(c, in, DType::f32), reference, kFp32);
   }
 }
+
+// The same on the GPU, in f32 and bf16, and repeated; bf16 also with the widths that the tensor cores take, where the
+// case is small enough for the oracle.
+inline void expect_matches_reference_on_gpu(const BlockSparseCase& given) {
+  const auto check = [](const BlockSparseCase& c, DType dtype) {
+    SCOPED_TRACE(fmt::format("{} D {} D_V {}", name_of(dtype), c.D, c.D_V));
+    const BlockSparseTensors in = rounded(random_tensors(c), dtype);
+    const BlockSparseOutputs first = run_on_gpu(c, in, dtype);
+    expect_near(first, run_reference(c, in), dtype == DType::f32 ? kFp32 : kBf16);
+    expect_equal_bits(run_on_gpu(c, in, dtype), first);
+  };
+  check(given, DType::f32);
+  check(given, DType::bf16);
+  for (const std::int64_t D : {64, 128}) {
+    BlockSparseCase c = given;
+    c.D = c.D_V = D;
+    const std::int64_t keys = c.n == 0 ? c.shape().S : c.n * c.block;
+    if (c.documents->tokens() * std::min(keys, c.shape().S) * c.H_KV * c.G * D < 40'000'000) check(c, DType::bf16);
+  }
+}
+
+// A test of both devices: the body calls `expect_matches_reference(case)` for each of its cases.
+#define BLOCK_SPARSE_TEST(suite, name)                                               \
+  using suite##_##name##_check = void (*)(const BlockSparseCase&);                   \
+  static void suite##_##name(suite##_##name##_check expect_matches_reference);       \
+  TEST(suite, name) {                                                                \
+    suite##_##name(&::weft::testing::block_sparse::expect_matches_reference);        \
+  }                                                                                  \
+  TEST(suite##Gpu, name) {                                                           \
+    WEFT_NEEDS_GPU();                                                                \
+    suite##_##name(&::weft::testing::block_sparse::expect_matches_reference_on_gpu); \
+  }                                                                                  \
+  static void suite##_##name(suite##_##name##_check expect_matches_reference)
 
 }  // namespace weft::testing::block_sparse

@@ -7,15 +7,33 @@ namespace weft {
 namespace {
 
 constexpr Dispatch<CompressionForward> kForward{
-    "compression forward", [](const CompressionForward& args, const Launch& launch) {
-      dispatch_real(args.in.dtype, "compression",
-                    [&]<class T>() { CompressionForwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
-    }};
+    .op = "compression forward",
+    .cpu =
+        [](const CompressionForward& args, const Launch& launch) {
+          dispatch_real(args.in.dtype, "compression",
+                        [&]<class T>() { CompressionForwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
+        },
+    .cuda = WEFT_ON_CUDA(compression_forward_cuda),
+    .cpu_workspace =
+        [](const CompressionForward& args) {
+          return dispatch_real(args.in.dtype, "compression",
+                               [&]<class T>() -> std::size_t { return CompressionForwardCpu<T>(args).workspace(); });
+        },
+    .cuda_workspace = WEFT_ON_CUDA(compression_forward_cuda_workspace)};
 constexpr Dispatch<CompressionBackward> kBackward{
-    "compression backward", [](const CompressionBackward& args, const Launch& launch) {
-      dispatch_real(args.in.dtype, "compression",
-                    [&]<class T>() { CompressionBackwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
-    }};
+    .op = "compression backward",
+    .cpu =
+        [](const CompressionBackward& args, const Launch& launch) {
+          dispatch_real(args.in.dtype, "compression",
+                        [&]<class T>() { CompressionBackwardCpu<T>(args).run(static_cast<T*>(launch.workspace)); });
+        },
+    .cuda = WEFT_ON_CUDA(compression_backward_cuda),
+    .cpu_workspace =
+        [](const CompressionBackward& args) {
+          return dispatch_real(args.in.dtype, "compression",
+                               [&]<class T>() -> std::size_t { return CompressionBackwardCpu<T>(args).workspace(); });
+        },
+    .cuda_workspace = WEFT_ON_CUDA(compression_backward_cuda_workspace)};
 
 using DocumentList = std::shared_ptr<const std::vector<CompressionDocument>>;
 
@@ -30,8 +48,9 @@ struct CompressionSaved {
   KeySpan span;
   std::int64_t S;
   DocumentList documents;
+  DocumentsPtr row;
 
-  CompressionInputs inputs() const {
+  CompressionInputs inputs(const Stream& stream) const {
     return {.dtype = dtype,
             .T = shape[0],
             .S = S,
@@ -41,6 +60,8 @@ struct CompressionSaved {
             .span = span,
             .documents = documents->data(),
             .document_count = static_cast<std::int64_t>(documents->size()),
+            .cu_seqlens = row->cu_seqlens_on(stream),
+            .N = row->count_on(stream),
             .x = raw(x),
             .pe = raw(pe),
             .w1 = raw(w1),
@@ -52,7 +73,7 @@ struct CompressionSaved {
     const GradTarget dx = pass.target(0);
     const auto target = [&](int i, const Tensor& weight) { return weight.defined() ? pass.target(i) : GradTarget{}; };
     const GradTarget dpe = target(1, pe), dw1 = target(2, w1), db1 = target(3, b1), dw2 = target(4, w2);
-    const CompressionBackward args{.in = inputs(),
+    const CompressionBackward args{.in = inputs(pass.tape().stream()),
                                    .dy = pass.grad(0).raw(),
                                    .dx = dx.raw(),
                                    .write_dx = dx.write,
@@ -64,7 +85,7 @@ struct CompressionSaved {
                                    .write_dw1 = dw1.write,
                                    .write_db1 = db1.write,
                                    .write_dw2 = dw2.write};
-    kBackward(args, pass.launch(compression_backward_workspace(args)));
+    kBackward.run(pass, args);
   }
 };
 
@@ -78,6 +99,10 @@ void check(const Var& x, const CompressionWeights& w, KeySpan span, const Docume
   WEFT_CHECK(w.pe.value.defined() == mlp && w.b1.value.defined() == mlp && !(mean && mlp),
              "compression: weights of no form");
   if (mean) return;
+  WEFT_CHECK(w.w1.dtype() == x.dtype() &&
+                 (!mlp || (w.w2.dtype() == x.dtype() && w.pe.dtype() == accumulator_dtype(x.dtype()) &&
+                           w.b1.dtype() == accumulator_dtype(x.dtype()))),
+             "compression: weights {} for x {}", name_of(w.w1.dtype()), name_of(x.dtype()));
   const std::int64_t H = x.dim(1), D = x.dim(2), l = span.length;
   const std::int64_t r = w.w1.value.numel() / (H * l * D);
   WEFT_CHECK(w.w1.shape() == Shape({H, l * D, r}) && (mlp || r == D), "compression: w1 {} for x {} and blocks of {}",
@@ -89,16 +114,6 @@ void check(const Var& x, const CompressionWeights& w, KeySpan span, const Docume
 }
 
 }  // namespace
-
-std::size_t compression_forward_workspace(const CompressionForward& args) {
-  return dispatch_real(args.in.dtype, "compression",
-                       [&]<class T>() -> std::size_t { return CompressionForwardCpu<T>(args).workspace(); });
-}
-
-std::size_t compression_backward_workspace(const CompressionBackward& args) {
-  return dispatch_real(args.in.dtype, "compression",
-                       [&]<class T>() -> std::size_t { return CompressionBackwardCpu<T>(args).workspace(); });
-}
 
 Var compress(Tape& tape, const Var& x, const CompressionWeights& weights, KeySpan span, const DocumentsPtr& documents) {
   check(x, weights, span, *documents);
@@ -118,10 +133,10 @@ Var compress(Tape& tape, const Var& x, const CompressionWeights& weights, KeySpa
                          .dtype = x.dtype(),
                          .span = span,
                          .S = rows.back(),
-                         .documents = list};
+                         .documents = list,
+                         .row = documents};
   const Tensor y = tape.empty({rows.back(), x.dim(1), x.dim(2)}, x.dtype());
-  const CompressionForward args{saved.inputs(), y.raw()};
-  kForward(args, tape.launch(compression_forward_workspace(args)));
+  kForward.run(tape, {saved.inputs(tape.stream()), y.raw()});
   if (!saved.w1.defined()) saved.x = {};
   return tape.record("compression", {x, weights.pe, weights.w1, weights.b1, weights.w2}, y, [&] { return saved; });
 }

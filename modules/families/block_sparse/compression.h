@@ -24,12 +24,14 @@ struct CompressionInputs {
   DType dtype;
   std::int64_t T, S, H, D, r;
   KeySpan span;
-  const CompressionDocument* documents;
+  const CompressionDocument* documents;  // on the CPU
   std::int64_t document_count;
+  const std::int32_t* cu_seqlens;  // [N + 1] on a device; blocks lie as in key_rows()
+  std::int64_t N;
   const void* x;   // [T, H, D]
-  const void* pe;  // [H, l, D] or null: mean, linear
+  const void* pe;  // [H, l, D] (accumulator_dtype) or null: mean, linear
   const void* w1;  // [H, l D, r] or null: mean
-  const void* b1;  // [H, r] or null: mean, linear
+  const void* b1;  // [H, r] (accumulator_dtype) or null: mean, linear
   const void* w2;  // [H, r, D] or null: mean, linear
 };
 
@@ -37,17 +39,19 @@ struct CompressionForward {
   CompressionInputs in;
   void* y;  // [S, H, D]
 };
-std::size_t compression_forward_workspace(const CompressionForward& args);
+void compression_forward_cuda(const CompressionForward& args, const Launch& launch);
+std::size_t compression_forward_cuda_workspace(const CompressionForward& args);
 
 struct CompressionBackward {
   CompressionInputs in;
   const void* dy;  // [S, H, D]
   void* dx;        // [T, H, D] or null
   Write write_dx;
-  void *dpe, *dw1, *db1, *dw2;  // shapes of the inputs, or null
+  void *dpe, *dw1, *db1, *dw2;  // shapes of the inputs, accumulator_dtype, or null
   Write write_dpe, write_dw1, write_db1, write_dw2;
 };
-std::size_t compression_backward_workspace(const CompressionBackward& args);
+void compression_backward_cuda(const CompressionBackward& args, const Launch& launch);
+std::size_t compression_backward_cuda_workspace(const CompressionBackward& args);
 
 // Empty Vars where a form has no such weight.
 struct CompressionWeights {

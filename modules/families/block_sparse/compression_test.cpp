@@ -33,6 +33,14 @@ struct Case {
   }
 };
 
+// The same as an operation's inputs: maps are weights, positions and biases are vectors.
+std::vector<OpInput> roles(const std::vector<Tensor>& in) {
+  std::vector<OpInput> list{in[0]};
+  if (in.size() > 1) list.push_back(weight(in[1]));
+  if (in.size() > 2) list.insert(list.end(), {vector_input(in[2]), vector_input(in[3]), weight(in[4])});
+  return list;
+}
+
 Var apply(const Case& c, Tape& tape, std::span<const Var> in) {
   CompressionWeights weights;
   if (in.size() > 1) weights.w1 = in[1];
@@ -76,15 +84,15 @@ Tensor reference(const Case& c, const std::vector<Tensor>& in) {
   return Tensor::from({static_cast<std::int64_t>(y.size()) / (c.H * c.D), c.H, c.D}, y);
 }
 
-TEST(Compression, IsItsFormulaAndDifferentiable) {
+OP_TEST(Compression, IsItsFormulaAndDifferentiable) {
   for (const Form form : {Form::mean, Form::linear, Form::mlp}) {
     for (const KeySpan span : {KeySpan{1, 1}, KeySpan{4, 2}, KeySpan{6, 6}, KeySpan{6, 2}}) {
       SCOPED_TRACE(fmt::format("form {}, {} tokens every {}", static_cast<int>(form), span.length, span.stride));
       const Case c{.form = form, .span = span, .lengths = {3, 0, 1, 6, 7, 13}};
       const std::vector<Tensor> inputs = c.inputs();
-      check_op({.name = "compression",
-                .inputs = testing::activations(inputs),
-                .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(c, tape, in)}; }});
+      check_op({.name = "compression", .inputs = roles(inputs), .function = [&](Tape& tape, std::span<const Var> in) {
+                  return std::vector{apply(c, tape, in)};
+                }});
       Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
       std::vector<Var> constants;
       for (const Tensor& t : inputs) constants.push_back(Tape::constant(t));
@@ -94,15 +102,15 @@ TEST(Compression, IsItsFormulaAndDifferentiable) {
 }
 
 // More blocks than a work item holds, wide heads, and a document shorter than a block.
-TEST(Compression, LongDocuments) {
+OP_TEST(Compression, LongDocuments) {
   const Case c{.form = Form::mlp, .span = {8, 4}, .lengths = {300, 7, 150}, .D = 12, .r = 17};
   const std::vector<Tensor> inputs = c.inputs();
-  check_op({.name = "compression",
-            .inputs = testing::activations(inputs),
-            .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(c, tape, in)}; }});
-  const OpCase op{.name = "",
-                  .inputs = testing::activations(inputs),
-                  .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(c, tape, in)}; }};
+  check_op({.name = "compression", .inputs = roles(inputs), .function = [&](Tape& tape, std::span<const Var> in) {
+              return std::vector{apply(c, tape, in)};
+            }});
+  const OpCase op{.name = "", .inputs = roles(inputs), .function = [&](Tape& tape, std::span<const Var> in) {
+                    return std::vector{apply(c, tape, in)};
+                  }};
   const Evaluation some = evaluate(op, DType::f32);
   EXPECT_TRUE(close(evaluate(op, DType::f64).outputs[0], reference(c, inputs), 1e-12, 1e-10));
   const int threads = omp_get_max_threads();
@@ -119,7 +127,7 @@ TEST(Compression, OfNoWholeBlockIsEmpty) {
   const Case c{.form = Form::mlp, .span = {8, 4}, .lengths = {7, 0}};
   const Evaluation e =
       evaluate({.name = "",
-                .inputs = testing::activations(c.inputs()),
+                .inputs = roles(c.inputs()),
                 .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(c, tape, in)}; }},
                DType::f64);
   EXPECT_EQ(e.outputs[0].shape(), Shape({0, 2, 5}));

@@ -49,14 +49,16 @@ void backward_cpu(const BranchGateBackward& a) {
   });
 }
 
-constexpr Dispatch<BranchGateForward> kForward{"branch gate forward", [](const BranchGateForward& args, const Launch&) {
-                                                 dispatch_real(args.dtype, "branch gate",
-                                                               [&]<class T>() { forward_cpu<T>(args); });
-                                               }};
+constexpr Dispatch<BranchGateForward> kForward{
+    .op = "branch gate forward",
+    .cpu = [](const BranchGateForward& args,
+              const Launch&) { dispatch_real(args.dtype, "branch gate", [&]<class T>() { forward_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(branch_gate_forward_cuda)};
 constexpr Dispatch<BranchGateBackward> kBackward{
-    "branch gate backward", [](const BranchGateBackward& args, const Launch&) {
-      dispatch_real(args.dtype, "branch gate", [&]<class T>() { backward_cpu<T>(args); });
-    }};
+    .op = "branch gate backward",
+    .cpu = [](const BranchGateBackward& args,
+              const Launch&) { dispatch_real(args.dtype, "branch gate", [&]<class T>() { backward_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(branch_gate_backward_cuda)};
 
 struct BranchGateSaved {
   std::array<Tensor, kBranches> o;

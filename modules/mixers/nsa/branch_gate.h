@@ -18,6 +18,7 @@ struct BranchGateForward {
   const void* g;                         // [R, kBranches]
   void* y;                               // [R, D]
 };
+void branch_gate_forward_cuda(const BranchGateForward& args, const Launch& launch);
 
 // do_b = sigma(g_b) dy, dg_b = sigma'(g_b) <dy, o_b>.
 struct BranchGateBackward {
@@ -31,6 +32,7 @@ struct BranchGateBackward {
   void* dg;  // [R, kBranches] or null
   Write write_dg;
 };
+void branch_gate_backward_cuda(const BranchGateBackward& args, const Launch& launch);
 
 // o [T, H, D] each, g [T, H kBranches] with the gates of a head together -> [T, H, D].
 Var branch_gate(Tape& tape, const std::array<Var, kBranches>& o, const Var& g);

@@ -338,13 +338,15 @@ TEST(Nsa, FindsANeedle) {
   EXPECT_LT(distance_after, 1e-9);
 }
 
-TEST(Nsa, BranchGateIsAWellBehavedOperation) {
-  const Shape shape{5, 2, 3};
-  check_op({.name = "branch gate",
-            .inputs = {normal(shape, 1), normal(shape, 2), normal(shape, 3), normal({5, 6}, 4)},
-            .function = [](Tape& tape, std::span<const Var> in) {
-              return std::vector{branch_gate(tape, {in[0], in[1], in[2]}, in[3])};
-            }});
+OP_TEST(Nsa, BranchGateIsAWellBehavedOperation) {
+  for (const std::int64_t D : {3, 132}) {
+    const Shape shape{5, 2, D};
+    check_op({.name = "branch gate",
+              .inputs = {normal(shape, 1), normal(shape, 2), normal(shape, 3), normal({5, 6}, 4)},
+              .function = [](Tape& tape, std::span<const Var> in) {
+                return std::vector{branch_gate(tape, {in[0], in[1], in[2]}, in[3])};
+              }});
+  }
 }
 
 TEST(Nsa, DeclaresItsParameters) {

@@ -1,0 +1,65 @@
+// What the CUDA kernels of block_choice.h share: a slab of queries, their scores of blocks, and how summaries add up.
+#pragma once
+
+#include "modules/families/block_sparse/block_choice.h"
+#include "modules/families/block_sparse/block_sparse_mma.cuh"
+
+namespace weft::block_sparse {
+
+struct ChoiceArguments {
+  RowTables row;
+  BlockScore score;
+  int begin, end;       // queries of the slab
+  int H_Q, H_KV, D, G;  //
+  int lists;            // H_KV, or H_Q for logits
+  int block, selected, first, local, slots;
+  std::int64_t dense;
+  int strides, per_block;  // of a summary, and strides of a block
+  int blocks;              // row length of the scores
+  float unit;              // logits in powers of 2
+  bool packs;
+  const void *q, *k;
+  const float* lse;   // [T, H_Q]
+  float* scores;      // [end - begin, lists, blocks]
+  std::int32_t* idx;  // [T, lists, slots]
+
+  __device__ bool takes_all(int position) const { return position < dense || position / block < selected; }
+  __device__ float* score_row(int token, int list) const {
+    return scores + (static_cast<std::int64_t>(token - begin) * lists + list) * blocks;
+  }
+};
+
+// Adds the probabilities p[0, count) of the summaries from `key` on to the scores of the blocks whose tokens they stand
+// for. Tiles of a row come in order; a block whose first summary is in the tile starts anew. All lanes call it.
+__device__ inline void add_to_blocks(const ChoiceArguments& a, const float* p, int key, int count, float* scores,
+                                     int lane) {
+  const int last_block = (key + count - 1 + a.strides - 1) / a.per_block;
+  for (int j = key / a.per_block + lane; j <= min(last_block, a.blocks - 1); j += kWarp) {
+    const int first = j * a.per_block - (a.strides - 1);  // summary that shares a stride with the block
+    float value = key > 0 && first < key ? scores[j] : 0.0f;
+    for (int i = max(first, key); i < min((j + 1) * a.per_block, key + count); ++i) {
+      if (a.score == BlockScore::overlap_max) {
+        value = fmaxf(value, p[i - key]);
+      } else {
+        const int shared = min(i + a.strides, (j + 1) * a.per_block) - max(i, j * a.per_block);
+        value += static_cast<float>(shared) * p[i - key];
+      }
+    }
+    scores[j] = value;
+  }
+}
+
+// Blocks up to the query's own that no summary stands for yet score nothing.
+__device__ inline void clear_rest(const ChoiceArguments& a, int visible, int position, float* scores, int lane) {
+  const int touched = visible == 0 ? 0 : (visible + a.strides - 2) / a.per_block + 1;
+  for (int j = touched + lane; j <= position / a.block; j += kWarp) scores[j] = 0.0f;
+}
+
+// Tensor-core kernels for bf16 of a width of 64 or 128.
+inline bool choice_mma_fits(const BlockChoice& args) {
+  return args.dtype == DType::bf16 && (args.D == 64 || args.D == 128);
+}
+void choice_denominators_mma(const ChoiceArguments& a, float* lse, std::int64_t T, const Stream& stream);
+void choice_scores_mma(const ChoiceArguments& a, const Stream& stream);
+
+}  // namespace weft::block_sparse

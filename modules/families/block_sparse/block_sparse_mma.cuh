@@ -1,0 +1,123 @@
+// Rows in global memory as operands of tensor-core products (mma m16n8k16), without passing through shared memory.
+//
+// A product over the channels of two rows may take the channels in any order, if both rows agree: lane (g, t) = lane
+// (l / 4, l % 4) of a fragment takes 16 bytes for each 32 channels, [32c + 8t, 32c + 8t + 8), which feed two products.
+// A sum of rows lets lane (g, t) read 8 channels [64h + 8g, + 8) of the rows 2t, 2t+1, 2t+8, 2t+9, and interleaves
+// pairs of rows: accumulator 8h + j then holds channel 64h + 8c + j in its column c, and a lane ends up with 16
+// channels side by side.
+#pragma once
+
+#include "autograd/tile/mma.cuh"
+#include "modules/families/block_sparse/block_sparse_device.cuh"
+
+namespace weft::block_sparse {
+
+using tile::bf16;
+
+// Whether the tensor-core kernels take the inputs: bf16, equal widths of 64 or 128.
+inline bool mma_fits(const BlockSparseInputs& in) {
+  const std::int64_t D = in.shape.D;
+  return in.dtype == DType::bf16 && in.shape.D_V == D && (D == 64 || D == 128);
+}
+// Calls f.template operator()<D>() for a width that mma_fits().
+template <class F>
+void dispatch_width(std::int64_t D, F&& f) {
+  if (D == 64) {
+    f.template operator()<64>();
+  } else {
+    f.template operator()<128>();
+  }
+}
+
+void forward_mma(const BlockSparseForward& args, const RowTables& row, const Selection& selection,
+                 const Stream& stream);
+
+struct Lane {
+  int g, t;
+  __device__ Lane() : g(static_cast<int>(threadIdx.x % kWarp) / 4), t(static_cast<int>(threadIdx.x) % 4) {}
+};
+
+__device__ inline void load16_or_zero(std::uint32_t (&x)[4], const bf16* from, bool valid) {
+  uint4 value = make_uint4(0, 0, 0, 0);
+  if (valid) value = __ldg(reinterpret_cast<const uint4*>(from));
+  x[0] = value.x, x[1] = value.y, x[2] = value.z, x[3] = value.w;
+}
+
+// This lane's part of one row of D channels.
+template <int D>
+struct RowPart {
+  std::uint32_t x[D / 32][4];
+
+  __device__ void load(const bf16* row, bool valid, const Lane& lane) {
+#pragma unroll
+    for (int c = 0; c < D / 32; ++c) load16_or_zero(x[c], row + 32 * c + 8 * lane.t, valid);
+  }
+};
+
+// 16 rows: g and g + 8 of each lane.
+template <int D>
+struct RowOperand {
+  RowPart<D> low, high;
+};
+
+// c [16 x 8] += rows of a times rows of b.
+template <int D>
+__device__ inline void multiply_rows(tile::FragmentC& c, const RowOperand<D>& a, const RowPart<D>& b) {
+#pragma unroll
+  for (int i = 0; i < D / 32; ++i) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const tile::FragmentA left{
+          {a.low.x[i][2 * s], a.high.x[i][2 * s], a.low.x[i][2 * s + 1], a.high.x[i][2 * s + 1]}};
+      tile::mma(c, left, {{b.x[i][2 * s], b.x[i][2 * s + 1]}});
+    }
+  }
+}
+
+// Adds 16 rows with their weights; rows from `count` on are zero. Rows are `step` elements apart.
+template <int D>
+__device__ inline void add_rows(tile::FragmentC (&sum)[D / 8], const tile::FragmentA& weights, const bf16* rows,
+                                int step, int count, const Lane& lane) {
+#pragma unroll
+  for (int h = 0; h < D / 64; ++h) {
+    std::uint32_t x[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = 2 * lane.t + i % 2 + i / 2 * 8;
+      load16_or_zero(x[i], rows + static_cast<std::int64_t>(row) * step + 64 * h + 8 * lane.g, row < count);
+    }
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const tile::FragmentB even{{__byte_perm(x[0][r], x[1][r], 0x5410), __byte_perm(x[2][r], x[3][r], 0x5410)}};
+      const tile::FragmentB odd{{__byte_perm(x[0][r], x[1][r], 0x7632), __byte_perm(x[2][r], x[3][r], 0x7632)}};
+      tile::mma(sum[8 * h + 2 * r], weights, even);
+      tile::mma(sum[8 * h + 2 * r + 1], weights, odd);
+    }
+  }
+}
+
+// Row g (upper = 0) or g + 8 (upper = 1) of such a sum, times a factor, to a row of D bf16.
+template <int D>
+__device__ inline void store_row(bf16* row, const tile::FragmentC (&sum)[D / 8], int upper, float factor, Write write,
+                                 const Lane& lane) {
+#pragma unroll
+  for (int h = 0; h < D / 64; ++h) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      auto* to = reinterpret_cast<uint4*>(row + 64 * h + 16 * lane.t + 8 * half);
+      uint4 before = make_uint4(0, 0, 0, 0);
+      if (write == Write::accumulate) before = *to;
+      const std::uint32_t old[4] = {before.x, before.y, before.z, before.w};
+      std::uint32_t x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 base = tile::unpack(old[i]);
+        x[i] = tile::pack(base.x + factor * sum[8 * h + 2 * i].x[2 * upper + half],
+                          base.y + factor * sum[8 * h + 2 * i + 1].x[2 * upper + half]);
+      }
+      *to = make_uint4(x[0], x[1], x[2], x[3]);
+    }
+  }
+}
+
+}  // namespace weft::block_sparse

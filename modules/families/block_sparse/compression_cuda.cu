@@ -1,0 +1,448 @@
+// CUDA kernels of compression.h: means by a kernel of their own, learned maps as products (compression_product.cuh)
+// whose operands are found where they lie; vec(X) is never gathered. Row i of a row of blocks begins at a token that a
+// table names.
+#include "modules/families/block_sparse/compression.h"
+#include "modules/families/block_sparse/compression_product.cuh"
+
+namespace weft::block_sparse {
+namespace {
+
+constexpr int kThreads = 256;
+
+// What all operands know.
+template <class T>
+struct Shape {
+  int S, H, D, r, l, stride;
+  const T *x, *w1, *w2;
+  const float *pe, *b1;
+  const std::int32_t* tokens;  // [S] of each block, its first
+
+  __device__ const T* token(std::int64_t token, int h) const { return x + (token * H + h) * D; }
+};
+
+__device__ inline float silu(float a) {
+  return a / (1.0f + tile::exp2_fast(-a * tile::kLog2e));
+}
+__device__ inline float silu_slope(float a) {
+  const float s = 1.0f / (1.0f + tile::exp2_fast(-a * tile::kLog2e));
+  return s * (1.0f + a * (1.0f - s));
+}
+
+__global__ void __launch_bounds__(kThreads) find_tokens(RowTables row, int S, std::int32_t* tokens) {
+  const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (i >= S) return;
+  // Documents without a block begin where the next one with blocks does.
+  const int n = last_at_most(row.key_row, row.N, i);
+  tokens[i] = row.cu_seqlens[n] + (i - row.key_row[n]) * row.span.stride;
+}
+
+template <class T, class Out>
+__global__ void __launch_bounds__(kThreads) find_means(Shape<T> s, Out* y) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int c = static_cast<int>(i % s.D), h = static_cast<int>(i / s.D % s.H);
+  const std::int64_t block = i / s.D / s.H;
+  if (block >= s.S) return;
+  const T* x = s.token(s.tokens[block], h) + c;
+  float sum = 0.0f;
+  for (int o = 0; o < s.l; ++o) sum += to_float(x[static_cast<std::int64_t>(o) * s.H * s.D]);
+  y[i] = from_float<Out>(sum / static_cast<float>(s.l));
+}
+
+// --- forward -------------------------------------------------------------------------------------------------------
+
+// bias = b1 + W1^T vec(pe)
+template <class T>
+struct Bias {
+  Shape<T> s;
+  float* bias;  // [H, r]
+  int N, K;
+
+  __device__ float add(int h, int k, int n) const {
+    const std::int64_t row = static_cast<std::int64_t>(h) * K + k;
+    return s.pe[row] * to_float(s.w1[row * N + n]);
+  }
+  __device__ void store(int h, int n, float sum) const { bias[h * N + n] = s.b1[h * N + n] + sum; }
+};
+
+// hidden = W1^T vec(X) + bias, or (linear) y = mean + W1^T vec(X).
+template <class T>
+struct Hidden {
+  Shape<T> s;
+  const float *bias, *means;  // one of them
+  float* hidden;              // [S, H, r]
+  T* y;                       // [S, H, D]
+  int M, N, K;
+  static constexpr bool kAlongA = true, kAlongB = true;
+
+  using Row = const T*;
+  __device__ Row row(int h, int m) const { return s.token(s.tokens[m], h); }
+  __device__ float a(int, Row row, int, int k) const {
+    return to_float(row[static_cast<std::int64_t>(k / s.D) * s.H * s.D + k % s.D]);
+  }
+  __device__ float b(int h, int k, int n) const {
+    return to_float(s.w1[(static_cast<std::int64_t>(h) * K + k) * N + n]);
+  }
+  __device__ void store(int h, Row, int m, int n, float sum) const {
+    const std::int64_t at = (static_cast<std::int64_t>(m) * s.H + h) * N + n;
+    if (bias != nullptr) {
+      hidden[at] = sum + bias[h * N + n];
+    } else {
+      y[at] = from_float<T>(means[at] + sum);
+    }
+  }
+};
+
+// y = mean + W2^T silu(hidden)
+template <class T>
+struct Output {
+  Shape<T> s;
+  const float *hidden, *means;
+  T* y;
+  int M, N, K;
+  static constexpr bool kAlongA = true, kAlongB = true;
+
+  using Row = const float*;
+  __device__ Row row(int h, int m) const { return hidden + (static_cast<std::int64_t>(m) * s.H + h) * K; }
+  __device__ float a(int, Row row, int, int k) const { return silu(row[k]); }
+  __device__ float b(int h, int k, int n) const {
+    return to_float(s.w2[(static_cast<std::int64_t>(h) * K + k) * N + n]);
+  }
+  __device__ void store(int h, Row, int m, int n, float sum) const {
+    const std::int64_t at = (static_cast<std::int64_t>(m) * s.H + h) * N + n;
+    y[at] = from_float<T>(means[at] + sum);
+  }
+};
+
+// --- backward ------------------------------------------------------------------------------------------------------
+
+// da = (W2 dy) silu'(hidden), and z = silu(hidden) in the place of hidden.
+template <class T>
+struct HiddenGradient {
+  Shape<T> s;
+  const T* dy;
+  float *hidden, *da;  // [S, H, r]
+  int M, N, K;
+  static constexpr bool kAlongA = true, kAlongB = false;
+
+  using Row = const T*;
+  __device__ Row row(int h, int m) const { return dy + (static_cast<std::int64_t>(m) * s.H + h) * K; }
+  __device__ float a(int, Row row, int, int k) const { return to_float(row[k]); }
+  __device__ float b(int h, int k, int n) const {
+    return to_float(s.w2[(static_cast<std::int64_t>(h) * N + n) * K + k]);
+  }
+  __device__ void store(int h, Row, int m, int n, float sum) const {
+    const std::int64_t at = (static_cast<std::int64_t>(m) * s.H + h) * N + n;
+    const float x = hidden[at];
+    da[at] = sum * silu_slope(x);
+    hidden[at] = silu(x);
+  }
+};
+
+__device__ inline void put(float* to, float value, Write write) {
+  *to = write == Write::overwrite ? value : *to + value;
+}
+
+// dW2 = sum_i z_i dy_i^T
+template <class T>
+struct OutputWeights {
+  Shape<T> s;
+  const T* dy;
+  const float* z;
+  float* dw2;  // [H, r, D]
+  Write write;
+  int M, N, K;
+  static constexpr bool kAlongA = false, kAlongB = true;
+
+  struct Row {};
+  __device__ Row row(int, int) const { return {}; }
+  __device__ float a(int h, Row, int m, int k) const { return z[(static_cast<std::int64_t>(k) * s.H + h) * M + m]; }
+  __device__ float b(int h, int k, int n) const {
+    return to_float(dy[(static_cast<std::int64_t>(k) * s.H + h) * N + n]);
+  }
+  __device__ void store(int h, Row, int m, int n, float sum) const {
+    put(dw2 + (static_cast<std::int64_t>(h) * M + m) * N + n, sum, write);
+  }
+};
+
+// dW1 = sum_i vec(X_i) da_i^T + vec(pe) (sum_i da_i)^T; Da: float, or T where da is dy.
+template <class T, class Da>
+struct HiddenWeights {
+  Shape<T> s;
+  const Da* da;
+  const float* da_sum;  // [H, r], or null without pe
+  float* dw1;           // [H, l D, r]
+  Write write;
+  int M, N, K;
+  static constexpr bool kAlongA = false, kAlongB = true;
+
+  using Row = std::int64_t;  // of x, from the block's first token on
+  __device__ Row row(int h, int m) const { return (static_cast<std::int64_t>(m / s.D) * s.H + h) * s.D + m % s.D; }
+  __device__ float a(int, Row row, int, int k) const {
+    return to_float(s.x[static_cast<std::int64_t>(s.tokens[k]) * s.H * s.D + row]);
+  }
+  __device__ float b(int h, int k, int n) const {
+    return to_float(da[(static_cast<std::int64_t>(k) * s.H + h) * N + n]);
+  }
+  __device__ void store(int h, Row, int m, int n, float sum) const {
+    const std::int64_t at = static_cast<std::int64_t>(h) * M + m;
+    if (da_sum != nullptr) sum += s.pe[at] * da_sum[h * N + n];
+    put(dw1 + at * N + n, sum, write);
+  }
+};
+
+// da_sum = sum_i da_i, which is db1.
+struct HiddenSums {
+  const float* da;
+  float *da_sum, *db1;
+  Write write;
+  int H, N, K;
+
+  __device__ float add(int h, int k, int n) const { return da[(static_cast<std::int64_t>(k) * H + h) * N + n]; }
+  __device__ void store(int h, int n, float sum) const {
+    da_sum[h * N + n] = sum;
+    if (db1 != nullptr) put(db1 + h * N + n, sum, write);
+  }
+};
+
+// dpe = W1 da_sum: a warp for each row.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    find_position_gradients(Shape<T> s, const float* da_sum, float* dpe, Write write) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (row >= static_cast<std::int64_t>(s.H) * s.l * s.D) return;
+  const auto h = static_cast<int>(row / (static_cast<std::int64_t>(s.l) * s.D));
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  float sum = 0.0f;
+  for (int x = lane; x < s.r; x += kWarp) sum += to_float(s.w1[row * s.r + x]) * da_sum[h * s.r + x];
+  sum = tile::reduce_lanes<tile::Sum>(sum);
+  if (lane == 0) put(dpe + row, sum, write);
+}
+
+// Where the tokens of a cell lie: `stride` tokens from one block's beginning to the next one's.
+struct Cell {
+  std::int32_t token, tokens;  // the cell's first, and how many there are
+  std::int32_t block;          // row of the block that begins with it
+  std::int32_t first, last;    // blocks of the document
+};
+__global__ void __launch_bounds__(kThreads)
+    find_cells(RowTables blocks, RowTables cells, int count, int stride, Cell* to) {
+  const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (i >= count) return;
+  if (i >= cells.first_block[cells.N]) {
+    to[i] = {};
+    return;
+  }
+  const int n = last_at_most(cells.first_block, cells.N, i);
+  const int cell = i - cells.first_block[n];
+  const int begin = blocks.cu_seqlens[n] + cell * stride;
+  to[i] = {begin, min(stride, blocks.cu_seqlens[n + 1] - begin), blocks.key_row[n] + cell, blocks.key_row[n],
+           blocks.key_row[n + 1]};
+}
+
+// dx of the tokens at one place of their cells: they lie in the blocks that begin with their cell or before it.
+//   dx = sum_back W1[place + back stride] da_(block - back) + dy_(block - back) / l
+// z counts heads and places; without learned maps K = 0. Da: float, or T where da is dy.
+template <class T, class Da>
+struct TokenGradient {
+  Shape<T> s;
+  const Cell* cells;
+  const Da* da;
+  const T* dy;
+  T* dx;
+  Write write;
+  int M, N, K;
+  static constexpr bool kAlongA = true, kAlongB = false;
+
+  struct Row {
+    std::int32_t block, first, last;
+    std::int32_t token;  // or -1
+  };
+  __device__ Row row(int z, int m) const {
+    const Cell cell = cells[m];
+    const int place = z % s.stride;
+    return {cell.block, cell.first, cell.last, place < cell.tokens ? cell.token + place : -1};
+  }
+  __device__ float a(int z, const Row& row, int, int k) const {
+    const int block = row.block - k / s.r;
+    if (block < row.first || block >= row.last) return 0.0f;
+    return to_float(da[(static_cast<std::int64_t>(block) * s.H + z / s.stride) * s.r + k % s.r]);
+  }
+  __device__ float b(int z, int k, int n) const {
+    const int offset = z % s.stride + k / s.r * s.stride;
+    return to_float(s.w1[((static_cast<std::int64_t>(z / s.stride) * s.l + offset) * s.D + n) * s.r + k % s.r]);
+  }
+  __device__ void store(int z, const Row& row, int, int n, float sum) const {
+    if (row.token < 0) return;
+    const int h = z / s.stride;
+    float share = 0.0f;
+    for (int back = s.l / s.stride - 1; back >= 0; --back) {
+      const int block = row.block - back;
+      if (block < row.first || block >= row.last) continue;
+      share += to_float(dy[(static_cast<std::int64_t>(block) * s.H + h) * s.D + n]);
+    }
+    T& to = dx[(static_cast<std::int64_t>(row.token) * s.H + h) * s.D + n];
+    sum += share / static_cast<float>(s.l);
+    to = from_float<T>(write == Write::overwrite ? sum : to_float(to) + sum);
+  }
+};
+
+// --- launching -----------------------------------------------------------------------------------------------------
+
+template <class T>
+Shape<T> shape_of(const CompressionInputs& in, const std::int32_t* tokens) {
+  return {.S = static_cast<int>(in.S),
+          .H = static_cast<int>(in.H),
+          .D = static_cast<int>(in.D),
+          .r = static_cast<int>(in.r),
+          .l = in.span.length,
+          .stride = in.span.stride,
+          .x = static_cast<const T*>(in.x),
+          .w1 = static_cast<const T*>(in.w1),
+          .w2 = static_cast<const T*>(in.w2),
+          .pe = static_cast<const float*>(in.pe),
+          .b1 = static_cast<const float*>(in.b1),
+          .tokens = tokens};
+}
+
+struct Arrays {
+  std::int32_t *key_row, *first_block, *tokens;
+  float *bias, *means, *hidden;
+  // backward
+  std::int32_t *cell_row, *first_cell;
+  Cell* cells;
+  float *da, *da_sum;
+};
+std::int64_t most_cells(const CompressionInputs& in) {
+  return most_blocks(in.T, in.N, in.span.stride);
+}
+Arrays carve(DeviceCarver& carver, const CompressionInputs& in, bool backward) {
+  const bool mlp = in.w2 != nullptr, mean = in.w1 == nullptr;
+  const std::int64_t rows = in.S * in.H;
+  Arrays a{};
+  a.key_row = carver.take<std::int32_t>(in.N + 1);
+  a.first_block = carver.take<std::int32_t>(in.N + 1);
+  a.tokens = carver.take<std::int32_t>(in.S);
+  a.bias = carver.take<float>(mlp ? in.H * in.r : 0);
+  a.means = carver.take<float>(mean || backward ? 0 : rows * in.D);
+  a.hidden = carver.take<float>(mlp ? rows * in.r : 0);
+  if (!backward) return a;
+  a.cell_row = carver.take<std::int32_t>(in.N + 1);
+  a.first_cell = carver.take<std::int32_t>(in.N + 1);
+  a.cells = carver.take<Cell>(most_cells(in));
+  a.da = carver.take<float>(mlp ? rows * in.r : 0);
+  a.da_sum = carver.take<float>(mlp ? in.H * in.r : 0);
+  return a;
+}
+
+RowTables find_blocks(const CompressionInputs& in, const Arrays& a, const Stream& stream) {
+  const RowTables row = lay_out_row(in.cu_seqlens, in.N, in.span, 1, a.key_row, a.first_block, stream);
+  if (in.S > 0) {
+    find_tokens<<<blocks_for(in.S, kThreads), kThreads, 0, cuda_stream(stream)>>>(row, static_cast<int>(in.S),
+                                                                                  a.tokens);
+    WEFT_CHECK_LAUNCH();
+  }
+  return row;
+}
+
+template <class T>
+void find_hidden(const Shape<T>& s, const Arrays& a, T* y, const Stream& stream) {
+  const int rows = s.l * s.D;
+  if (s.w2 != nullptr) sum_columns(Bias<T>{s, a.bias, s.r, rows}, s.H, stream);
+  multiply<T>(Hidden<T>{s, s.w2 == nullptr ? nullptr : a.bias, a.means, a.hidden, y, s.S, s.r, rows}, s.H, stream);
+}
+
+template <class T, class Out>
+void means(const Shape<T>& s, Out* y, const Stream& stream) {
+  const std::int64_t count = static_cast<std::int64_t>(s.S) * s.H * s.D;
+  find_means<T, Out><<<blocks_for(count, kThreads), kThreads, 0, cuda_stream(stream)>>>(s, y);
+  WEFT_CHECK_LAUNCH();
+}
+
+template <class T>
+void forward(const CompressionForward& args, const Launch& launch) {
+  DeviceCarver carver(launch.workspace);
+  const Arrays a = carve(carver, args.in, false);
+  find_blocks(args.in, a, launch.stream);
+  const Shape<T> s = shape_of<T>(args.in, a.tokens);
+  auto* const y = static_cast<T*>(args.y);
+  if (s.w1 == nullptr) return means(s, y, launch.stream);
+  means(s, a.means, launch.stream);
+  find_hidden(s, a, y, launch.stream);
+  if (s.w2 != nullptr) multiply<T>(Output<T>{s, a.hidden, a.means, y, s.S, s.D, s.r}, s.H, launch.stream);
+}
+
+// Everything that follows from da, which has the type of floats, or of dy where it is dy.
+template <class T, class Da>
+void backward_from(const CompressionBackward& args, const Shape<T>& s, const Arrays& a, const RowTables& row,
+                   const Da* da, const Launch& launch) {
+  const CompressionInputs& in = args.in;
+  const auto* dy = static_cast<const T*>(args.dy);
+  if (args.dw1 != nullptr) {
+    multiply<T>(HiddenWeights<T, Da>{s, da, s.pe == nullptr ? nullptr : a.da_sum, static_cast<float*>(args.dw1),
+                                     args.write_dw1, s.l * s.D, s.r, s.S},
+                s.H, launch.stream);
+  }
+  if (args.dx == nullptr) return;
+  const RowTables cells = lay_out_row(in.cu_seqlens, in.N, {}, s.stride, a.cell_row, a.first_cell, launch.stream);
+  const int count = static_cast<int>(most_cells(in));
+  if (count == 0) return;
+  find_cells<<<blocks_for(count, kThreads), kThreads, 0, cuda_stream(launch.stream)>>>(row, cells, count, s.stride,
+                                                                                       a.cells);
+  WEFT_CHECK_LAUNCH();
+  const int K = s.w1 == nullptr ? 0 : s.l / s.stride * s.r;
+  multiply<T>(TokenGradient<T, Da>{s, a.cells, da, dy, static_cast<T*>(args.dx), args.write_dx, count, s.D, K},
+              s.H * s.stride, launch.stream);
+}
+
+template <class T>
+void backward(const CompressionBackward& args, const Launch& launch) {
+  DeviceCarver carver(launch.workspace);
+  const Arrays a = carve(carver, args.in, true);
+  const RowTables row = find_blocks(args.in, a, launch.stream);
+  const Shape<T> s = shape_of<T>(args.in, a.tokens);
+  const auto* dy = static_cast<const T*>(args.dy);
+  if (s.w2 == nullptr) return backward_from<T, T>(args, s, a, row, dy, launch);
+  find_hidden<T>(s, a, nullptr, launch.stream);
+  multiply<T>(HiddenGradient<T>{s, dy, a.hidden, a.da, s.S, s.r, s.D}, s.H, launch.stream);
+  sum_columns(HiddenSums{a.da, a.da_sum, static_cast<float*>(args.db1), args.write_db1, s.H, s.r, s.S}, s.H,
+              launch.stream);
+  if (args.dpe != nullptr) {
+    const std::int64_t rows = static_cast<std::int64_t>(s.H) * s.l * s.D;
+    find_position_gradients<T><<<blocks_for(rows, kThreads / kWarp), kThreads, 0, cuda_stream(launch.stream)>>>(
+        s, a.da_sum, static_cast<float*>(args.dpe), args.write_dpe);
+    WEFT_CHECK_LAUNCH();
+  }
+  if (args.dw2 != nullptr) {
+    multiply<T>(OutputWeights<T>{s, dy, a.hidden, static_cast<float*>(args.dw2), args.write_dw2, s.r, s.D, s.S}, s.H,
+                launch.stream);
+  }
+  backward_from<T, float>(args, s, a, row, a.da, launch);
+}
+
+}  // namespace
+}  // namespace weft::block_sparse
+
+namespace weft {
+
+std::size_t compression_forward_cuda_workspace(const CompressionForward& args) {
+  block_sparse::DeviceCarver carver(nullptr);
+  block_sparse::carve(carver, args.in, false);
+  return carver.used();
+}
+
+std::size_t compression_backward_cuda_workspace(const CompressionBackward& args) {
+  block_sparse::DeviceCarver carver(nullptr);
+  block_sparse::carve(carver, args.in, true);
+  return carver.used();
+}
+
+void compression_forward_cuda(const CompressionForward& args, const Launch& launch) {
+  if (args.in.S == 0) return;
+  dispatch_cuda(args.in.dtype, "compression", [&]<class T>() { block_sparse::forward<T>(args, launch); });
+}
+
+void compression_backward_cuda(const CompressionBackward& args, const Launch& launch) {
+  dispatch_cuda(args.in.dtype, "compression", [&]<class T>() { block_sparse::backward<T>(args, launch); });
+}
+
+}  // namespace weft
