@@ -1,6 +1,6 @@
-// Backward attention to chosen blocks on the tensor cores. dq: a warp for each query and up to 16 heads of its group,
-// as forward. dk and dv: four warps for 64 keys, 16 each, kept in registers as the left operand; the rows of the list
-// are gathered into shared memory, 64 at a time and one copy ahead, for all four.
+// Backward attention to chosen blocks on the tensor cores. dq: a warp for a bundle of 16 rows, as forward. dk and dv:
+// four warps for 64 keys, 16 each, kept in registers as the left operand; the rows of the list are gathered into shared
+// memory, 64 at a time and one copy ahead, for all four.
 #include "autograd/tile/async_copy.cuh"
 #include "modules/families/block_sparse/block_sparse_backward_device.cuh"
 
@@ -8,7 +8,6 @@ namespace weft::block_sparse {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kRows = 16;  // heads of a warp of the query pass
 constexpr int kStep = 16;  // keys at a time
 
 // --- dq ------------------------------------------------------------------------------------------------------------
@@ -20,10 +19,11 @@ struct QueryState {
   float lse[2], delta[2];
 };
 
-// The keys [0, count) from `k` on, at most kStep; values lie `to_values` elements after their keys.
+// The keys [0, count) from `k` on, at most kStep, of which the rows see the first seen[0] and seen[1]; values lie
+// `to_values` elements after their keys.
 template <int D>
-__device__ void add_keys(QueryState<D>& state, const bf16* k, std::int64_t to_values, int step, int count, float unit,
-                         const Lane& lane) {
+__device__ void add_keys(QueryState<D>& state, const bf16* k, std::int64_t to_values, int step, int count,
+                         const int (&seen)[2], float unit, const Lane& lane) {
   tile::FragmentA slopes{};
 #pragma unroll 1  // all loads at once need more registers than there are
   for (int n = 0; n < kStep / 8; ++n) {
@@ -39,7 +39,7 @@ __device__ void add_keys(QueryState<D>& state, const bf16* k, std::int64_t to_va
     for (int i = 0; i < 4; ++i) {
       const float p = tile::exp2_fast(s.x[i] * unit - state.lse[i / 2]);
       const float da = p * (dp.x[i] - state.delta[i / 2]);
-      s.x[i] = 8 * n + 2 * lane.t + i % 2 < count ? da : 0.0f;
+      s.x[i] = 8 * n + 2 * lane.t + i % 2 < seen[i / 2] ? da : 0.0f;
     }
     const std::uint32_t low = tile::pack(s.x[0], s.x[1]), high = tile::pack(s.x[2], s.x[3]);
     slopes = n == 0 ? tile::FragmentA{{low, high, 0, 0}} : tile::FragmentA{{slopes.x[0], slopes.x[1], low, high}};
@@ -66,50 +66,41 @@ template <int D>
 __global__ void __launch_bounds__(kWarps* kWarp, 2) query_kernel(const BackwardArguments a) {
   const Lane lane;
   const Selection& selection = a.plan.selection;
-  const int token = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarp;
-  if (token >= a.plan.T_count) return;
-  const int G = selection.rows_of_entry();
-  const int tiles = (G + kRows - 1) / kRows;
-  const int first_head = static_cast<int>(blockIdx.y) / tiles * G + static_cast<int>(blockIdx.y) % tiles * kRows;
-  const int heads = min(kRows, G - static_cast<int>(blockIdx.y) % tiles * kRows);
-  const int kv_head = first_head / selection.heads_of_group();
-  const std::int64_t row = static_cast<std::int64_t>(token) * selection.H_Q + first_head;
+  const int index = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarp;
+  Bundle bundle(a.plan.row, selection, a.plan.T_count, index, static_cast<int>(blockIdx.y), lane);
   const auto *q = static_cast<const bf16*>(a.q), *k = static_cast<const bf16*>(a.k);
   const auto *v = static_cast<const bf16*>(a.v), *o = static_cast<const bf16*>(a.o);
   const auto* d_o = static_cast<const bf16*>(a.d_o);
   QueryState<D> state;
   const auto prepare = [&](int r, RowPart<D>& q_part, RowPart<D>& d_o_part) {
-    const int head = lane.g + 8 * r;
-    const bool valid = head < heads;
-    q_part.load(q + (row + head) * D, valid, lane);
-    d_o_part.load(d_o + (row + head) * D, valid, lane);
+    const bool valid = bundle.valid(r);
+    const std::int64_t row = bundle.row(r);
+    q_part.load(q + row * D, valid, lane);
+    d_o_part.load(d_o + row * D, valid, lane);
     RowPart<D> o_part;
-    o_part.load(o + (row + head) * D, valid, lane);
+    o_part.load(o + row * D, valid, lane);
     state.delta[r] = tile::reduce_quad<tile::Sum>(dot_share<D>(o_part, d_o_part));
-    state.lse[r] = valid ? a.lse[row + head] * tile::kLog2e : INFINITY;
-    if (valid && lane.t == 0) a.delta[row + head] = state.delta[r];
+    state.lse[r] = valid ? a.lse[row] * tile::kLog2e : INFINITY;
+    if (valid && lane.t == 0) a.delta[row] = state.delta[r];
   };
   prepare(0, state.q.low, state.d_o.low);
   prepare(1, state.q.high, state.d_o.high);
   if (a.dq == nullptr) return;
 #pragma unroll
   for (tile::FragmentC& c : state.dq) c = {};
-  const QueryPlace place = place_of(a.plan.row, token);
-  const int step = selection.H_KV * D;
-  const std::int64_t base = (static_cast<std::int64_t>(place.key_row) * selection.H_KV + kv_head) * D;
-  const Choices choices = selection.of(token, first_head, place.visible);
-  for (int slot = 0; slot < choices.slots(); ++slot) {
-    const int first = choices.first(slot), last = choices.last(first);
-    for (int key = first; key < last; key += kStep) {
-      add_keys<D>(state, k + base + static_cast<std::int64_t>(key) * step, v - k, step, min(kStep, last - key), a.unit,
-                  lane);
+  const int step = selection.H_KV * D, column = bundle.key_head(selection) * D;
+  Bundle::Block block;
+  while (bundle.next(block)) {
+    for (int begin = 0; begin < block.most; begin += kStep) {
+      const std::int64_t at = static_cast<std::int64_t>(block.key + begin) * step + column;
+      const int seen[2] = {block.seen[0] - begin, block.seen[1] - begin};
+      add_keys<D>(state, k + at, v - k, step, min(kStep, block.most - begin), seen, a.unit, lane);
     }
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int head = lane.g + 8 * r;
-    if (head < heads) {
-      store_row<D>(static_cast<bf16*>(a.dq) + (row + head) * D, state.dq, r, a.scale, a.write_dq, lane);
+    if (bundle.valid(r)) {
+      store_row<D>(static_cast<bf16*>(a.dq) + bundle.row(r) * D, state.dq, r, a.scale, a.write_dq, lane);
     }
   }
 }
@@ -291,10 +282,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) key_kernel(const BackwardArg
 }  // namespace
 
 void query_gradients_mma(const BackwardArguments& a, const Stream& stream) {
-  const Selection& selection = a.plan.selection;
-  const int G = selection.rows_of_entry();
-  const dim3 grid(blocks_for(a.plan.T_count, kWarps),
-                  static_cast<unsigned>(selection.H_Q / G * ((G + kRows - 1) / kRows)));
+  const dim3 grid = Bundle::grid(a.plan.selection, a.plan.T_count, kWarps);
   dispatch_width(a.D, [&]<int D>() { query_kernel<D><<<grid, kWarps * kWarp, 0, cuda_stream(stream)>>>(a); });
   WEFT_CHECK_LAUNCH();
 }

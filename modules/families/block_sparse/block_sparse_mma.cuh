@@ -120,4 +120,98 @@ __device__ inline void store_row(bf16* row, const tile::FragmentC (&sum)[D / 8],
   }
 }
 
+inline constexpr int kBundleRows = 16;
+
+// The rows of a warp: as many neighbouring queries as fit with the R heads that share a list, or up to 16 heads of one
+// query. Queries walk the union of their blocks in the order of keys; a row takes part in those it chose, and the rest
+// adds exact zeros to it, so that its bits do not depend on its companions. Lane i < queries keeps the place of query
+// i in its list. Keys are counted along the whole row, documents included.
+class Bundle {
+ public:
+  // Bundle `index` of the queries, and part `part` of [0, parts()) of the heads.
+  __device__ Bundle(const RowTables& row, const Selection& selection, int T_count, int index, int part,
+                    const Lane& lane)
+      : R_(selection.rows_of_entry()), queries_(max(1, kBundleRows / R_)), first_token_(index * queries_) {
+    const int tiles = (R_ + kBundleRows - 1) / kBundleRows;
+    first_head_ = part / tiles * R_ + part % tiles * kBundleRows;
+    heads_ = min(min(R_, kBundleRows), R_ - part % tiles * kBundleRows);
+    const int own = static_cast<int>(threadIdx.x) % kWarp;
+    next_ = kNone;
+    if (own < queries_ && first_token_ + own < T_count) {
+      const int token = first_token_ + own;
+      const QueryPlace place = place_of(row, token);
+      choices_ = selection.of(token, first_head_, place.visible);
+      document_ = place.key_row;
+      find_next();
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int at = lane.g + 8 * r;
+      query_[r] = at / heads_;
+      valid_[r] = query_[r] < queries_ && first_token_ + query_[r] < T_count;
+      row_[r] = static_cast<std::int64_t>(first_token_ + query_[r]) * selection.H_Q + first_head_ + at % heads_;
+    }
+  }
+  static dim3 grid(const Selection& selection, std::int64_t T_count, int warps) {
+    const int R = selection.rows_of_entry();
+    return {blocks_for(T_count, warps * std::max(1, kBundleRows / R)),
+            static_cast<unsigned>(selection.H_Q / R * ((R + kBundleRows - 1) / kBundleRows))};
+  }
+
+  __device__ int key_head(const Selection& selection) const {
+    return first_head_ / selection.heads_of_group();
+  }
+  // Row g (r = 0) or g + 8 (r = 1) of the lane.
+  __device__ bool valid(int r) const {
+    return valid_[r];
+  }
+  __device__ std::int64_t row(int r) const {
+    return row_[r];
+  }
+
+  // The next block: its first key, how many keys each of the lane's rows sees of it, and the most that a row sees.
+  struct Block {
+    int key, most;
+    int seen[2];
+  };
+  __device__ bool next(Block& block) {
+    block.key = static_cast<int>(__reduce_min_sync(kAllLanes, static_cast<unsigned>(next_)));
+    if (block.key == kNone) return false;
+    int seen = 0;
+    if (next_ == block.key) {
+      const int first = next_ - document_;
+      seen = choices_.last(first) - first;
+      ++slot_;
+      find_next();
+    }
+    block.most = static_cast<int>(__reduce_max_sync(kAllLanes, static_cast<unsigned>(seen)));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      block.seen[r] = __shfl_sync(kAllLanes, seen, query_[r]);
+      if (!valid_[r]) block.seen[r] = 0;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr int kNone = 0x7fffffff;
+
+  __device__ void find_next() {
+    next_ = kNone;
+    for (; slot_ < choices_.slots(); ++slot_) {
+      const int first = choices_.first(slot_);
+      if (first >= choices_.visible) continue;
+      next_ = document_ + first;
+      return;
+    }
+  }
+
+  int R_, queries_, first_token_, first_head_, heads_;
+  Choices choices_{};
+  int document_ = 0, slot_ = 0, next_;
+  int query_[2];
+  bool valid_[2];
+  std::int64_t row_[2];
+};
+
 }  // namespace weft::block_sparse

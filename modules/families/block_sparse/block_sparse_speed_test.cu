@@ -138,6 +138,18 @@ TEST(BlockSparseSpeedGpu, AtTheSizeOfThePeers) {
     return block_sparse_attention(t, a, b, c, idx, 64, documents).o;
   });
   print("selected branch, forward and backward", selected, floor(pairs_s, 7), "fla 64.2");
+  print("  of which forward, plan and dq",
+        both(k, v,
+             [&](Tape& t, const Var& a, const Var&, const Var&) {
+               return block_sparse_attention(t, a, constant(k), constant(v), idx, 64, documents).o;
+             }),
+        floor(pairs_s, 5), "");
+  print("compressed branch, forward and dq",
+        both(k_c, v_c,
+             [&](Tape& t, const Var& a, const Var&, const Var&) {
+               return span_attention(t, a, constant(k_c), constant(v_c), span, documents).o;
+             }),
+        floor(pairs_c, 5), "");
   const double compressed = both(k_c, v_c, [&](Tape& t, const Var& a, const Var& b, const Var& c) {
     const auto o = span_attention(t, a, b, c, span, documents);
     choose_blocks(t, q, k_c, o.lse, rule, span, BlockScore::overlap_sum, *documents);
