@@ -79,8 +79,11 @@ void run_on_tape(const Fields& inputs, const PackedOperation& operation, const F
       arriving.push_back(t);
     } else if (field.role == Role::constant) {
       x.push_back(Tape::constant(t.defined() ? tape.here(t) : t));
+    } else if (t.defined()) {
+      const DType gradient = field.rows == RowsOf::parameters ? accumulator_dtype(t.dtype()) : t.dtype();
+      x.push_back(tape.leaf(tape.here(t), gradient));
     } else {
-      x.push_back(t.defined() ? tape.leaf(tape.here(t)) : Var{});
+      x.emplace_back();
     }
   }
   const std::vector<Var> all = operation(tape, x);
