@@ -23,14 +23,9 @@
 #include "autograd/carver.h"
 #include "autograd/dispatch.h"
 #include "autograd/parallel_for.h"
+#include "modules/families/memory_span.h"
 
 namespace weft {
-
-// n consecutive tokens of one head, the first of them the phase-th of its chunk.
-struct MemorySpan {
-  std::int64_t head, begin, n, phase;
-  bool complete;  // the chunk ends here
-};
 
 template <class T, class Kernel>
 class MemoryWalk {

@@ -1,6 +1,7 @@
 // How operations of many inputs, some of them absent, check them and fill their argument structs.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -47,6 +48,13 @@ inline void check_phases(const char* op, std::span<const std::int32_t> phases, c
   for (const std::int32_t phase : phases) {
     WEFT_CHECK(phase >= 0 && phase < chunk, "{}: phase {} in chunks of {}", op, phase, chunk);
   }
+}
+
+// The phases where the tape computes.
+inline Tensor phases_on(const Tape& tape, std::span<const std::int32_t> phases) {
+  const Tensor all = Tensor::empty({static_cast<std::int64_t>(phases.size())}, DType::i32);
+  std::copy(phases.begin(), phases.end(), all.data<std::int32_t>());
+  return tape.here(all);
 }
 
 }  // namespace weft

@@ -9,12 +9,10 @@ namespace {
 template <class T>
 using Walk = MemoryWalk<T, TttBatchCpu<T>>;
 
-constexpr Dispatch<TttForward> kForward{
-    "ttt_memory forward", [](const TttForward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "ttt_memory", [&]<class T>() {
-        Walk<T>(args, false, launch.workspace).forward(static_cast<T*>(args.o), static_cast<T*>(args.final_state));
-      });
-    }};
+template <class T>
+void forward_cpu(const TttForward& a, void* workspace) {
+  Walk<T>(a, false, workspace).forward(static_cast<T*>(a.o), static_cast<T*>(a.final_state));
+}
 
 template <class T>
 void backward_cpu(const TttBackward& a, void* workspace) {
@@ -36,26 +34,44 @@ void backward_cpu(const TttBackward& a, void* workspace) {
   walk.sum_lines_of_heads(at, a.C, a.doffset, a.write_doffset);
 }
 
-constexpr Dispatch<TttBackward> kBackward{"ttt_memory backward", [](const TttBackward& args, const Launch& launch) {
-                                            dispatch_real(args.dtype, "ttt_memory",
-                                                          [&]<class T>() { backward_cpu<T>(args, launch.workspace); });
-                                          }};
+std::size_t cpu_workspace(const TttProblem& p, bool backward) {
+  return dispatch_real(p.dtype, "ttt_memory", [&]<class T>() { return Walk<T>(p, backward, nullptr).bytes(); });
+}
+
+constexpr Dispatch<TttForward> kForward{
+    .op = "ttt_memory forward",
+    .cpu =
+        [](const TttForward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "ttt_memory", [&]<class T>() { forward_cpu<T>(args, launch.workspace); });
+        },
+    .cuda = WEFT_ON_CUDA(ttt_forward_cuda),
+    .cpu_workspace = [](const TttForward& args) { return cpu_workspace(args, false); },
+    .cuda_workspace = WEFT_ON_CUDA(ttt_forward_cuda_workspace)};
+constexpr Dispatch<TttBackward> kBackward{
+    .op = "ttt_memory backward",
+    .cpu =
+        [](const TttBackward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "ttt_memory", [&]<class T>() { backward_cpu<T>(args, launch.workspace); });
+        },
+    .cuda = WEFT_ON_CUDA(ttt_backward_cuda),
+    .cpu_workspace = [](const TttBackward& args) { return cpu_workspace(args, true); },
+    .cuda_workspace = WEFT_ON_CUDA(ttt_backward_cuda_workspace)};
 
 // What backward reads: the inputs alone.
 struct TttSaved {
   Tensor q, k, v, rate, offset, gamma, beta, w1, b1, w2, b2, state;
   DocumentsPtr documents;
-  std::vector<std::int32_t> phase;
+  Tensor phase;
   FinalState final_state;
 
-  TttProblem problem() const;
+  TttProblem problem(const Stream& stream) const;
   void backward(Backward& pass) const;
 };
 
-TttProblem TttSaved::problem() const {
+TttProblem TttSaved::problem(const Stream& stream) const {
   return {.dtype = q.dtype(),
           .T = q.dim(0),
-          .N = documents->count(),
+          .N = documents->count_on(stream),
           .H = q.dim(1),
           .d = q.dim(2),
           .m = w1.defined() ? w1.dim(2) : 0,
@@ -72,12 +88,12 @@ TttProblem TttSaved::problem() const {
           .w2 = w2.raw(),
           .b2 = b2.raw(),
           .state = raw_or_null(state),
-          .cu_seqlens = documents->cu_seqlens().data(),
-          .phase = phase.empty() ? nullptr : phase.data()};
+          .cu_seqlens = documents->cu_seqlens_on(stream),
+          .phase = phase.defined() ? phase.data<std::int32_t>() : nullptr};
 }
 
 void TttSaved::backward(Backward& pass) const {
-  TttBackward args{problem()};
+  TttBackward args{problem(pass.tape().stream())};
   const Tensor d_o = pass.grad_or_zero(0);
   const Tensor dfinal = final_state == FinalState::keep ? pass.grad(1) : Tensor{};
   args.d_o = d_o.raw();
@@ -95,7 +111,7 @@ void TttSaved::backward(Backward& pass) const {
   gradients.next(args.dw2, args.write_dw2);
   gradients.next(args.db2, args.write_db2);
   gradients.next(args.dstate, args.write_dstate);
-  kBackward(args, pass.launch(ttt_backward_workspace(args)));
+  kBackward.run(pass, args);
 }
 
 void check_inputs(const TttInputs& in, const TttWeights& w, const Documents& documents, const TttStart* start) {
@@ -104,15 +120,18 @@ void check_inputs(const TttInputs& in, const TttWeights& w, const Documents& doc
   const auto check = [&](const char* name, const Var& x, const Shape& expected) {
     check_input("ttt_memory", name, x, expected, in.q.dtype());
   };
+  const auto check_vector = [&](const char* name, const Var& x, const Shape& expected) {
+    check_input("ttt_memory", name, x, expected, accumulator_dtype(in.q.dtype()));
+  };
   WEFT_CHECK(documents.tokens() == T, "ttt_memory: {} tokens in q, {} in the documents", T, documents.tokens());
   check("k", in.k, {T, H, d});
   check("v", in.v, {T, H, d});
-  check("rate", in.rate, {T, H});
+  check_vector("rate", in.rate, {T, H});
   WEFT_CHECK(in.offset.shape().rank() == 1 && in.offset.dim(0) > 0, "ttt_memory: offset {}, expected [b]",
              in.offset.shape().str());
-  check("offset", in.offset, {in.offset.dim(0)});
-  check("gamma", in.gamma, {H, d});
-  check("beta", in.beta, {H, d});
+  check_vector("offset", in.offset, {in.offset.dim(0)});
+  check_vector("gamma", in.gamma, {H, d});
+  check_vector("beta", in.beta, {H, d});
   std::int64_t m = 0, into = d;
   if (w.w1.value.defined()) {
     WEFT_CHECK(w.w1.shape().rank() == 3 && w.w1.dim(2) > 0, "ttt_memory: w1 {}, expected [H,d,m]", w.w1.shape().str());
@@ -123,7 +142,7 @@ void check_inputs(const TttInputs& in, const TttWeights& w, const Documents& doc
   check("w2", w.w2, {H, into, d});
   check("b2", w.b2, {H, d});
   if (start == nullptr) return;
-  check("state", start->state, {documents.count(), H, 2 * ttt_memory_size(d, m)});
+  check_vector("state", start->state, {documents.count(), H, 2 * ttt_memory_size(d, m)});
   check_phases("ttt_memory", start->phase, documents, in.offset.dim(0));
 }
 
@@ -131,14 +150,6 @@ void check_inputs(const TttInputs& in, const TttWeights& w, const Documents& doc
 
 std::int64_t ttt_memory_size(std::int64_t d, std::int64_t m) {
   return m > 0 ? (d + 1) * m + (m + 1) * d : (d + 1) * d;
-}
-
-std::size_t ttt_forward_workspace(const TttForward& args) {
-  return dispatch_real(args.dtype, "ttt_memory", [&]<class T>() { return Walk<T>(args, false, nullptr).bytes(); });
-}
-
-std::size_t ttt_backward_workspace(const TttBackward& args) {
-  return dispatch_real(args.dtype, "ttt_memory", [&]<class T>() { return Walk<T>(args, true, nullptr).bytes(); });
 }
 
 TttOutput ttt_memory(Tape& tape, const TttInputs& in, const TttWeights& w, const DocumentsPtr& documents,
@@ -158,17 +169,17 @@ TttOutput ttt_memory(Tape& tape, const TttInputs& in, const TttWeights& w, const
                        .b2 = w.b2.value,
                        .state = state.value,
                        .documents = documents,
-                       .phase = start == nullptr ? std::vector<std::int32_t>{} : start->phase,
+                       .phase = start == nullptr ? Tensor{} : phases_on(tape, start->phase),
                        .final_state = final_state};
-  TttForward args{saved.problem()};
+  TttForward args{saved.problem(tape.stream())};
   const Tensor o = tape.empty(in.q.shape(), in.q.dtype());
   Tensor last;
   if (final_state == FinalState::keep) {
-    last = tape.empty({args.N, args.H, 2 * ttt_memory_size(args.d, args.m)}, args.dtype);
+    last = tape.empty({args.N, args.H, 2 * ttt_memory_size(args.d, args.m)}, accumulator_dtype(args.dtype));
   }
   args.o = o.raw();
   args.final_state = raw_or_null(last);
-  kForward(args, tape.launch(ttt_forward_workspace(args)));
+  kForward.run(tape, args);
   const std::initializer_list<Var> inputs{in.q,    in.k, in.v, in.rate, in.offset, in.gamma,
                                           in.beta, w.w1, w.b1, w.w2,    w.b2,      state};
   const auto save = [&] { return saved; };

@@ -73,14 +73,17 @@ struct TttBackward : TttProblem {
   Write write_dstate = Write::overwrite;
 };
 
-std::size_t ttt_forward_workspace(const TttForward& args);
-std::size_t ttt_backward_workspace(const TttBackward& args);
+void ttt_forward_cuda(const TttForward& args, const Launch& launch);
+void ttt_backward_cuda(const TttBackward& args, const Launch& launch);
+std::size_t ttt_forward_cuda_workspace(const TttForward& args);
+std::size_t ttt_backward_cuda_workspace(const TttBackward& args);
 
 inline constexpr double kTttNormEps = 1e-6;  // of LN
 
 // Numbers of a memory: P.
 std::int64_t ttt_memory_size(std::int64_t d, std::int64_t m);
 
+// In the accumulator type: rate, offset, gamma, beta and states.
 struct TttInputs {
   Var q, k, v;      // [T, H, d]
   Var rate;         // [T, H], >= 0

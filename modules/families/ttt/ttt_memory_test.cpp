@@ -33,20 +33,28 @@ TEST(TttMemoryOracle, AgreesWithFiniteDifferences) {
   }
 }
 
-TEST(TttMemory, PassesTheOperationCheck) {
+OP_TEST(TttMemory, PassesTheOperationCheck) {
   for (const std::int64_t m : {0, 5}) {
     const TttCase c{.lengths = {11, 3}, .m = m, .d = 4, .b = 4};
     TttData data = make_data(c);
-    OpCase op{.name = c.str(), .inputs = {}, .function = [&](Tape& tape, std::span<const Var> x) {
-                std::vector<Var> all;
-                for (const Field& field : data.x.fields()) {
-                  all.push_back(field.tensor->defined() ? x[all.size() - (m == 0 && all.size() > 7 ? 2 : 0)] : Var{});
-                }
-                const TttOutput out = ttt_memory(tape, c, all, Documents::from_lengths(c.lengths));
-                return std::vector{out.o, out.final_state};
-              }};
-    for (const Field& field : data.x.fields()) {
-      if (field.tensor->defined()) op.inputs.push_back(*field.tensor);
+    OpCase op{
+        .name = c.str(),
+        .inputs = {},
+        .function =
+            [&](Tape& tape, std::span<const Var> x) {
+              std::vector<Var> all;
+              for (const Field& field : data.x.fields()) {
+                all.push_back(field.tensor->defined() ? x[all.size() - (m == 0 && all.size() > 7 ? 2 : 0)] : Var{});
+              }
+              const TttOutput out = ttt_memory(tape, c, all, Documents::from_lengths(c.lengths));
+              return std::vector{out.o, out.final_state};
+            },
+        .bf16 = kBf16TestTimeTraining};
+    const TttTensors& x = data.x;
+    op.inputs = {
+        x.q, x.k, x.v, vector_input(x.rate), vector_input(x.offset), vector_input(x.gamma), vector_input(x.beta)};
+    for (const Tensor& t : {x.w1, x.b1, x.w2, x.b2}) {
+      if (t.defined()) op.inputs.push_back(weight(t));
     }
     check_op(op);
   }
