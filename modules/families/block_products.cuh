@@ -16,7 +16,6 @@ inline constexpr int kBlockThreads = 256;
 inline constexpr int kBlockWarps = kBlockThreads / 32;
 
 // --- arrays
-// ------------------------------------------------------------------------------------------------------------
 
 // An array of the block: in its shared memory, or in its part of the workspace.
 struct BlockArray {
@@ -69,7 +68,6 @@ constexpr std::int64_t blocks_of(std::int64_t n, std::int64_t size) {
 }
 
 // --- loops and sums
-// ----------------------------------------------------------------------------------------------------
 
 // The thread, its warp and its lane.
 __device__ inline int block_thread() {
@@ -141,7 +139,6 @@ __device__ void store_value(T& target, float value, Write write) {
 }
 
 // --- products
-// ----------------------------------------------------------------------------------------------------------
 
 __device__ inline double to_float(double x) {
   return x;

@@ -68,9 +68,12 @@ struct TitansBackward : TitansProblem {
   Write write_dstate = Write::overwrite;
 };
 
-std::size_t titans_forward_workspace(const TitansForward& args);
-std::size_t titans_backward_workspace(const TitansBackward& args);
+void titans_forward_cuda(const TitansForward& args, const Launch& launch);
+void titans_backward_cuda(const TitansBackward& args, const Launch& launch);
+std::size_t titans_forward_cuda_workspace(const TitansForward& args);
+std::size_t titans_backward_cuda_workspace(const TitansBackward& args);
 
+// In the accumulator type: keep, momentum, rate and states.
 struct TitansInputs {
   Var q, k;                  // [T, H, d_k]
   Var v;                     // [T, H, d_v]
@@ -101,7 +104,7 @@ TitansOutput titans_memory(Tape& tape, const TitansInputs& inputs, const TitansW
 // Reads without writing: o_t = f(q_t; W) with the weights, or with W of the token's document in a state.
 struct TitansReadProblem {
   DType dtype;
-  std::int64_t N, H, d_k, d_v, m;
+  std::int64_t T, N, H, d_k, d_v, m;
   const void* q;                              // [T, H, d_k]
   const void* w1;                             // [H, d_k, m] or null
   const void* w2;                             // [H, m or d_k, d_v]
@@ -126,8 +129,10 @@ struct TitansReadBackward : TitansReadProblem {
   Write write_dstate = Write::overwrite;
 };
 
-std::size_t titans_read_forward_workspace(const TitansReadForward& args);
-std::size_t titans_read_backward_workspace(const TitansReadBackward& args);
+void titans_read_forward_cuda(const TitansReadForward& args, const Launch& launch);
+void titans_read_backward_cuda(const TitansReadBackward& args, const Launch& launch);
+std::size_t titans_read_forward_cuda_workspace(const TitansReadForward& args);
+std::size_t titans_read_backward_cuda_workspace(const TitansReadBackward& args);
 
 // q [T, H, d_k] -> [T, H, d_v]. `state` is empty, [N, H, P], or [N, H, 3, P], of which W is read; with a state the
 // weights give shapes only.

@@ -34,42 +34,50 @@ TEST(TitansMemoryOracle, AgreesWithFiniteDifferences) {
   }
 }
 
-TEST(TitansMemory, PassesTheOperationCheck) {
+OP_TEST(TitansMemory, PassesTheOperationCheck) {
   for (const std::int64_t m : {0, 4}) {
     const TitansCase c{.lengths = {11, 3}, .m = m, .C = 4};
     const TitansData data = make_data(c);
     OpCase op{.name = c.str(),
-              .inputs = {data.x.q, data.x.k, data.x.v, data.x.keep, data.x.momentum, data.x.rate, data.x.w2},
-              .function = [&](Tape& tape, std::span<const Var> x) {
-                const std::vector<Var> all{x[0], x[1], x[2], x[3], x[4], x[5], m > 0 ? x[7] : Var{}, x[6], {}};
-                const TitansOutput out = titans_memory(tape, c, all, Documents::from_lengths(c.lengths));
-                return std::vector{out.o, out.final_state};
-              }};
-    if (m > 0) op.inputs.push_back(data.x.w1);
+              .inputs = {data.x.q, data.x.k, data.x.v, vector_input(data.x.keep), vector_input(data.x.momentum),
+                         vector_input(data.x.rate), weight(data.x.w2)},
+              .function =
+                  [&](Tape& tape, std::span<const Var> x) {
+                    const std::vector<Var> all{x[0], x[1], x[2], x[3], x[4], x[5], m > 0 ? x[7] : Var{}, x[6], {}};
+                    const TitansOutput out = titans_memory(tape, c, all, Documents::from_lengths(c.lengths));
+                    return std::vector{out.o, out.final_state};
+                  },
+              .bf16 = kBf16TestTimeTraining};
+    if (m > 0) op.inputs.push_back(weight(data.x.w1));
     check_op(op);
   }
 }
 
-TEST(TitansRead, PassesTheOperationCheck) {
+OP_TEST(TitansRead, PassesTheOperationCheck) {
   const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{4, 0, 70});
   const Tensor q = normal({74, 2, 5}, 1);
   for (const std::int64_t m : {0, 4}) {
     const Tensor w1 = normal({2, 5, 4}, 2), w2 = normal({2, m > 0 ? m : 5, 3}, 3);
     const std::int64_t P = titans_memory_size(5, m, 3);
     OpCase weights{.name = fmt::format("weights, m {}", m),
-                   .inputs = {q, w2},
-                   .function = [&](Tape& tape, std::span<const Var> x) {
-                     return std::vector{titans_read(tape, x[0], {m > 0 ? x[2] : Var{}, x[1]}, {}, documents)};
-                   }};
-    if (m > 0) weights.inputs.push_back(w1);
+                   .inputs = {q, weight(w2)},
+                   .function =
+                       [&](Tape& tape, std::span<const Var> x) {
+                         return std::vector{titans_read(tape, x[0], {m > 0 ? x[2] : Var{}, x[1]}, {}, documents)};
+                       },
+                   .bf16 = kBf16TestTimeTraining};
+    if (m > 0) weights.inputs.push_back(weight(w1));
     check_op(weights);
     for (const Shape& state : {Shape{3, 2, P}, Shape{3, 2, 3, P}}) {
-      check_op(
-          {.name = state.str(), .inputs = {q, normal(state, 4)}, .function = [&](Tape& tape, std::span<const Var> x) {
-             const Var shape = m > 0 ? Tape::constant(cast(w1, x[0].dtype())) : Var{};
-             const TitansWeights sizes{shape, Tape::constant(cast(w2, x[0].dtype()))};
-             return std::vector{titans_read(tape, x[0], sizes, x[1], documents)};
-           }});
+      check_op({.name = state.str(),
+                .inputs = {q, vector_input(normal(state, 4))},
+                .function =
+                    [&](Tape& tape, std::span<const Var> x) {
+                      const Var shape = m > 0 ? Tape::constant(tape.here(cast(w1, x[0].dtype()))) : Var{};
+                      const TitansWeights sizes{shape, Tape::constant(tape.here(cast(w2, x[0].dtype())))};
+                      return std::vector{titans_read(tape, x[0], sizes, x[1], documents)};
+                    },
+                .bf16 = kBf16TestTimeTraining});
     }
   }
 }
