@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "autograd/ops/activation/activation.h"
+#include "autograd/ops/cast/cast.h"
 #include "autograd/ops/elementwise/elementwise.h"
 #include "autograd/ops/l2_norm/l2_norm.h"
 #include "autograd/ops/linear/linear.h"
@@ -51,7 +52,8 @@ Var Memory::keys(Tape& tape, const Var& x, Parameter& w) const {
 
 TitansInputs Memory::features(Tape& tape, const Var& x) const {
   const auto gate = [&](Parameter& w, Parameter& b) {
-    return sigmoid(tape, linear(tape, x, tape.parameter(w), tape.parameter(b)));
+    const Var logits = linear(tape, x, tape.parameter(w), tape.parameter(b));
+    return sigmoid(tape, cast(tape, logits, accumulator_dtype(x.dtype())));
   };
   TitansInputs in;
   in.q = keys(tape, x, *wq_);
