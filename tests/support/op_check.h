@@ -69,6 +69,9 @@ void check_op(const OpCase& c);
 //  2. two runs, and two calls on the same leaves, as above.
 void check_op_on_gpu(const OpCase& c);
 
+// One of the two, for helpers of a test.
+using OpCheck = void (*)(const OpCase&);
+
 // A test of an op on both devices: the body calls `check_op(case)` for each of its cases.
 #define OP_TEST(suite, name)                                               \
   using suite##_##name##_check = void (*)(const ::weft::testing::OpCase&); \

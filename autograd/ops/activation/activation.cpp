@@ -5,14 +5,20 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<ActivationForward> kForward{"activation forward", [](const ActivationForward& args, const Launch&) {
-                                                 dispatch_real(args.dtype, "activation",
-                                                               [&]<class T>() { activation_forward_cpu<T>(args); });
-                                               }};
+constexpr Dispatch<ActivationForward> kForward{.op = "activation forward",
+                                               .cpu =
+                                                   [](const ActivationForward& args, const Launch&) {
+                                                     dispatch_real(args.dtype, "activation",
+                                                                   [&]<class T>() { activation_forward_cpu<T>(args); });
+                                                   },
+                                               .cuda = WEFT_ON_CUDA(activation_forward_cuda)};
 constexpr Dispatch<ActivationBackward> kBackward{
-    "activation backward", [](const ActivationBackward& args, const Launch&) {
-      dispatch_real(args.dtype, "activation", [&]<class T>() { activation_backward_cpu<T>(args); });
-    }};
+    .op = "activation backward",
+    .cpu =
+        [](const ActivationBackward& args, const Launch&) {
+          dispatch_real(args.dtype, "activation", [&]<class T>() { activation_backward_cpu<T>(args); });
+        },
+    .cuda = WEFT_ON_CUDA(activation_backward_cuda)};
 
 struct ActivationSaved {
   Tensor x;
@@ -20,28 +26,30 @@ struct ActivationSaved {
   double scale;
 
   void backward(Backward& pass) const {
+    const Tensor dy = pass.grad(0);
     const GradTarget dx = pass.target(0);
-    kBackward({.dtype = x.dtype(),
-               .function = function,
-               .N = x.numel(),
-               .scale = scale,
-               .x = x.raw(),
-               .dy = pass.grad(0).raw(),
-               .dx = dx.raw(),
-               .write_dx = dx.write},
-              pass.launch());
+    kBackward.run(pass, {.dtype = x.dtype(),
+                         .result_dtype = dy.dtype(),
+                         .function = function,
+                         .N = x.numel(),
+                         .scale = scale,
+                         .x = x.raw(),
+                         .dy = dy.raw(),
+                         .dx = dx.raw(),
+                         .write_dx = dx.write});
   }
 };
 
 Var activation(Tape& tape, const char* op, ActivationFunction function, const Var& x, double scale) {
-  const Tensor y = tape.empty(x.shape(), x.dtype());
-  kForward({.dtype = x.dtype(),
-            .function = function,
-            .N = x.value.numel(),
-            .scale = scale,
-            .x = x.value.raw(),
-            .y = y.raw()},
-           tape.launch());
+  const DType result = function == ActivationFunction::silu ? x.dtype() : accumulator_dtype(x.dtype());
+  const Tensor y = tape.empty(x.shape(), result);
+  kForward.run(tape, {.dtype = x.dtype(),
+                      .result_dtype = result,
+                      .function = function,
+                      .N = x.value.numel(),
+                      .scale = scale,
+                      .x = x.value.raw(),
+                      .y = y.raw()});
   return tape.record(op, {x}, y, [&] { return ActivationSaved{x.value, function, scale}; });
 }
 

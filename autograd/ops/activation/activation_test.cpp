@@ -16,7 +16,7 @@ constexpr Function kFunctions[] = {&silu, &sigmoid, [](Tape& tape, const Var& x)
                                    [](Tape& tape, const Var& x) { return log_sigmoid(tape, x, 1.0 / 16.0); },
                                    &softplus};
 
-TEST(Activation, GradientsAndPrecision) {
+OP_TEST(Activation, GradientsAndPrecision) {
   for (const Function f : kFunctions) {
     for (const Shape& x : {Shape{0}, Shape{1}, Shape{2}, Shape{15, 3}, Shape{17, 1}, Shape{63, 64}, Shape{65, 129},
                            Shape{129, 3, 5}, Shape{1000, 17}}) {

@@ -5,11 +5,15 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<Cast> kCast{"cast", [](const Cast& args, const Launch&) {
-                                 dispatch_floating(args.from, "cast", [&]<class From>() {
-                                   dispatch_floating(args.to, "cast", [&]<class To>() { cast_cpu<To, From>(args); });
-                                 });
-                               }};
+constexpr Dispatch<Cast> kCast{.op = "cast",
+                               .cpu =
+                                   [](const Cast& args, const Launch&) {
+                                     dispatch_floating(args.from, "cast", [&]<class From>() {
+                                       dispatch_floating(args.to, "cast",
+                                                         [&]<class To>() { cast_cpu<To, From>(args); });
+                                     });
+                                   },
+                               .cuda = WEFT_ON_CUDA(cast_cuda)};
 
 struct CastSaved {
   DType from;
@@ -17,8 +21,8 @@ struct CastSaved {
   void backward(Backward& pass) const {
     const Tensor dy = pass.grad(0);
     const GradTarget dx = pass.target(0);
-    kCast({.from = dy.dtype(), .to = from, .N = dy.numel(), .x = dy.raw(), .y = dx.raw(), .write_y = dx.write},
-          pass.launch());
+    kCast.run(pass,
+              {.from = dy.dtype(), .to = from, .N = dy.numel(), .x = dy.raw(), .y = dx.raw(), .write_y = dx.write});
   }
 };
 
@@ -28,8 +32,9 @@ Var cast(Tape& tape, const Var& x, DType dtype) {
   WEFT_CHECK(is_floating(x.dtype()) && is_floating(dtype), "cast: {} to {}", name_of(x.dtype()), name_of(dtype));
   if (x.dtype() == dtype) return x;
   const Tensor y = tape.empty(x.shape(), dtype);
-  kCast({.from = x.dtype(), .to = dtype, .N = y.numel(), .x = x.value.raw(), .y = y.raw(), .write_y = Write::overwrite},
-        tape.launch());
+  kCast.run(
+      tape,
+      {.from = x.dtype(), .to = dtype, .N = y.numel(), .x = x.value.raw(), .y = y.raw(), .write_y = Write::overwrite});
   return tape.record("cast", {x}, y, [&] { return CastSaved{x.dtype()}; });
 }
 

@@ -16,7 +16,10 @@ struct Cast {
   Write write_y;
 };
 
-// f64, f32 and bf16. The gradient has the type of the value it belongs to. Casting to the type of x returns x.
+void cast_cuda(const Cast& args, const Launch& launch);
+
+// f64 (not on a GPU), f32 and bf16. The gradient has the type of the value it belongs to. Casting to the type of x
+// returns x.
 Var cast(Tape& tape, const Var& x, DType dtype);
 
 }  // namespace weft

@@ -1,6 +1,8 @@
 #include "autograd/ops/cast/cast.h"
 
+#include "autograd/transfer.h"
 #include "tests/support/compare.h"
+#include "tests/support/gpu.h"
 #include "tests/support/random.h"
 
 namespace weft {
@@ -39,6 +41,23 @@ TEST(Cast, Accumulates) {
   for (int i = 0; i < 100; ++i) {
     const double d = dy.data<double>()[i];
     EXPECT_EQ(dx.data<float>()[i], static_cast<float>(static_cast<double>(static_cast<float>(d)) + d));
+  }
+}
+
+TEST(CastGpu, RoundsForwardAndBackward) {
+  WEFT_NEEDS_GPU();
+  const Stream stream = testing::gpu_stream();
+  for (const std::int64_t n : {0, 1, 17, 1000, 70000}) {
+    for (const DType from : {DType::f32, DType::bf16}) {
+      const DType to = from == DType::f32 ? DType::bf16 : DType::f32;
+      const Tensor x = testing::cast(normal({n}, 1), from), dy = testing::cast(normal({n}, 2), to);
+      Tape tape(testing::gpu_memory(), Tape::Mode::record, stream);
+      const Var leaf = tape.leaf(tape.here(x));
+      const Var y = cast(tape, leaf, to);
+      EXPECT_TRUE(bitwise_equal(to_host(y.value, stream), testing::cast(x, to)));
+      tape.backward(y, tape.here(dy));
+      EXPECT_TRUE(bitwise_equal(to_host(tape.gradient(leaf), stream), testing::cast(dy, from)));
+    }
   }
 }
 

@@ -25,9 +25,11 @@ constexpr Dispatch<Scale> kScale{
     .cpu = [](const Scale& args,
               const Launch&) { dispatch_real(args.dtype, "scale", [&]<class T>() { scale_cpu<T>(args); }); },
     .cuda = WEFT_ON_CUDA(scale_cuda)};
-constexpr Dispatch<RowForward> kRow{.op = "row forward", .cpu = [](const RowForward& args, const Launch&) {
-                                      dispatch_real(args.dtype, "row", [&]<class T>() { row_forward_cpu<T>(args); });
-                                    }};
+constexpr Dispatch<RowForward> kRow{
+    .op = "row forward",
+    .cpu = [](const RowForward& args,
+              const Launch&) { dispatch_real(args.dtype, "row", [&]<class T>() { row_forward_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(row_forward_cuda)};
 constexpr Dispatch<RowBackward> kRowBackward{
     .op = "row backward",
     .cpu =
@@ -35,11 +37,13 @@ constexpr Dispatch<RowBackward> kRowBackward{
           dispatch_real(args.dtype, "row",
                         [&]<class T>() { row_backward_cpu<T>(args, static_cast<T*>(launch.workspace)); });
         },
+    .cuda = WEFT_ON_CUDA(row_backward_cuda),
     .cpu_workspace =
         [](const RowBackward& args) {
           if (args.drow == nullptr) return std::size_t{0};
           return static_cast<std::size_t>(row_blocks(args.R, args.D).count * args.D) * size_of(args.dtype);
-        }};
+        },
+    .cuda_workspace = WEFT_ON_CUDA(row_backward_cuda_workspace)};
 
 void check_same(const char* op, const Var& a, const Var& b) {
   WEFT_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "{}: {} {} with {} {}", op, a.shape().str(),
@@ -60,16 +64,15 @@ struct MulSaved {
   void backward(Backward& pass) const {
     const GradTarget da = pass.target(0);
     const GradTarget db = pass.target(1);
-    kMulBackward({.dtype = a.dtype(),
-                  .N = a.numel(),
-                  .a = a.raw(),
-                  .b = b.raw(),
-                  .dy = pass.grad(0).raw(),
-                  .da = da.raw(),
-                  .write_da = da.write,
-                  .db = db.raw(),
-                  .write_db = db.write},
-                 pass.launch());
+    kMulBackward.run(pass, {.dtype = a.dtype(),
+                            .N = a.numel(),
+                            .a = a.raw(),
+                            .b = b.raw(),
+                            .dy = pass.grad(0).raw(),
+                            .da = da.raw(),
+                            .write_da = da.write,
+                            .db = db.raw(),
+                            .write_db = db.write});
   }
 };
 
@@ -79,8 +82,9 @@ struct ScaleSaved {
   void backward(Backward& pass) const {
     const Tensor dy = pass.grad(0);
     const GradTarget da = pass.target(0);
-    kScale({.dtype = dy.dtype(), .N = dy.numel(), .factor = factor, .a = dy.raw(), .y = da.raw(), .write_y = da.write},
-           pass.launch());
+    kScale.run(
+        pass,
+        {.dtype = dy.dtype(), .N = dy.numel(), .factor = factor, .a = dy.raw(), .y = da.raw(), .write_y = da.write});
   }
 };
 
@@ -110,18 +114,17 @@ struct RowSaved {
 };
 
 Var row_op(Tape& tape, const char* op, RowFunction function, const Var& x, const Var& row) {
-  WEFT_CHECK(x.shape().rank() >= 1 && row.shape() == Shape{x.shape().back()} && row.dtype() == x.dtype(),
-             "{}: x {} {} with row {} {}", op, x.shape().str(), name_of(x.dtype()), row.shape().str(),
-             name_of(row.dtype()));
+  WEFT_CHECK(
+      x.shape().rank() >= 1 && row.shape() == Shape{x.shape().back()} && row.dtype() == accumulator_dtype(x.dtype()),
+      "{}: x {} {} with row {} {}", op, x.shape().str(), name_of(x.dtype()), row.shape().str(), name_of(row.dtype()));
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  kRow({.dtype = x.dtype(),
-        .function = function,
-        .R = x.shape().rows(),
-        .D = x.shape().back(),
-        .x = x.value.raw(),
-        .row = row.value.raw(),
-        .y = y.raw()},
-       tape.launch());
+  kRow.run(tape, {.dtype = x.dtype(),
+                  .function = function,
+                  .R = x.shape().rows(),
+                  .D = x.shape().back(),
+                  .x = x.value.raw(),
+                  .row = row.value.raw(),
+                  .y = y.raw()});
   return tape.record(op, {x, row}, y, [&] {
     return function == RowFunction::add ? RowSaved{{}, {}, function} : RowSaved{x.value, row.value, function};
   });
@@ -132,26 +135,25 @@ Var row_op(Tape& tape, const char* op, RowFunction function, const Var& x, const
 Var add(Tape& tape, const Var& a, const Var& b) {
   check_same("add", a, b);
   const Tensor y = tape.empty(a.shape(), a.dtype());
-  kAdd({.dtype = a.dtype(), .N = y.numel(), .a = a.value.raw(), .b = b.value.raw(), .y = y.raw()}, tape.launch());
+  kAdd.run(tape, {.dtype = a.dtype(), .N = y.numel(), .a = a.value.raw(), .b = b.value.raw(), .y = y.raw()});
   return tape.record("add", {a, b}, y, [] { return AddSaved{}; });
 }
 
 Var mul(Tape& tape, const Var& a, const Var& b) {
   check_same("mul", a, b);
   const Tensor y = tape.empty(a.shape(), a.dtype());
-  kMul({.dtype = a.dtype(), .N = y.numel(), .a = a.value.raw(), .b = b.value.raw(), .y = y.raw()}, tape.launch());
+  kMul.run(tape, {.dtype = a.dtype(), .N = y.numel(), .a = a.value.raw(), .b = b.value.raw(), .y = y.raw()});
   return tape.record("mul", {a, b}, y, [&] { return MulSaved{a.value, b.value}; });
 }
 
 Var scale(Tape& tape, const Var& a, double factor) {
   const Tensor y = tape.empty(a.shape(), a.dtype());
-  kScale({.dtype = a.dtype(),
-          .N = y.numel(),
-          .factor = factor,
-          .a = a.value.raw(),
-          .y = y.raw(),
-          .write_y = Write::overwrite},
-         tape.launch());
+  kScale.run(tape, {.dtype = a.dtype(),
+                    .N = y.numel(),
+                    .factor = factor,
+                    .a = a.value.raw(),
+                    .y = y.raw(),
+                    .write_y = Write::overwrite});
   return tape.record("scale", {a}, y, [&] { return ScaleSaved{factor}; });
 }
 

@@ -46,6 +46,7 @@ struct Scale {
   Write write_y;
 };
 
+// A row, and its gradient, are of accumulator type: f32 beside bf16.
 enum class RowFunction : std::uint8_t { add, mul };
 
 struct RowForward {
@@ -75,13 +76,16 @@ void add_cuda(const AddForward& args, const Launch& launch);
 void mul_forward_cuda(const MulForward& args, const Launch& launch);
 void mul_backward_cuda(const MulBackward& args, const Launch& launch);
 void scale_cuda(const Scale& args, const Launch& launch);
+void row_forward_cuda(const RowForward& args, const Launch& launch);
+void row_backward_cuda(const RowBackward& args, const Launch& launch);
+std::size_t row_backward_cuda_workspace(const RowBackward& args);
 
 // a and b have one shape.
 Var add(Tape& tape, const Var& a, const Var& b);
 Var mul(Tape& tape, const Var& a, const Var& b);
 Var scale(Tape& tape, const Var& a, double factor);
 
-// x [..., D], row [D].
+// x [..., D], row [D] of accumulator type.
 Var add_row(Tape& tape, const Var& x, const Var& row);
 Var mul_row(Tape& tape, const Var& x, const Var& row);
 

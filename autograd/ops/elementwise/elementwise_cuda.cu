@@ -1,5 +1,7 @@
 // CUDA kernels of elementwise.h.
 #include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_rows.h"
+#include "autograd/cuda/row_reduce.h"
 #include "autograd/ops/elementwise/elementwise.h"
 
 namespace weft {
@@ -24,6 +26,59 @@ struct Scaled {
   float factor;
   __device__ void operator()(float a, float& y) const { y = factor * a; }
 };
+
+// y = x + row, or x row; also dx = dy row.
+template <class T>
+struct WithRow {
+  const T* x;
+  const float* row;
+  T* y;
+  Write write_y;
+  std::int64_t D;
+  RowFunction function;
+
+  template <int kN>
+  __device__ void at(std::int64_t r, std::int64_t column) const {
+    float values[kN], with[kN];
+    load_pack(x + r * D + column, values);
+    load_pack(row + column, with);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) values[i] = function == RowFunction::add ? values[i] + with[i] : values[i] * with[i];
+    store_pack(y + r * D + column, values, write_y);
+  }
+};
+
+// drow, and dx on the way.
+template <class T>
+struct RowGradients {
+  RowBackward a;
+
+  template <int kN>
+  __device__ void add(std::int64_t r, std::int64_t column, float (&sums)[1][kN]) const {
+    const std::int64_t at = r * a.D + column;
+    float dy[kN];
+    load_pack(static_cast<const T*>(a.dy) + at, dy);
+    if (a.function == RowFunction::add) {
+#pragma unroll
+      for (int i = 0; i < kN; ++i) sums[0][i] += dy[i];
+      return;
+    }
+    float x[kN], row[kN];
+    load_pack(static_cast<const T*>(a.x) + at, x);
+    load_pack(static_cast<const float*>(a.row) + column, row);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      sums[0][i] += dy[i] * x[i];
+      row[i] *= dy[i];
+    }
+    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + at, row, a.write_dx);
+  }
+};
+
+template <class T>
+bool fits(const void* data, std::int64_t D) {
+  return packs_fit<16 / sizeof(T)>(static_cast<const T*>(data), D);
+}
 
 }  // namespace
 
@@ -55,6 +110,39 @@ void scale_cuda(const Scale& args, const Launch& launch) {
   dispatch_cuda(args.dtype, "scale", [&]<class T>() {
     map_cuda(launch, args.N, map_inputs(static_cast<const T*>(args.a)),
              map_outputs(map_output(static_cast<T*>(args.y), args.write_y)), Scaled{static_cast<float>(args.factor)});
+  });
+}
+
+void row_forward_cuda(const RowForward& a, const Launch& launch) {
+  dispatch_cuda(a.dtype, "row", [&]<class T>() {
+    map_rows<16 / sizeof(T)>(launch, a.R, a.D, fits<T>(a.x, a.D) && fits<T>(a.y, a.D) && fits<float>(a.row, a.D),
+                             WithRow<T>{static_cast<const T*>(a.x), static_cast<const float*>(a.row),
+                                        static_cast<T*>(a.y), Write::overwrite, a.D, a.function});
+  });
+}
+
+std::size_t row_backward_cuda_workspace(const RowBackward& a) {
+  return a.drow == nullptr ? 0 : column_sums_workspace(a.R, a.D, 1);
+}
+
+void row_backward_cuda(const RowBackward& a, const Launch& launch) {
+  dispatch_cuda(a.dtype, "row", [&]<class T>() {
+    constexpr int kN = 16 / sizeof(T);
+    const bool aligned = fits<T>(a.x, a.D) && fits<T>(a.dy, a.D) && fits<T>(a.dx, a.D) && fits<float>(a.row, a.D);
+    if (a.drow == nullptr) {
+      if (a.dx == nullptr) return;
+      map_rows<kN>(launch, a.R, a.D, aligned,
+                   WithRow<T>{static_cast<const T*>(a.dy), static_cast<const float*>(a.row), static_cast<T*>(a.dx),
+                              a.write_dx, a.D, RowFunction::mul});
+      return;
+    }
+    auto* lines = static_cast<float*>(launch.workspace);
+    if (aligned) {
+      column_sums<kN, 1>(launch, a.R, a.D, lines, RowGradients<T>{a});
+    } else {
+      column_sums<1, 1>(launch, a.R, a.D, lines, RowGradients<T>{a});
+    }
+    add_lines(launch, lines, column_blocks(a.R, a.D).count, a.D, PutTotal{static_cast<float*>(a.drow), a.write_drow});
   });
 }
 

@@ -25,12 +25,12 @@ OP_TEST(Elementwise, SumProductScale) {
   }
 }
 
-TEST(Elementwise, Rows) {
+OP_TEST(Elementwise, Rows) {
   for (const Shape& x : kShapes) {
     for (const auto f : {&add_row, &mul_row}) {
       check_op(
           OpCase{.name = x.str(),
-                 .inputs = {normal(x, 1), normal({x.back()}, 2)},
+                 .inputs = {normal(x, 1), testing::vector_input(normal({x.back()}, 2))},
                  .function = [f](Tape& tape, std::span<const Var> in) { return std::vector{f(tape, in[0], in[1])}; }});
     }
   }

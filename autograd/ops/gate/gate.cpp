@@ -5,14 +5,16 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<GateForward> kForward{"gate forward", [](const GateForward& args, const Launch&) {
-                                           dispatch_real(args.dtype, "gate",
-                                                         [&]<class T>() { gate_forward_cpu<T>(args); });
-                                         }};
-constexpr Dispatch<GateBackward> kBackward{"gate backward", [](const GateBackward& args, const Launch&) {
-                                             dispatch_real(args.dtype, "gate",
-                                                           [&]<class T>() { gate_backward_cpu<T>(args); });
-                                           }};
+constexpr Dispatch<GateForward> kForward{
+    .op = "gate forward",
+    .cpu = [](const GateForward& args,
+              const Launch&) { dispatch_real(args.dtype, "gate", [&]<class T>() { gate_forward_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(gate_forward_cuda)};
+constexpr Dispatch<GateBackward> kBackward{
+    .op = "gate backward",
+    .cpu = [](const GateBackward& args,
+              const Launch&) { dispatch_real(args.dtype, "gate", [&]<class T>() { gate_backward_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(gate_backward_cuda)};
 
 struct GateSaved {
   Tensor x, g;
@@ -22,19 +24,19 @@ struct GateSaved {
   void backward(Backward& pass) const {
     const GradTarget dx = pass.target(0);
     const GradTarget dg = pass.target(1);
-    kBackward({.dtype = x.dtype(),
-               .function = function,
-               .per_row = per_row,
-               .R = x.shape().rows(),
-               .D = x.shape().back(),
-               .x = x.raw(),
-               .g = g.raw(),
-               .dy = pass.grad(0).raw(),
-               .dx = dx.raw(),
-               .write_dx = dx.write,
-               .dg = dg.raw(),
-               .write_dg = dg.write},
-              pass.launch());
+    kBackward.run(pass, {.dtype = x.dtype(),
+                         .gate_dtype = g.dtype(),
+                         .function = function,
+                         .per_row = per_row,
+                         .R = x.shape().rows(),
+                         .D = x.shape().back(),
+                         .x = x.raw(),
+                         .g = g.raw(),
+                         .dy = pass.grad(0).raw(),
+                         .dx = dx.raw(),
+                         .write_dx = dx.write,
+                         .dg = dg.raw(),
+                         .write_dg = dg.write});
   }
 };
 
@@ -44,19 +46,20 @@ bool is_row_shape(const Shape& g, const Shape& x) {
 
 Var gate(Tape& tape, const char* op, GateFunction function, const Var& x, const Var& g) {
   const bool per_row = is_row_shape(g.shape(), x.shape());
-  WEFT_CHECK(x.shape().rank() >= 1 && (per_row || g.shape() == x.shape()) && g.dtype() == x.dtype(),
+  WEFT_CHECK(x.shape().rank() >= 1 && (per_row || g.shape() == x.shape()) &&
+                 (g.dtype() == x.dtype() || g.dtype() == accumulator_dtype(x.dtype())),
              "{}: x {} {} with gate {} {}", op, x.shape().str(), name_of(x.dtype()), g.shape().str(),
              name_of(g.dtype()));
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  kForward({.dtype = x.dtype(),
-            .function = function,
-            .per_row = per_row,
-            .R = x.shape().rows(),
-            .D = x.shape().back(),
-            .x = x.value.raw(),
-            .g = g.value.raw(),
-            .y = y.raw()},
-           tape.launch());
+  kForward.run(tape, {.dtype = x.dtype(),
+                      .gate_dtype = g.dtype(),
+                      .function = function,
+                      .per_row = per_row,
+                      .R = x.shape().rows(),
+                      .D = x.shape().back(),
+                      .x = x.value.raw(),
+                      .g = g.value.raw(),
+                      .y = y.raw()});
   return tape.record(op, {x, g}, y, [&] { return GateSaved{x.value, g.value, function, per_row}; });
 }
 

@@ -2,6 +2,7 @@
 // a row.
 //
 // R rows of x, D width of a row. Element-wise gates have one gate an element (R D of them), row gates one a row (R).
+// Gates have the type of x, or, f32 beside bf16, accumulator_dtype of it; so have their gradients.
 #pragma once
 
 #include "autograd/tape.h"
@@ -11,7 +12,7 @@ namespace weft {
 enum class GateFunction : std::uint8_t { sigmoid, silu, gelu, linear };
 
 struct GateForward {
-  DType dtype;
+  DType dtype, gate_dtype;
   GateFunction function;
   bool per_row;
   std::int64_t R, D;
@@ -22,7 +23,7 @@ struct GateForward {
 
 // dx = dy a(g), dg = dy x a'(g), summed over the row with per_row.
 struct GateBackward {
-  DType dtype;
+  DType dtype, gate_dtype;
   GateFunction function;
   bool per_row;
   std::int64_t R, D;
@@ -34,6 +35,9 @@ struct GateBackward {
   void* dg;  // [R, D] or [R], or null
   Write write_dg;
 };
+
+void gate_forward_cuda(const GateForward& args, const Launch& launch);
+void gate_backward_cuda(const GateBackward& args, const Launch& launch);
 
 // g has the shape of x, or that of x without its last dimension (for x [T, H, D]: one gate a head, g [T, H]).
 Var sigmoid_gate(Tape& tape, const Var& x, const Var& g);

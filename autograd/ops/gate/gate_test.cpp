@@ -10,26 +10,28 @@ using testing::OpCase;
 
 using Function = Var (*)(Tape&, const Var&, const Var&);
 
-void check_gates(const Shape& x, const Shape& g) {
+void check_gates(testing::OpCheck check_op, const Shape& x, const Shape& g) {
   for (const Function f : {&sigmoid_gate, &silu_gate, &gelu_gate, &linear_gate}) {
-    check_op(
-        OpCase{.name = fmt::format("x {} g {}", x.str(), g.str()),
-               .inputs = {normal(x, 1), normal(g, 2, 2.0)},
-               .function = [f](Tape& tape, std::span<const Var> in) { return std::vector{f(tape, in[0], in[1])}; }});
+    for (const testing::InputRole role : {testing::InputRole::activation, testing::InputRole::vector}) {
+      check_op(
+          OpCase{.name = fmt::format("x {} g {}", x.str(), g.str()),
+                 .inputs = {normal(x, 1), {normal(g, 2, 2.0), role}},
+                 .function = [f](Tape& tape, std::span<const Var> in) { return std::vector{f(tape, in[0], in[1])}; }});
+    }
   }
 }
 
-TEST(Gate, ElementWise) {
+OP_TEST(Gate, ElementWise) {
   for (const Shape& x :
        {Shape{0, 4}, Shape{1}, Shape{2, 3}, Shape{15, 64}, Shape{17, 257}, Shape{65, 3, 5}, Shape{1000, 17}}) {
-    check_gates(x, x);
+    check_gates(check_op, x, x);
   }
 }
 
-TEST(Gate, OneGateARow) {
-  for (const std::int64_t T : {0, 1, 2, 15, 17, 63, 65, 129, 1000}) check_gates({T, 2, 3}, {T, 2});
-  for (const std::int64_t D : {1, 3, 64, 257}) check_gates({5, 3, D}, {5, 3});
-  check_gates({7, 600}, {7});
+OP_TEST(Gate, OneGateARow) {
+  for (const std::int64_t T : {0, 1, 2, 15, 17, 63, 65, 129, 1000}) check_gates(check_op, {T, 2, 3}, {T, 2});
+  for (const std::int64_t D : {1, 3, 64, 128, 257}) check_gates(check_op, {5, 3, D}, {5, 3});
+  check_gates(check_op, {7, 600}, {7});
 }
 
 // x may be its own gate: both gradients reach one leaf.

@@ -5,10 +5,13 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<RmsNormForward> kForward{
-    .op = "rms_norm forward", .cpu = [](const RmsNormForward& args, const Launch&) {
-      dispatch_real(args.dtype, "rms_norm", [&]<class T>() { rms_norm_forward_cpu<T>(args); });
-    }};
+constexpr Dispatch<RmsNormForward> kForward{.op = "rms_norm forward",
+                                            .cpu =
+                                                [](const RmsNormForward& args, const Launch&) {
+                                                  dispatch_real(args.dtype, "rms_norm",
+                                                                [&]<class T>() { rms_norm_forward_cpu<T>(args); });
+                                                },
+                                            .cuda = WEFT_ON_CUDA(rms_norm_forward_cuda)};
 
 constexpr Dispatch<RmsNormBackward> kBackward{
     .op = "rms_norm backward",
@@ -17,11 +20,13 @@ constexpr Dispatch<RmsNormBackward> kBackward{
           dispatch_real(args.dtype, "rms_norm",
                         [&]<class T>() { rms_norm_backward_cpu<T>(args, static_cast<T*>(launch.workspace)); });
         },
+    .cuda = WEFT_ON_CUDA(rms_norm_backward_cuda),
     .cpu_workspace =
         [](const RmsNormBackward& args) {
           if (args.dweight == nullptr) return std::size_t{0};
           return static_cast<std::size_t>(row_blocks(args.R, args.D).count * args.H * args.D) * size_of(args.dtype);
-        }};
+        },
+    .cuda_workspace = WEFT_ON_CUDA(rms_norm_backward_cuda_workspace)};
 
 struct RmsNormSaved {
   Tensor x, weight, rstd;

@@ -34,6 +34,10 @@ struct RmsNormBackward {
   Write write_dweight;
 };
 
+void rms_norm_forward_cuda(const RmsNormForward& args, const Launch& launch);
+void rms_norm_backward_cuda(const RmsNormBackward& args, const Launch& launch);
+std::size_t rms_norm_backward_cuda_workspace(const RmsNormBackward& args);
+
 // x [..., D], weight [D] or [H, D] of accumulator type, with H dividing the rows of x. Returns y, shaped as x.
 Var rms_norm(Tape& tape, const Var& x, const Var& weight, double eps = 1e-6);
 

@@ -31,6 +31,17 @@ std::vector<double> rope_frequencies(const RopeConfig& config);
 // YaRN's 0.1 ln(factor) + 1; it multiplies cos and sin, hence rotated queries and keys, but not what passes through.
 double rope_magnitude(const RopeConfig& config);
 
+// position = kRopeStride u + w.
+inline constexpr std::int64_t kRopeStride = 4096;
+// Positions that the tables of a GPU reach. They are built once, so that captured graphs serve any later batch.
+inline constexpr std::int64_t kRopeReach = std::int64_t{1} << 22;
+
+// The two levels in f32 for kernels: {cos, sin} of the angles of w and, times the magnitude, of kRopeStride u.
+struct RopeLevels {
+  Tensor fine;    // [kRopeStride, D_r/2, 2]
+  Tensor coarse;  // [kRopeReach / kRopeStride, D_r/2, 2]
+};
+
 // Cos and sin of one row, [T, D_r/2] each, shared by all heads.
 struct RopeRows {
   Tensor cos, sin;
@@ -45,11 +56,15 @@ class RopeTable {
 
   std::int64_t rotary_dim() const { return 2 * static_cast<std::int64_t>(turns_.size()); }
 
-  // Rows of a batch; those of the last batch are kept, so that queries, keys and layers sharing a table build them
-  // once.
+  // Rows of a batch, for the CPU; those of the last batch are kept, so that queries, keys and layers sharing a table
+  // build them once.
   RopeRows rows(const DocumentsPtr& documents, DType dtype) const;
   // Rows for positions >= 0, written into `rows` ([N, D_r/2] tensors of one type).
   void build(std::span<const std::int32_t> positions, const RopeRows& rows) const;
+
+  RopeLevels levels() const;
+  // Those in the memory of a GPU, copied there on first use.
+  const RopeLevels& levels_on(const Stream& stream) const;
 
  private:
   // Cos and sin of the first multiples of a stride, [count, D_r/2].
@@ -65,23 +80,31 @@ class RopeTable {
   mutable Level fine_, coarse_;
   mutable std::weak_ptr<const Documents> cached_for_;
   mutable RopeRows cached_;
+  mutable RopeLevels on_device_;
 };
 
 // One turn, forward or backward: both directions are the same operation.
 struct Rotation {
   DType dtype;
   std::int64_t T, H, D, D_r;
-  double direction;  // +1, or -1 for the transpose
-  const void* cos;   // [T, D_r/2]
-  const void* sin;   // [T, D_r/2]
-  const void* x;     // [T, H, D]
-  void* y;           // [T, H, D]; may be x
+  double direction;                         // +1, or -1 for the transpose
+  const void* cos = nullptr;                // [T, D_r/2], on the CPU
+  const void* sin = nullptr;                // [T, D_r/2]
+  const std::int32_t* positions = nullptr;  // [T], on a GPU
+  const float* fine = nullptr;              // RopeLevels
+  const float* coarse = nullptr;
+  const void* x;  // [T, H, D]
+  void* y;        // [T, H, D]; may be x
   Write write_y;
 };
+
+void rotate_cuda(const Rotation& args, const Launch& launch);
 
 // x [T, H, D] -> [T, H, D]; positions restart with each document and include its pos0.
 Var rope(Tape& tape, const Var& x, const DocumentsPtr& documents, const RopeTable& table);
 // The same with the tokens' positions [T] given: for decoding.
 Var rope(Tape& tape, const Var& x, std::span<const std::int32_t> positions, const RopeTable& table);
+// The same with positions i32 [T] where the tape computes; on a GPU they are taken to be in [0, kRopeReach).
+Var rope(Tape& tape, const Var& x, const Tensor& positions, const RopeTable& table);
 
 }  // namespace weft

@@ -5,12 +5,14 @@
 #include "autograd/ops/rope/rope.h"
 #include "autograd/parallel_for.h"
 #include "autograd/portable_math.h"
+#include "autograd/transfer.h"
+
+#ifdef WEFT_CUDA
+#include "autograd/cuda/cuda_memory.h"
+#endif
 
 namespace weft {
 namespace {
-
-// position = kStride u + w: the coarse level tabulates u, the fine level w.
-constexpr std::int64_t kStride = 4096;
 
 // YaRN keeps channels that turn at least kBeta times over the original length, divides by the factor the frequency of
 // those that turn at most kAlpha times, and blends linearly between.
@@ -95,15 +97,15 @@ void RopeTable::build_as(std::span<const std::int32_t> positions, T* cos, T* sin
   const auto half = static_cast<std::int64_t>(turns_.size());
   // Doubling keeps growth cheap when positions advance one by one.
   std::int64_t fine = 64;
-  while (fine < std::min<std::int64_t>(kStride, *high + std::int64_t{1})) fine *= 2;
+  while (fine < std::min<std::int64_t>(kRopeStride, *high + std::int64_t{1})) fine *= 2;
   grow(fine_, fine, 1, 1.0);
-  grow(coarse_, *high / kStride + 1, kStride, magnitude_);
+  grow(coarse_, *high / kRopeStride + 1, kRopeStride, magnitude_);
   const auto n = static_cast<std::int64_t>(positions.size());
   parallel_blocks(n, rows_per_block(half), [&](std::int64_t, std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
       const std::int64_t position = positions[static_cast<std::size_t>(t)];
-      const std::int64_t u = position / kStride * half;
-      const std::int64_t w = position % kStride * half;
+      const std::int64_t u = position / kRopeStride * half;
+      const std::int64_t w = position % kRopeStride * half;
       const double* coarse_cos = coarse_.cos.data() + u;
       const double* coarse_sin = coarse_.sin.data() + u;
       const double* fine_cos = fine_.cos.data() + w;
@@ -125,6 +127,33 @@ void RopeTable::build(std::span<const std::int32_t> positions, const RopeRows& r
              rows.cos.shape().str(), rows.sin.shape().str(), positions.size());
   dispatch_real(rows.cos.dtype(), "rope",
                 [&]<class T>() { build_as<T>(positions, rows.cos.data<T>(), rows.sin.data<T>()); });
+}
+
+RopeLevels RopeTable::levels() const {
+  const auto half = static_cast<std::int64_t>(turns_.size());
+  const auto interleaved = [&](std::int64_t count, std::int64_t stride, double magnitude) {
+    Level level;
+    grow(level, count, stride, magnitude);
+    Tensor pairs = Tensor::empty({count, half, 2}, DType::f32);
+    for (std::int64_t i = 0; i < count * half; ++i) {
+      pairs.data<float>()[2 * i] = static_cast<float>(level.cos[static_cast<std::size_t>(i)]);
+      pairs.data<float>()[2 * i + 1] = static_cast<float>(level.sin[static_cast<std::size_t>(i)]);
+    }
+    return pairs;
+  };
+  return {.fine = interleaved(kRopeStride, 1, 1.0),
+          .coarse = interleaved(kRopeReach / kRopeStride, kRopeStride, magnitude_)};
+}
+
+const RopeLevels& RopeTable::levels_on([[maybe_unused]] const Stream& stream) const {
+#ifdef WEFT_CUDA
+  if (!on_device_.fine.defined() || on_device_.fine.device() != stream.device) {
+    const auto memory = cuda_allocator(stream.device.index);
+    const RopeLevels host = levels();
+    on_device_ = {.fine = to_memory(host.fine, memory, stream), .coarse = to_memory(host.coarse, memory, stream)};
+  }
+#endif
+  return on_device_;
 }
 
 RopeRows RopeTable::rows(const DocumentsPtr& documents, DType dtype) const {

@@ -29,13 +29,13 @@ double dot(const Tensor& x, const Tensor& y) {
   return total;
 }
 
-TEST(Rope, Gradients) {
+OP_TEST(Rope, Gradients) {
   struct Case {
     std::int64_t H, D, D_r;
     double yarn;
   };
-  for (const Case& c :
-       {Case{1, 2, 2, 1.0}, Case{3, 16, 16, 1.0}, Case{2, 10, 6, 1.0}, Case{2, 24, 8, 16.0}, Case{5, 64, 64, 4.0}}) {
+  for (const Case& c : {Case{1, 2, 2, 1.0}, Case{3, 16, 16, 1.0}, Case{2, 10, 6, 1.0}, Case{2, 24, 8, 16.0},
+                        Case{5, 64, 64, 4.0}, Case{16, 128, 128, 1.0}, Case{6, 64, 32, 1.0}}) {
     const DocumentsPtr documents = documents_of({1, 0, 7, 30});
     const RopeTable table(RopeConfig{
         .rotary_dim = c.D_r, .base = 100.0, .yarn_factor = c.yarn, .yarn_original_length = c.yarn > 1.0 ? 64 : 0});
@@ -45,6 +45,35 @@ TEST(Rope, Gradients) {
                       return std::vector{rope(tape, in[0], documents, table)};
                     }});
   }
+}
+
+// The two fp32 levels that kernels combine are as good as rows rounded from fp64.
+TEST(Rope, LevelsAreExactUpToFourMillionTokens) {
+  const RopeTable table(RopeConfig{.rotary_dim = 64, .yarn_factor = 4.0, .yarn_original_length = 4096});
+  const RopeLevels levels = table.levels();
+  const std::vector<std::int32_t> positions{0, 1, 4095, 4096, 131071, 1048064, 4194303};
+  const Shape shape{static_cast<std::int64_t>(positions.size()), 32};
+  const RopeRows rows{Tensor::empty(shape, DType::f64), Tensor::empty(shape, DType::f64)};
+  table.build(positions, rows);
+  for (std::size_t t = 0; t < positions.size(); ++t) {
+    const float* fine = levels.fine.data<float>() + positions[t] % kRopeStride * 64;
+    const float* coarse = levels.coarse.data<float>() + positions[t] / kRopeStride * 64;
+    for (int i = 0; i < 32; ++i) {
+      const float cos = coarse[2 * i] * fine[2 * i] - coarse[2 * i + 1] * fine[2 * i + 1];
+      const float sin = coarse[2 * i + 1] * fine[2 * i] + coarse[2 * i] * fine[2 * i + 1];
+      EXPECT_NEAR(cos, rows.cos.data<double>()[t * 32 + static_cast<std::size_t>(i)], 2.5e-7) << positions[t];
+      EXPECT_NEAR(sin, rows.sin.data<double>()[t * 32 + static_cast<std::size_t>(i)], 2.5e-7) << positions[t];
+    }
+  }
+}
+
+OP_TEST(Rope, GivenPositions) {
+  const RopeTable table(RopeConfig{.rotary_dim = 16});
+  const std::vector<std::int32_t> positions{0, 70000, 4096, 4095, 3, 1048064};
+  check_op(OpCase{
+      .name = "positions", .inputs = {normal({6, 3, 16}, 1)}, .function = [&](Tape& tape, std::span<const Var> in) {
+        return std::vector{rope(tape, in[0], positions, table)};
+      }});
 }
 
 TEST(Rope, EqualsTheFormula) {

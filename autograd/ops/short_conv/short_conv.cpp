@@ -6,14 +6,31 @@ namespace weft {
 namespace {
 
 constexpr Dispatch<ShortConvolutionForward> kForward{
-    "short_convolution forward", [](const ShortConvolutionForward& args, const Launch&) {
-      dispatch_real(args.dtype, "short_convolution", [&]<class T>() { short_convolution_forward_cpu<T>(args); });
-    }};
+    .op = "short_convolution forward",
+    .cpu =
+        [](const ShortConvolutionForward& args, const Launch&) {
+          dispatch_real(args.dtype, "short_convolution", [&]<class T>() { short_convolution_forward_cpu<T>(args); });
+        },
+    .cuda = WEFT_ON_CUDA(short_convolution_forward_cuda)};
 constexpr Dispatch<ShortConvolutionBackward> kBackward{
-    "short_convolution backward", [](const ShortConvolutionBackward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "short_convolution",
-                    [&]<class T>() { short_convolution_backward_cpu<T>(args, static_cast<T*>(launch.workspace)); });
-    }};
+    .op = "short_convolution backward",
+    .cpu =
+        [](const ShortConvolutionBackward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "short_convolution",
+                        [&]<class T>() { short_convolution_backward_cpu<T>(args, static_cast<T*>(launch.workspace)); });
+        },
+    .cuda = WEFT_ON_CUDA(short_convolution_backward_cuda),
+    .cpu_workspace =
+        [](const ShortConvolutionBackward& args) {
+          if (args.dweight == nullptr && args.dbias == nullptr) return std::size_t{0};
+          return static_cast<std::size_t>(block_count(args.T, kConvolutionTokens) * (args.w + 1) * args.C) *
+                 size_of(args.dtype);
+        },
+    .cuda_workspace = WEFT_ON_CUDA(short_convolution_backward_cuda_workspace)};
+
+ChunkView chunks_for_gpu(const Documents& documents, const Stream& stream, std::int32_t block) {
+  return stream.device.is_cpu() ? ChunkView{} : documents.chunks_on(stream, block);
+}
 
 struct ShortConvolutionSaved {
   Tensor x, weight, bias;
@@ -25,13 +42,15 @@ struct ShortConvolutionSaved {
     const GradTarget dweight = pass.target(1);
     const GradTarget dbias = pass.target(2);
     const Tensor dy = pass.grad(0);
+    const Stream& stream = pass.tape().stream();
     const ShortConvolutionBackward args{.dtype = x.dtype(),
                                         .activation = activation,
                                         .T = x.dim(0),
                                         .C = x.dim(1),
                                         .w = weight.dim(1),
                                         .N = documents->count(),
-                                        .cu_seqlens = documents->cu_seqlens().data(),
+                                        .cu_seqlens = documents->cu_seqlens_on(stream),
+                                        .chunks = chunks_for_gpu(*documents, stream, kConvolutionBackwardChunk),
                                         .x = x.raw(),
                                         .weight = weight.raw(),
                                         .bias = bias.defined() ? bias.raw() : nullptr,
@@ -42,17 +61,11 @@ struct ShortConvolutionSaved {
                                         .write_dweight = dweight.write,
                                         .dbias = dbias.raw(),
                                         .write_dbias = dbias.write};
-    kBackward(args, pass.launch(short_convolution_backward_workspace(args)));
+    kBackward.run(pass, args);
   }
 };
 
 }  // namespace
-
-std::size_t short_convolution_backward_workspace(const ShortConvolutionBackward& args) {
-  if (args.dweight == nullptr && args.dbias == nullptr) return 0;
-  return static_cast<std::size_t>(block_count(args.T, kConvolutionTokens) * (args.w + 1) * args.C) *
-         size_of(args.dtype);
-}
 
 Var short_convolution(Tape& tape, const Var& x, const Var& weight, const Var& bias, const DocumentsPtr& documents,
                       ConvolutionActivation activation, const Tensor& state) {
@@ -66,7 +79,7 @@ Var short_convolution(Tape& tape, const Var& x, const Var& weight, const Var& bi
   WEFT_CHECK(w >= 2 && w <= kMaxConvolutionTaps, "short_convolution: {} taps, expected 2 to {}", w,
              kMaxConvolutionTaps);
   const bool has_bias = bias.value.defined();
-  WEFT_CHECK(!has_bias || (bias.shape() == Shape{C} && bias.dtype() == x.dtype()),
+  WEFT_CHECK(!has_bias || (bias.shape() == Shape{C} && bias.dtype() == accumulator_dtype(x.dtype())),
              "short_convolution: bias {} {} for x {} {}", bias.shape().str(), name_of(bias.dtype()), x.shape().str(),
              name_of(x.dtype()));
   if (state.defined()) {
@@ -76,19 +89,19 @@ Var short_convolution(Tape& tape, const Var& x, const Var& weight, const Var& bi
     WEFT_CHECK(!tape.recording(), "short_convolution: a state on a recording tape; states serve inference only");
   }
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  kForward({.dtype = x.dtype(),
-            .activation = activation,
-            .T = x.dim(0),
-            .C = C,
-            .w = w,
-            .N = documents->count(),
-            .cu_seqlens = documents->cu_seqlens().data(),
-            .x = x.value.raw(),
-            .weight = weight.value.raw(),
-            .bias = has_bias ? bias.value.raw() : nullptr,
-            .state = state.defined() ? state.raw() : nullptr,
-            .y = y.raw()},
-           tape.launch());
+  kForward.run(tape, {.dtype = x.dtype(),
+                      .activation = activation,
+                      .T = x.dim(0),
+                      .C = C,
+                      .w = w,
+                      .N = documents->count(),
+                      .cu_seqlens = documents->cu_seqlens_on(tape.stream()),
+                      .chunks = chunks_for_gpu(*documents, tape.stream(), kConvolutionForwardChunk),
+                      .x = x.value.raw(),
+                      .weight = weight.value.raw(),
+                      .bias = has_bias ? bias.value.raw() : nullptr,
+                      .state = state.defined() ? state.raw() : nullptr,
+                      .y = y.raw()});
   return tape.record("short_convolution", {x, weight, bias}, y, [&] {
     return ShortConvolutionSaved{x.value, weight.value, bias.value, documents, activation};
   });

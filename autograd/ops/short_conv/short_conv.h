@@ -14,15 +14,19 @@ namespace weft {
 enum class ConvolutionActivation : std::uint8_t { none, silu };
 
 inline constexpr std::int64_t kMaxConvolutionTaps = 8;
+// Tokens that one thread of a GPU walks.
+inline constexpr std::int32_t kConvolutionForwardChunk = 32;
+inline constexpr std::int32_t kConvolutionBackwardChunk = 64;
 
 struct ShortConvolutionForward {
   DType dtype;
   ConvolutionActivation activation;
   std::int64_t T, C, w, N;
   const std::int32_t* cu_seqlens;  // [N+1]
+  ChunkView chunks;                // on a GPU
   const void* x;                   // [T, C]
   const void* weight;              // [C, w]
-  const void* bias;                // [C] or null
+  const void* bias;                // [C] accumulator, or null
   void* state;                     // [N, C, w-1] or null: the inputs before each document, oldest first; advanced
   void* y;                         // [T, C]
 };
@@ -32,21 +36,26 @@ struct ShortConvolutionBackward {
   ConvolutionActivation activation;
   std::int64_t T, C, w, N;
   const std::int32_t* cu_seqlens;  // [N+1]
+  ChunkView chunks;                // on a GPU
   const void* x;                   // [T, C]
   const void* weight;              // [C, w]
-  const void* bias;                // [C] or null
+  const void* bias;                // [C] accumulator, or null
   const void* dy;                  // [T, C]
   void* dx;                        // [T, C] or null
   Write write_dx;
-  void* dweight;  // [C, w] or null
+  void* dweight;  // [C, w] accumulator, or null
   Write write_dweight;
-  void* dbias;  // [C] or null
+  void* dbias;  // [C] accumulator, or null
   Write write_dbias;
 };
-std::size_t short_convolution_backward_workspace(const ShortConvolutionBackward& args);
 
-// x [T, C], weight [C, w], bias [C] -> [T, C]. A state [N, C, w-1] of x's type (inference only) holds the inputs that
-// precede each document, zeros at first, and is advanced in place: one-token documents make a decoding step.
+void short_convolution_forward_cuda(const ShortConvolutionForward& args, const Launch& launch);
+void short_convolution_backward_cuda(const ShortConvolutionBackward& args, const Launch& launch);
+std::size_t short_convolution_backward_cuda_workspace(const ShortConvolutionBackward& args);
+
+// x [T, C], weight [C, w], bias [C] of accumulator type -> [T, C]. A state [N, C, w-1] of x's type (inference only)
+// holds the inputs that precede each document, zeros at first, and is advanced in place: one-token documents make a
+// decoding step.
 Var short_convolution(Tape& tape, const Var& x, const Var& weight, const DocumentsPtr& documents,
                       ConvolutionActivation activation, const Tensor& state = {});
 Var short_convolution(Tape& tape, const Var& x, const Var& weight, const Var& bias, const DocumentsPtr& documents,

@@ -18,7 +18,7 @@ using Activation = ConvolutionActivation;
 const std::vector<std::int32_t> kLengths{1, 2, 3, 4, 5, 0, 17, 64, 150};
 constexpr std::int64_t kTotal = 246;
 
-TEST(ShortConvolution, Gradients) {
+OP_TEST(ShortConvolution, Gradients) {
   const DocumentsPtr documents = Documents::from_lengths(kLengths);
   struct Case {
     std::int64_t w, C;
@@ -29,26 +29,28 @@ TEST(ShortConvolution, Gradients) {
        {Case{4, 300, Activation::silu, false}, Case{4, 5, Activation::silu, true}, Case{4, 5, Activation::none, false},
         Case{4, 1, Activation::none, true}, Case{2, 5, Activation::silu, true}, Case{3, 5, Activation::silu, true},
         Case{5, 5, Activation::none, true}, Case{6, 5, Activation::silu, false}, Case{7, 5, Activation::silu, true},
-        Case{8, 5, Activation::silu, true}}) {
+        Case{8, 5, Activation::silu, true}, Case{4, 64, Activation::silu, true}, Case{8, 72, Activation::none, true},
+        Case{3, 1040, Activation::silu, true}}) {
     OpCase c{.name = fmt::format("w {} C {} silu {} bias {}", k.w, k.C, k.activation == Activation::silu, k.bias),
-             .inputs = {normal({kTotal, k.C}, 1), normal({k.C, k.w}, 2, 0.5)},
+             .inputs = {normal({kTotal, k.C}, 1), testing::weight(normal({k.C, k.w}, 2, 0.5))},
              .function = [&](Tape& tape, std::span<const Var> in) {
                const Var bias = k.bias ? in[2] : Var{};
                return std::vector{short_convolution(tape, in[0], in[1], bias, documents, k.activation)};
              }};
-    if (k.bias) c.inputs.push_back(normal({k.C}, 3));
+    if (k.bias) c.inputs.push_back(testing::vector_input(normal({k.C}, 3)));
     check_op(c);
   }
 }
 
-TEST(ShortConvolution, NoTokens) {
+OP_TEST(ShortConvolution, NoTokens) {
   for (const std::vector<std::int32_t>& lengths : {std::vector<std::int32_t>{}, std::vector<std::int32_t>{0, 0}}) {
     const DocumentsPtr documents = Documents::from_lengths(lengths);
-    check_op(OpCase{.name = "empty row",
-                    .inputs = {normal({0, 3}, 1), normal({3, 4}, 2), normal({3}, 3)},
-                    .function = [&](Tape& tape, std::span<const Var> in) {
-                      return std::vector{short_convolution(tape, in[0], in[1], in[2], documents, Activation::silu)};
-                    }});
+    check_op(
+        OpCase{.name = "empty row",
+               .inputs = {normal({0, 3}, 1), testing::weight(normal({3, 4}, 2)), testing::vector_input(normal({3}, 3))},
+               .function = [&](Tape& tape, std::span<const Var> in) {
+                 return std::vector{short_convolution(tape, in[0], in[1], in[2], documents, Activation::silu)};
+               }});
   }
 }
 

@@ -10,7 +10,7 @@ namespace {
 using testing::normal;
 using testing::OpCase;
 
-TEST(SwiGlu, GradientsAndPrecision) {
+OP_TEST(SwiGlu, GradientsAndPrecision) {
   for (const Shape& x : {Shape{0, 3}, Shape{1, 1}, Shape{17, 3}, Shape{63, 257}, Shape{2, 5, 64}}) {
     check_op(OpCase{
         .name = x.str(), .inputs = {normal(x, 1), normal(x, 2)}, .function = [](Tape& tape, std::span<const Var> in) {

@@ -1,0 +1,148 @@
+// Sums over rows without atomics, in an order that depends on the shape alone: blocks of rows are summed into lines of
+// a workspace, and the lines are added in order. The CUDA counterpart of autograd/block_sum.h.
+//
+// R rows, W width of a row.
+#pragma once
+
+#include <algorithm>
+
+#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/pack.h"
+
+namespace weft {
+
+struct ColumnBlocks {
+  std::int64_t rows;   // of one block
+  std::int64_t count;  // of blocks = lines of the workspace
+};
+
+// Enough blocks to fill a device, but lines that cost little next to the rows.
+inline ColumnBlocks column_blocks(std::int64_t R, std::int64_t W) {
+  constexpr std::int64_t kBlocks = 2048, kColumns = 256, kFewestRows = 64;
+  const auto parts = [](std::int64_t n, std::int64_t size) { return (n + size - 1) / size; };
+  const std::int64_t most = std::max<std::int64_t>(1, kBlocks / std::max<std::int64_t>(1, parts(W, kColumns)));
+  const std::int64_t rows = std::max(kFewestRows, parts(R, most));
+  return {rows, std::max<std::int64_t>(1, parts(R, rows))};
+}
+
+inline std::size_t column_sums_workspace(std::int64_t R, std::int64_t W, int sums) {
+  return static_cast<std::size_t>(column_blocks(R, W).count * W * sums) * sizeof(float);
+}
+
+namespace detail {
+
+inline constexpr int kColumnThreads = 256;
+inline constexpr int kColumnRows = kColumnThreads / 32;  // rows that a block works on at once
+
+template <int kN, int kSums, class F>
+__global__ void __launch_bounds__(kColumnThreads)
+    column_sums_kernel(std::int64_t R, std::int64_t W, std::int64_t rows, float* lines, F f) {
+  const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
+  const std::int64_t column = (static_cast<std::int64_t>(blockIdx.x) * 32 + lane) * kN;
+  const std::int64_t begin = blockIdx.y * rows;
+  const std::int64_t end = begin + rows < R ? begin + rows : R;
+  float sums[kSums][kN] = {};
+  if (column < W) {
+    for (std::int64_t row = begin + part; row < end; row += kColumnRows) f.template add<kN>(row, column, sums);
+  }
+  __shared__ float shared[kColumnRows][kSums * kN][32];
+#pragma unroll
+  for (int s = 0; s < kSums; ++s) {
+#pragma unroll
+    for (int i = 0; i < kN; ++i) shared[part][s * kN + i][lane] = sums[s][i];
+  }
+  __syncthreads();
+  for (int at = threadIdx.x; at < kSums * kN * 32; at += kColumnThreads) {
+    // Consecutive threads take consecutive columns.
+    const int s = at / (kN * 32), c = at % (kN * 32);
+    const std::int64_t to = static_cast<std::int64_t>(blockIdx.x) * 32 * kN + c;
+    if (to >= W) continue;
+    float total = 0.0f;
+#pragma unroll
+    for (int p = 0; p < kColumnRows; ++p) total += shared[p][s * kN + c % kN][c / kN];
+    lines[(static_cast<std::int64_t>(blockIdx.y) * kSums + s) * W + to] = total;
+  }
+}
+
+template <class Put>
+__global__ void __launch_bounds__(1024)
+    add_lines_kernel(const float* lines, std::int64_t count, std::int64_t W, Put put) {
+  const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
+  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * 32 + lane;
+  float sum = 0.0f;
+  if (column < W) {
+#pragma unroll 4
+    for (std::int64_t line = part; line < count; line += 32) sum += lines[line * W + column];
+  }
+  __shared__ float shared[32][33];
+  shared[part][lane] = sum;
+  __syncthreads();
+  float total = shared[lane][part];  // column `part` of the block, share `lane` of its lines
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) total += __shfl_xor_sync(0xffffffffu, total, mask);
+  const std::int64_t to = static_cast<std::int64_t>(blockIdx.x) * 32 + part;
+  if (lane == 0 && to < W) put(to, total);
+}
+
+template <class Put>
+__global__ void __launch_bounds__(256)
+    add_groups_kernel(const float* lines, std::int64_t count, std::int64_t stride, std::int64_t width, Put put) {
+  const std::int64_t first = blockIdx.x * width;
+  float sum = 0.0f;
+  for (std::int64_t at = threadIdx.x; at < count * width; at += 256) {
+    sum += lines[at / width * stride + first + at % width];
+  }
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+  __shared__ float warps[8];
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  float total = 0.0f;
+  for (const float warp : warps) total += warp;
+  put(blockIdx.x, total);
+}
+
+}  // namespace detail
+
+// Where a total goes.
+struct PutTotal {
+  float* target;
+  Write write;
+  __device__ void operator()(std::int64_t at, float total) const {
+    target[at] = write == Write::overwrite ? total : target[at] + total;
+  }
+};
+
+// lines[count, kSums, W] of column_blocks(R, W): f.template add<kN>(row, column, float (&sums)[kSums][kN]) adds what
+// columns [column, column + kN) of a row give. kN divides W.
+template <int kN, int kSums, class F>
+void column_sums(const Launch& launch, std::int64_t R, std::int64_t W, float* lines, const F& f) {
+  if (W == 0) return;
+  const ColumnBlocks blocks = column_blocks(R, W);
+  const dim3 grid(static_cast<unsigned>((W + 32 * kN - 1) / (32 * kN)), static_cast<unsigned>(blocks.count));
+  detail::column_sums_kernel<kN, kSums>
+      <<<grid, detail::kColumnThreads, 0, cuda_stream(launch.stream)>>>(R, W, blocks.rows, lines, f);
+  WEFT_CHECK_LAUNCH();
+}
+
+// put(column, total) for each column of lines[count, W].
+template <class Put>
+void add_lines(const Launch& launch, const float* lines, std::int64_t count, std::int64_t W, const Put& put) {
+  if (W == 0) return;
+  detail::add_lines_kernel<<<static_cast<unsigned>((W + 31) / 32), 1024, 0, cuda_stream(launch.stream)>>>(lines, count,
+                                                                                                          W, put);
+  WEFT_CHECK_LAUNCH();
+}
+
+// put(group, total) for groups of `width` neighbouring columns; lines are `stride` floats apart.
+template <class Put>
+void add_groups(const Launch& launch, const float* lines, std::int64_t count, std::int64_t stride, std::int64_t groups,
+                std::int64_t width, const Put& put) {
+  if (groups == 0) return;
+  detail::add_groups_kernel<<<static_cast<unsigned>(groups), 256, 0, cuda_stream(launch.stream)>>>(lines, count, stride,
+                                                                                                   width, put);
+  WEFT_CHECK_LAUNCH();
+}
+
+}  // namespace weft

@@ -1,0 +1,112 @@
+// CUDA kernel of rope.h. A thread turns one pack of channel pairs of several heads by the same angles, which it makes
+// from the two levels of the table: no angle is read from device memory.
+#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_rows.h"
+#include "autograd/cuda/row_tile.h"
+#include "autograd/ops/rope/rope.h"
+
+namespace weft {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kHeads = 4;  // of one thread at once
+
+// Cos and sin of kN channels of one position, magnitude included.
+template <int kN>
+__device__ void angles(const Rotation& a, std::int32_t position, int channel, float (&cos)[kN], float (&sin)[kN]) {
+  const std::int64_t half = a.D_r / 2;
+  float fine[2 * kN], coarse[2 * kN];
+  load_pack(static_cast<const float*>(a.fine) + 2 * (position % kRopeStride * half + channel), fine);
+  load_pack(static_cast<const float*>(a.coarse) + 2 * (position / kRopeStride * half + channel), coarse);
+  const auto direction = static_cast<float>(a.direction);
+#pragma unroll
+  for (int i = 0; i < kN; ++i) {
+    cos[i] = coarse[2 * i] * fine[2 * i] - coarse[2 * i + 1] * fine[2 * i + 1];
+    sin[i] = direction * (coarse[2 * i + 1] * fine[2 * i] + coarse[2 * i] * fine[2 * i + 1]);
+  }
+}
+
+// Lanes of a token: `parts` groups of heads, each of `packs` packs.
+struct Lanes {
+  Divider token, packs;
+  int packs_count, parts;
+};
+
+template <class T, int kN>
+__global__ void __launch_bounds__(kThreads) rotate_kernel(Rotation a, Lanes lanes, std::uint32_t count) {
+  const std::uint32_t at = blockIdx.x * kThreads + threadIdx.x;
+  if (at >= count) return;
+  const std::int64_t t = lanes.token.quotient(at);
+  const std::uint32_t lane = lanes.token.remainder(at);
+  const int part = static_cast<int>(lanes.packs.quotient(lane));
+  const int pack = static_cast<int>(lanes.packs.remainder(lane));
+  const int half = static_cast<int>(a.D_r / 2), channel = pack * kN;
+  const T* x = static_cast<const T*>(a.x) + t * a.H * a.D;
+  T* y = static_cast<T*>(a.y) + t * a.H * a.D;
+  float cos[kN], sin[kN];
+  angles(a, a.positions[t], channel, cos, sin);
+  for (std::int64_t first = part; first < a.H; first += kHeads * lanes.parts) {
+    HeldPack<T, kN> left[kHeads], right[kHeads];
+#pragma unroll
+    for (int j = 0; j < kHeads; ++j) {
+      const std::int64_t h = first + j * lanes.parts;
+      left[j] = right[j] = HeldPack<T, kN>::zero();
+      if (h >= a.H) continue;
+      left[j] = HeldPack<T, kN>::load(x + h * a.D + channel);
+      right[j] = HeldPack<T, kN>::load(x + h * a.D + half + channel);
+    }
+#pragma unroll
+    for (int j = 0; j < kHeads; ++j) {
+      const std::int64_t h = first + j * lanes.parts;
+      if (h >= a.H) continue;
+      float turned[kN];
+#pragma unroll
+      for (int i = 0; i < kN; ++i) turned[i] = left[j][i] * cos[i] - right[j][i] * sin[i];
+      store_pack(y + h * a.D + channel, turned, a.write_y);
+#pragma unroll
+      for (int i = 0; i < kN; ++i) turned[i] = left[j][i] * sin[i] + right[j][i] * cos[i];
+      store_pack(y + h * a.D + half + channel, turned, a.write_y);
+    }
+  }
+  // Channels beyond the rotary width.
+  for (std::int64_t h = part; h < a.H; h += lanes.parts) {
+    for (std::int64_t c = a.D_r + channel; c < a.D; c += lanes.packs_count * kN) {
+      float values[kN];
+      load_pack(x + h * a.D + c, values);
+      store_pack(y + h * a.D + c, values, a.write_y);
+    }
+  }
+}
+
+template <class T, int kN>
+void rotate(const Rotation& a, const Launch& launch) {
+  const std::int64_t packs = a.D_r / 2 / kN, parts = (a.H + kHeads - 1) / kHeads;
+  const std::int64_t count = a.T * packs * parts;
+  WEFT_CHECK(count < INT32_MAX, "rope: {} tokens of {} heads in one launch", a.T, a.H);
+  const Lanes lanes{.token = Divider(static_cast<std::uint32_t>(packs * parts)),
+                    .packs = Divider(static_cast<std::uint32_t>(packs)),
+                    .packs_count = static_cast<int>(packs),
+                    .parts = static_cast<int>(parts)};
+  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
+  rotate_kernel<T, kN>
+      <<<blocks, kThreads, 0, cuda_stream(launch.stream)>>>(a, lanes, static_cast<std::uint32_t>(count));
+  WEFT_CHECK_LAUNCH();
+}
+
+}  // namespace
+
+void rotate_cuda(const Rotation& a, const Launch& launch) {
+  if (a.T * a.H == 0) return;
+  dispatch_cuda(a.dtype, "rope", [&]<class T>() {
+    constexpr int kN = 16 / sizeof(T);
+    const bool aligned = a.D_r % (2 * kN) == 0 && packs_fit<kN>(static_cast<const T*>(a.x), a.D) &&
+                         packs_fit<kN>(static_cast<const T*>(a.y), a.D);
+    if (aligned) {
+      rotate<T, kN>(a, launch);
+    } else {
+      rotate<T, 1>(a, launch);
+    }
+  });
+}
+
+}  // namespace weft
