@@ -89,6 +89,11 @@ std::shared_ptr<Allocator> cuda_allocator(int device_index) {
   return std::make_shared<DeviceHeap>(device_index);
 }
 
+std::shared_ptr<Allocator> lasting_memory(const Device& device) {
+  if (device.planned()) return std::make_shared<Arena>(device, std::size_t{1} << 32);
+  return cuda_allocator(device.index);
+}
+
 std::size_t cuda_free_bytes(int device_index) {
   WEFT_CUDA_CALL(cudaSetDevice(device_index));
   std::size_t available = 0, total = 0;

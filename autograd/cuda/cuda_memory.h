@@ -49,6 +49,9 @@ class CudaArena final : public Allocator {
 // Host memory that the device copies from and to without the driver's help; waits for nothing.
 std::shared_ptr<Allocator> pinned_allocator();
 
+// What lives as long as a model on a device: cuda_allocator, or addresses of a planned device.
+std::shared_ptr<Allocator> lasting_memory(const Device& device);
+
 // Bytes that the driver could still give.
 std::size_t cuda_free_bytes(int device_index);
 

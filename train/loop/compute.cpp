@@ -1,6 +1,7 @@
 #include "train/loop/compute.h"
 
 #include "autograd/cuda/cuda_devices.h"
+#include "train/loop/cuda_step.h"
 #include "train/loop/machine.h"
 
 namespace weft {
@@ -49,17 +50,23 @@ Compute::Compute(const RunSection& run, int local_rank, int local_size) {
   description_ = fmt::format("{}, {}", device.name, place_.dtype == DType::f32 ? "fp32" : "bf16");
 }
 
-void Compute::open_arena() {
+double Compute::measure_matrix_rate() const {
+  return place_.on_cpu() ? weft::measure_matrix_rate() : measure_cuda_matrix_rate(place_);
+}
+
+void Compute::open_arena(std::size_t lasting_bytes) {
   if (place_.on_cpu()) return;
   const int device = place_.stream.device.index;
   const std::size_t available = cuda_free_bytes(device);
-  if (available <= 2 * kReserve) {
+  const std::size_t taken = lasting_bytes + kReserve;
+  if (available <= taken + kReserve) {
+    constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
     config_error(
-        "GPU {}: parameters and optimizer states leave {:.2f} GiB free, which is not enough for a step; use a smaller "
-        "model",
-        device, static_cast<double>(available) / (1024.0 * 1024.0 * 1024.0));
+        "GPU {}: {:.2f} GiB are free, and optimizer states ask {:.2f}, which leaves too little for a step; use a "
+        "smaller model",
+        device, static_cast<double>(available) / kGiB, static_cast<double>(lasting_bytes) / kGiB);
   }
-  place_.arena = std::make_shared<CudaArena>(place_.stream, (available - kReserve) / kBlockAlignment * kBlockAlignment);
+  place_.arena = std::make_shared<CudaArena>(place_.stream, (available - taken) / kBlockAlignment * kBlockAlignment);
 }
 
 }  // namespace weft

@@ -17,9 +17,9 @@ class Compute {
   Compute(const RunSection& run, int local_rank, int local_size);
 
   const Place& place() const { return place_; }
-  // Gives steps all device memory that is left; call it once everything that lasts is allocated. On the CPU steps have
-  // an arena from the start.
-  void open_arena();
+  // Gives steps all device memory that is left when `lasting_bytes` more will last. On the CPU steps have an arena from
+  // the start.
+  void open_arena(std::size_t lasting_bytes);
 
   // For the first line of a run: "NVIDIA H100 80GB HBM3, bf16" or "CPU, fp32".
   const std::string& description() const { return description_; }

@@ -1,6 +1,7 @@
 #include "train/loop/step_engine.h"
 
 #include "autograd/cuda/cuda_memory.h"
+#include "train/loop/cuda_step.h"
 
 namespace weft {
 
@@ -8,6 +9,7 @@ StepEngine::StepEngine(LanguageModel& model, const Place& place, const StepEngin
     : model_(model), place_(place), options_(options) {
   seed_ = to_memory(Tensor::from({1}, std::vector<float>{1.0F}), place.lasting, place.stream);
   sums_ = place.zeros({options.micro_batches, 4}, DType::f64);
+  mean_ = place.zeros({1}, DType::f64);
   if (place.on_cpu()) return;
   latest_ = Tensor({4}, DType::f64, place.lasting);
   recorded_denominator_ = Tensor({1}, DType::f32, place.lasting);
@@ -66,7 +68,22 @@ void StepEngine::accumulate_on_device(const Batch& batch, PhaseClock& clock) {
   recording->graph.replay(place_.stream);
 }
 
-LossSums StepEngine::sums() {
+Tensor StepEngine::mean_loss(Communicator& group) {
+  if (place_.on_cpu()) {
+    const double local = sums().loss;
+    *mean_.data<double>() = all_reduce(group, std::span<const double>(&local, 1), ReduceOp::sum)[0] / denominator_;
+  } else {
+    WEFT_CHECK(group.size() == 1, "{} ranks on GPUs", group.size());
+    mean_loss_cuda({.micro_batches = done_,
+                    .sums = sums_.data<double>(),
+                    .denominator = recorded_denominator_.data<float>(),
+                    .mean = mean_.data<double>()},
+                   place_.stream);
+  }
+  return mean_;
+}
+
+LossSums StepEngine::sums() const {
   const Tensor host = to_host(sums_.rows(0, done_), place_.stream);
   LossSums total;
   for (std::int64_t a = 0; a < done_; ++a) {

@@ -8,6 +8,7 @@
 #include "autograd/cuda/cuda_graph.h"
 #include "autograd/place.h"
 #include "modules/language_model.h"
+#include "parallel/communicator.h"
 #include "train/loop/phase_clock.h"
 #include "train/loop/row_slots.h"
 
@@ -31,7 +32,10 @@ class StepEngine {
   // backward.
   void accumulate(const Batch& batch, PhaseClock& clock, const std::function<void(Parameter&)>& on_ready = {});
   // Of all micro-batches since begin(); waits for the device.
-  LossSums sums();
+  LossSums sums() const;
+  // Of w_t l_t over the micro-batches since begin(), over the denominator: f64 [1] at the place. On the CPU over all
+  // ranks of the group.
+  Tensor mean_loss(Communicator& group);
 
  private:
   struct Recording {
@@ -53,6 +57,7 @@ class StepEngine {
   Tensor pinned_denominator_;
   Tensor latest_;  // f64 [4]: LossSums of the micro-batch that ran last
   Tensor sums_;    // f64 [micro_batches, 4]
+  Tensor mean_;    // f64 [1]
   std::map<RowForm, std::unique_ptr<Recording>> recordings_;
 };
 

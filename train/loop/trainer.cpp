@@ -75,9 +75,15 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
   const Place& place = compute_.place();
   model_.initialise(static_cast<std::uint64_t>(recipe_.run.seed), DType::f32);
   if (!place.on_cpu()) model_.parameters().move_to(place);
-  optimizer_.emplace(place, model_.parameters().all(), optimizer_options(recipe_));
+  const OptimizerOptions optimizer = optimizer_options(recipe_);
+  std::int64_t state_bytes = 0;
+  for (const ParameterPlan& plan : plan_parameters(model_.parameters().all(), optimizer)) {
+    state_bytes += plan.state_bytes;
+  }
+  compute_.open_arena(static_cast<std::size_t>(state_bytes));
+  optimizer_.emplace(model_.parameters().all(), optimizer,
+                     OptimizerPlace{.stream = place.stream, .memory = place.lasting, .scratch = place.arena});
   reducer_.emplace(mesh_.dpcp(), model_.parameters().all());
-  compute_.open_arena();
   resume_from(resume);
   open_loader();
   engine_.emplace(
@@ -247,7 +253,7 @@ double Trainer::flops_of(std::int64_t length) {
   return it->second;
 }
 
-LossSums Trainer::accumulate_gradients(const LoadedStep& loaded, double denominator) {
+void Trainer::accumulate_gradients(const LoadedStep& loaded, double denominator) {
   engine_->begin(denominator);
   step_flops_ = 0.0;
   for (std::size_t a = 0; a < loaded.micro_batches.size(); ++a) {
@@ -262,29 +268,34 @@ LossSums Trainer::accumulate_gradients(const LoadedStep& loaded, double denomina
       if (last) reducer_->mark_ready(parameter);
     });
   }
-  return engine_->sums();
 }
 
 Trainer::AfterStep Trainer::train_step(const LoadedStep& loaded) {
   const double denominator = loss_denominator(loaded);
   StepNumbers numbers;
   if (denominator > 0.0) {
-    const LossSums local = accumulate_gradients(loaded, denominator);
+    const SpikeGuard::Limits limits = spike_guard_on(recipe_) ? guard_.limits(progress_.step) : SpikeGuard::Limits{};
+    optimizer_->prepare({.schedule_factor = schedule_.factor(progress_.step),
+                         .clip = recipe_.optimizer.clip,
+                         .most_loss = limits.loss,
+                         .most_norm = limits.norm});
+    accumulate_gradients(loaded, denominator);
     clock_.enter(Phase::reduce);
     reducer_->finish();
+    const Tensor mean_loss = engine_->mean_loss(mesh_.dp());
+    clock_.enter(Phase::optimizer);
+    optimizer_->step(mean_loss);
+    const StepOutcome outcome = optimizer_->finish();  // the device has done all by then
+    const LossSums local = engine_->sums();
     const std::array<double, 2> sums{local.loss, local.log_z_squared};
     const std::vector<double> total = all_reduce(mesh_.dp(), sums, ReduceOp::sum);
     numbers.loss = total[0] / denominator;
     numbers.z_loss = recipe_.model.z_loss * total[1] / denominator;
-    clock_.enter(Phase::optimizer);
+    numbers.norm = outcome.norm;
     const StepAction action = judge(numbers, loaded);
+    WEFT_CHECK(outcome.applied == (action == StepAction::update), "step {}: an update was {} that should {} have been",
+               progress_.step + 1, outcome.applied ? "made" : "left out", outcome.applied ? "not" : "rather");
     if (action == StepAction::rollback) return AfterStep::roll_back;
-    if (action == StepAction::update) {
-      optimizer_->update(schedule_.factor(progress_.step), clip_factor(numbers.norm, recipe_.optimizer.clip),
-                         GradientsAfter::zero);
-    } else {
-      model_.parameters().zero_gradients(compute_.place().stream);
-    }
     numbers.skipped = action != StepAction::update;
   } else {
     log_.warn(fmt::format("step {}: its rows hold no label; nothing to learn from", progress_.step + 1));
@@ -299,14 +310,13 @@ Trainer::AfterStep Trainer::train_step(const LoadedStep& loaded) {
   return AfterStep::go_on;
 }
 
-StepAction Trainer::judge(StepNumbers& numbers, const LoadedStep& loaded) {
-  const GradientNorm norm = gradient_norm(optimizer_->trainable());
-  numbers.norm = norm.norm;
-  const bool finite = norm.finite() && std::isfinite(numbers.loss);
+StepAction Trainer::judge(const StepNumbers& numbers, const LoadedStep& loaded) {
+  const bool finite = std::isfinite(numbers.norm) && std::isfinite(numbers.loss);
   const StepAction action = policy_.decide(finite);
   if (!finite) {
     report_nonfinite(numbers, loaded);
-    if (!norm.finite()) {
+    if (!std::isfinite(numbers.norm)) {
+      const GradientNorm norm{.norm = numbers.norm, .squares = optimizer_->gradient_squares()};
       log_.warn("  not finite: the gradients of " + nonfinite_parameters(optimizer_->trainable(), norm));
     }
     if (action == StepAction::stop) {

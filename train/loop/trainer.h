@@ -64,11 +64,11 @@ class Trainer {
 
   AfterStep train_step(const LoadedStep& loaded);
   double loss_denominator(const LoadedStep& loaded);
-  // Forward and backward of all micro-batches; local sums of the loss terms.
-  LossSums accumulate_gradients(const LoadedStep& loaded, double denominator);
+  // Forward and backward of all micro-batches.
+  void accumulate_gradients(const LoadedStep& loaded, double denominator);
   // Of forward and backward over one document.
   double flops_of(std::int64_t length);
-  StepAction judge(StepNumbers& numbers, const LoadedStep& loaded);
+  StepAction judge(const StepNumbers& numbers, const LoadedStep& loaded);
   void report_nonfinite(const StepNumbers& numbers, const LoadedStep& loaded);
   void log_step(const StepNumbers& numbers, const LoadedStep& loaded);
   void roll_back(std::int64_t bad_data_step);

@@ -1,7 +1,6 @@
 #include <cstdlib>
 #include <omp.h>
 
-#include "autograd/cuda/cuda_devices.h"
 #include "train/loop/trainer.h"
 #include "train/verbs/verbs.h"
 
@@ -13,11 +12,6 @@ void run_train(World& world, const TrainArguments& arguments) {
     omp_set_num_threads(std::max(1, omp_get_num_procs() / world.local_size()));
   }
   Recipe recipe = load_recipe(arguments.recipe, arguments.overrides);
-  if (recipe.run.device == DeviceChoice::cuda) {
-    config_error(
-        "run.device = \"cuda\": {} GPU{} found, but this version trains on the CPU only; use \"cpu\" or \"auto\"",
-        cuda_devices().size(), cuda_devices().size() == 1 ? "" : "s");
-  }
   Trainer(world, std::move(recipe), {arguments.resume}).run();
 }
 

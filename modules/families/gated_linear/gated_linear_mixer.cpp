@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "autograd/cuda/cuda_memory.h"
 #include "autograd/ops/linear/linear.h"
+#include "autograd/transfer.h"
 
 namespace weft {
 
@@ -31,8 +33,14 @@ ConstantVector::ConstantVector(const std::vector<double>& values)
   f32_.copy_from(f64_);
 }
 
-Var ConstantVector::in(DType dtype) const {
-  return Tape::constant(dtype == DType::f64 ? f64_ : f32_);
+Var ConstantVector::in(const Tape& tape, DType activations) const {
+  const Tensor& host = activations == DType::f64 ? f64_ : f32_;
+  if (tape.device().is_cpu()) return Tape::constant(host);
+  if (!on_device_.defined() || on_device_.device() != tape.device()) {
+    on_device_ = to_memory(host, lasting_memory(tape.device()), tape.stream());
+    synchronize(tape.stream());
+  }
+  return Tape::constant(on_device_);
 }
 
 HeadProjections::HeadProjections(const ParameterScope& scope, std::int64_t width, std::int64_t heads, std::int64_t D_k,

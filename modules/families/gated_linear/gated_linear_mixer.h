@@ -33,14 +33,15 @@ class GatedLinearState final : public MixerState {
   std::vector<Tensor> parts;
 };
 
-// Numbers that are not trained, such as the log decays of heads, in the type of the activations.
+// Numbers that are not trained, such as the log decays of heads, in the type of vectors beside the activations.
 class ConstantVector {
  public:
   explicit ConstantVector(const std::vector<double>& values);
-  Var in(DType dtype) const;  // [values.size()]
+  Var in(const Tape& tape, DType activations) const;  // [values.size()], where the tape computes
 
  private:
   Tensor f64_, f32_;
+  mutable Tensor on_device_;  // made on first use
 };
 
 // Queries, keys and values of all heads as linear maps of x.

@@ -21,7 +21,7 @@ class Mala final : public LinearAttentionLayer {
     const Tensor one = tape.empty({values.dim(0), values.dim(1), 1}, values.dtype());
     dispatch_real(one.dtype(), "mala", [&]<class T>() { std::ranges::fill(one.span<T>(), T(1)); });
     const Var ones = Tape::constant(one);
-    const Var totals = recurrence(tape, {.q = ones, .k = ones, .v = values, .decay = no_decay(values.dtype())},
+    const Var totals = recurrence(tape, {.q = ones, .k = ones, .v = values, .decay = no_decay(tape, values.dtype())},
                                   documents, state != nullptr ? state->parts[1] : Tensor{});
     return magnitude_aware(tape, sums, totals, share_);
   }
