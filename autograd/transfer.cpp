@@ -1,5 +1,6 @@
 #include "autograd/transfer.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "autograd/dispatch.h"
@@ -29,6 +30,15 @@ constexpr Dispatch<GradientSum> kSum{.op = "gradient sum",
                                          },
                                      .cuda = WEFT_ON_CUDA(gradient_sum_cuda)};
 
+constexpr Dispatch<Fill> kFill{.op = "fill",
+                               .cpu =
+                                   [](const Fill& args, const Launch&) {
+                                     dispatch_real(args.dtype, "fill", [&]<class T>() {
+                                       std::fill_n(static_cast<T*>(args.y), args.N, static_cast<T>(args.value));
+                                     });
+                                   },
+                               .cuda = WEFT_ON_CUDA(fill_cuda)};
+
 [[maybe_unused]] void no_cuda(const char* what) {
   fail(ExitCode::internal, "{} on a CUDA device in a build without CUDA", what);
 }
@@ -46,6 +56,10 @@ void fill_zero(const Tensor& tensor, const Stream& stream) {
 #else
   no_cuda("fill_zero");
 #endif
+}
+
+void fill(const Tensor& tensor, double value, const Stream& stream) {
+  kFill({.dtype = tensor.dtype(), .N = tensor.numel(), .value = value, .y = tensor.raw()}, {.stream = stream});
 }
 
 void copy(const Tensor& to, const Tensor& from, [[maybe_unused]] const Stream& stream) {

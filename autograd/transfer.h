@@ -6,6 +6,8 @@
 namespace weft {
 
 void fill_zero(const Tensor& tensor, const Stream& stream);
+// Floating types.
+void fill(const Tensor& tensor, double value, const Stream& stream);
 // Same type and number of elements; either side may be host or device memory. Copies that touch pageable host memory
 // may wait for the stream; those between device blocks never do.
 void copy(const Tensor& to, const Tensor& from, const Stream& stream);
@@ -27,6 +29,14 @@ struct GradientSum {
   const void* from;  // [N]
 };
 void add_into(const Tensor& to, const Tensor& from, const Stream& stream);
+
+struct Fill {
+  DType dtype;
+  std::int64_t N;
+  double value;
+  void* y;  // [N]
+};
+void fill_cuda(const Fill& args, const Launch& launch);
 void gradient_sum_cuda(const GradientSum& args, const Launch& launch);
 
 }  // namespace weft

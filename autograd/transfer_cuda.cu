@@ -8,7 +8,19 @@ struct Identity {
   __device__ void operator()(float x, float& y) const { y = x; }
 };
 
+struct Constant {
+  float value;
+  __device__ void operator()(float& y) const { y = value; }
+};
+
 }  // namespace
+
+void fill_cuda(const Fill& args, const Launch& launch) {
+  dispatch_cuda(args.dtype, "fill", [&]<class T>() {
+    map_cuda(launch, args.N, cuda::std::tuple<>{}, map_outputs(map_output(static_cast<T*>(args.y))),
+             Constant{static_cast<float>(args.value)});
+  });
+}
 
 void gradient_sum_cuda(const GradientSum& args, const Launch& launch) {
   dispatch_cuda(args.to_dtype, "gradient sum", [&]<class To>() {

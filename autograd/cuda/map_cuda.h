@@ -52,7 +52,7 @@ inline constexpr int kMapThreads = 256;
 template <int kN, class F, class Inputs, class Outputs, std::size_t... In, std::size_t... Out>
 __device__ void map_pack(std::int64_t at, const Inputs& inputs, const Outputs& outputs, const F& f,
                          std::index_sequence<In...>, std::index_sequence<Out...>) {
-  float in[sizeof...(In)][kN];
+  float in[sizeof...(In) + 1][kN];  // one more, so that none is legal
   float out[sizeof...(Out)][kN];
   (load_pack(cuda::std::get<In>(inputs) + at, in[In]), ...);
 #pragma unroll

@@ -5,30 +5,42 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<AppendOnesForward> kAppend{"append_ones forward", [](const AppendOnesForward& args, const Launch&) {
+constexpr Dispatch<AppendOnesForward> kAppend{"append_ones forward",
+                                              [](const AppendOnesForward& args, const Launch&) {
                                                 dispatch_real(args.dtype, "append_ones",
                                                               [&]<class T>() { append_ones_forward_cpu<T>(args); });
-                                              }};
+                                              },
+                                              WEFT_ON_CUDA(append_ones_forward_cuda)};
 constexpr Dispatch<AppendOnesBackward> kAppendBackward{
-    "append_ones backward", [](const AppendOnesBackward& args, const Launch&) {
+    "append_ones backward",
+    [](const AppendOnesBackward& args, const Launch&) {
       dispatch_real(args.dtype, "append_ones", [&]<class T>() { append_ones_backward_cpu<T>(args); });
-    }};
-constexpr Dispatch<DivideForward> kDivide{
-    "divide_by_denominator forward", [](const DivideForward& args, const Launch&) {
-      dispatch_real(args.dtype, "divide_by_denominator", [&]<class T>() { divide_forward_cpu<T>(args); });
-    }};
-constexpr Dispatch<DivideBackward> kDivideBackward{
-    "divide_by_denominator backward", [](const DivideBackward& args, const Launch&) {
-      dispatch_real(args.dtype, "divide_by_denominator", [&]<class T>() { divide_backward_cpu<T>(args); });
-    }};
+    },
+    WEFT_ON_CUDA(append_ones_backward_cuda)};
+constexpr Dispatch<DivideForward> kDivide{"divide_by_denominator forward",
+                                          [](const DivideForward& args, const Launch&) {
+                                            dispatch_real(args.dtype, "divide_by_denominator",
+                                                          [&]<class T>() { divide_forward_cpu<T>(args); });
+                                          },
+                                          WEFT_ON_CUDA(divide_forward_cuda)};
+constexpr Dispatch<DivideBackward> kDivideBackward{"divide_by_denominator backward",
+                                                   [](const DivideBackward& args, const Launch&) {
+                                                     dispatch_real(args.dtype, "divide_by_denominator",
+                                                                   [&]<class T>() { divide_backward_cpu<T>(args); });
+                                                   },
+                                                   WEFT_ON_CUDA(divide_backward_cuda)};
 constexpr Dispatch<MagnitudeAwareForward> kMagnitudeAware{
-    "magnitude_aware forward", [](const MagnitudeAwareForward& args, const Launch&) {
+    "magnitude_aware forward",
+    [](const MagnitudeAwareForward& args, const Launch&) {
       dispatch_real(args.dtype, "magnitude_aware", [&]<class T>() { magnitude_aware_forward_cpu<T>(args); });
-    }};
+    },
+    WEFT_ON_CUDA(magnitude_aware_forward_cuda)};
 constexpr Dispatch<MagnitudeAwareBackward> kMagnitudeAwareBackward{
-    "magnitude_aware backward", [](const MagnitudeAwareBackward& args, const Launch&) {
+    "magnitude_aware backward",
+    [](const MagnitudeAwareBackward& args, const Launch&) {
       dispatch_real(args.dtype, "magnitude_aware", [&]<class T>() { magnitude_aware_backward_cpu<T>(args); });
-    }};
+    },
+    WEFT_ON_CUDA(magnitude_aware_backward_cuda)};
 
 // The shape of x with `difference` more columns.
 Shape widened(const Shape& x, std::int64_t difference) {

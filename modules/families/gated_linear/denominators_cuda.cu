@@ -143,8 +143,7 @@ struct MagnitudeGradient {
     if (a.dsums != nullptr) {
       T* dsums = static_cast<T*>(a.dsums) + i * (a.D + 1);
       const float beta = weight + 1.0f / z;
-      const float dz =
-          -row_dot(d_o, sums, a.D, lane) / (z * z) - weight * row_dot(d_o, totals, a.D, lane) / count;
+      const float dz = -row_dot(d_o, sums, a.D, lane) / (z * z) - weight * row_dot(d_o, totals, a.D, lane) / count;
       for (std::int64_t c = lane; c <= a.D; c += 32) {
         put(dsums, c, c < a.D ? beta * load(d_o, c) : is_free(n) ? dz : 0.0f, a.write_dsums);
       }

@@ -99,16 +99,17 @@ std::size_t gated_linear_backward_workspace(const GatedLinearBackward& args);
 
 struct GatedLinearOutput {
   Var o;            // [T, H, d_v]
-  Var final_state;  // [N, H, d_k, d_v]
+  Var final_state;  // [N, H, d_k, d_v], unless the plan does without
 };
 
-// What the caller may fix instead of the policy; for tests and benchmarks. chunk = 0: the policy's length.
+// What the caller may fix instead of the policy; for tests and benchmarks, on the CPU. chunk = 0: the policy's length.
 struct GatedLinearPlan {
   std::int64_t chunk = 0;
   ChunkSchedule schedule = ChunkSchedule::automatic;
+  bool final_state = true;  // whether it is wanted
 };
 
-// Chunk length C of the policy.
+// Chunk length C of the policy on the CPU.
 std::int64_t gated_linear_chunk(DecayKind kind);
 
 // `decay` is [H], [T,H] or, unless heads share keys, [T,H,d_k], <= 0; gradients reach q, k, v, the initial state and a

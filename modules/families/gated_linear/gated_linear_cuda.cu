@@ -1,7 +1,6 @@
 // Launchers of gated_linear.h on CUDA: the choice of kernels, and the decoding step.
-#include "modules/families/gated_linear/gated_linear_cuda.h"
-
 #include "autograd/cuda/cuda_check.h"
+#include "modules/families/gated_linear/gated_linear_cuda.h"
 #include "modules/families/gated_linear/gated_linear_device.h"
 
 namespace weft {

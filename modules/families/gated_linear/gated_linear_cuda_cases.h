@@ -2,12 +2,11 @@
 // numbers, and one run of forward and backward in hostile memory. For tests.
 #pragma once
 
+#include <cmath>
+#include <cstring>
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
-
-#include <cmath>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -61,9 +60,9 @@ struct CudaCase {
   }
   std::string str() const {
     const std::string shape = lengths.size() > 3 ? "packed" : "";
-    std::string text = format_text("kind {} T {} N {} H {}/{} d {}x{} map {} g {} S0 {} dST {}", static_cast<int>(kind),
-                                   tokens(), documents(), H, H_k, d_k, d_v, static_cast<int>(map), gates[0],
-                                   initial_state, final_gradient);
+    std::string text =
+        format_text("kind {} T {} N {} H {}/{} d {}x{} map {} g {} S0 {} dST {}", static_cast<int>(kind), tokens(),
+                    documents(), H, H_k, d_k, d_v, static_cast<int>(map), gates[0], initial_state, final_gradient);
     return text + shape;
   }
 };
@@ -192,7 +191,7 @@ inline void cuda_reference(const CudaCase& c, CudaTensors& t) {
 struct CudaRun {
   bool want_dq = true, want_dk = true, want_dv = true, want_dg = true, want_ds0 = true;
   Write write = Write::overwrite;
-  double before = 0.0;  // what gradients hold before a run that accumulates
+  double before = 0.0;       // what gradients hold before a run that accumulates
   std::int64_t padding = 3;  // entries at the end of the chunk table that do nothing
 };
 
@@ -276,7 +275,8 @@ inline CudaTensors cuda_evaluate(const CudaCase& c, const CudaTensors& in, DType
     const std::int32_t begin = cu.back(), end = begin + c.lengths[n];
     std::int32_t index = 0;
     for (std::int32_t t = begin; t < end; t += static_cast<std::int32_t>(problem.C)) {
-      chunks.push_back({static_cast<std::int32_t>(n), index++, t, std::min(end, t + static_cast<std::int32_t>(problem.C))});
+      chunks.push_back(
+          {static_cast<std::int32_t>(n), index++, t, std::min(end, t + static_cast<std::int32_t>(problem.C))});
     }
     cu.push_back(end);
     offset.push_back(static_cast<std::int32_t>(chunks.size()));

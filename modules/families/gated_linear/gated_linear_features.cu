@@ -80,9 +80,9 @@ __global__ void __launch_bounds__(kThreads) features(FeatureMap map, DeviceRows 
   }
 }
 
-__global__ void __launch_bounds__(kThreads) features_backward(FeatureMap map, std::int64_t shared, std::int64_t W,
-                                                              DeviceRows x, const float* y_rows, const float* dy_rows,
-                                                              DeviceRows dx, Write write) {
+__global__ void __launch_bounds__(kThreads)
+    features_backward(FeatureMap map, std::int64_t shared, std::int64_t W, DeviceRows x, const float* y_rows,
+                      const float* dy_rows, DeviceRows dx, Write write) {
   extern __shared__ float row[];  // [D] x, [W] dy
   const int D = static_cast<int>(x.width);
   float* dy = row + D;

@@ -230,8 +230,7 @@ __global__ void __launch_bounds__(kThreads, 2) query_gradients(Problem p, Device
       for (int s = 0; s < 4; ++s) {
         const int i = ty + 16 * r;
         const std::int64_t x = x0 + tx + 16 * s;
-        tile.acc[r][s] *=
-            i < at.n && x < p.d_k ? p.scale * expf(static_cast<float>(p.G(at.chunk, i, at.h, x))) : 0.0f;
+        tile.acc[r][s] *= i < at.n && x < p.d_k ? p.scale * expf(static_cast<float>(p.G(at.chunk, i, at.h, x))) : 0.0f;
       }
     }
   }

@@ -53,7 +53,7 @@ GatedLinearLayer::GatedLinearLayer(const ParameterScope& scope, const GatedLinea
 // o [T, H, d_v] -> [T, H d_v]. The norm stands where a softmax has its denominator, so it comes before the gate.
 Var GatedLinearLayer::normed(Tape& tape, const Var& o) const {
   const Shape flat{o.dim(0), config_.heads * config_.d_v};
-  const Var weight = norm_w_ != nullptr ? tape.parameter(*norm_w_) : ones_->in(o.dtype());
+  const Var weight = norm_w_ != nullptr ? tape.parameter(*norm_w_) : ones_->on(tape, o.dtype());
   return rms_norm(tape, config_.norm == Norm::per_head ? o : o.reshape(flat), weight).reshape(flat);
 }
 

@@ -33,14 +33,13 @@ ConstantVector::ConstantVector(const std::vector<double>& values)
   f32_.copy_from(f64_);
 }
 
-Var ConstantVector::in(const Tape& tape, DType activations) const {
-  const Tensor& host = activations == DType::f64 ? f64_ : f32_;
+Var ConstantVector::on(const Tape& tape, DType dtype) const {
+  const Tensor& host = accumulator_dtype(dtype) == DType::f64 ? f64_ : f32_;
   if (tape.device().is_cpu()) return Tape::constant(host);
-  if (!on_device_.defined() || on_device_.device() != tape.device()) {
-    on_device_ = to_memory(host, lasting_memory(tape.device()), tape.stream());
-    synchronize(tape.stream());
+  if (!device_.defined() || device_.device() != tape.device()) {
+    device_ = to_memory(host, lasting_memory(tape.device()), tape.stream());
   }
-  return Tape::constant(on_device_);
+  return Tape::constant(device_);
 }
 
 HeadProjections::HeadProjections(const ParameterScope& scope, std::int64_t width, std::int64_t heads, std::int64_t D_k,
@@ -89,7 +88,7 @@ Var GatedLinearMixer::forward(Tape& tape, const Var& x, const DocumentsPtr& docu
 
 Var GatedLinearMixer::recurrence(Tape& tape, const Inputs& in, const DocumentsPtr& documents, const Tensor& matrices) {
   if (!matrices.defined()) {
-    return gated_linear(tape, in.map, in.q, in.k, in.v, in.decay, {}, documents, in.scale).o;
+    return gated_linear(tape, in.map, in.q, in.k, in.v, in.decay, {}, documents, in.scale, {.final_state = false}).o;
   }
   const std::vector<std::int32_t>& starts = documents->cu_seqlens();
   const bool one_token_each =
@@ -100,7 +99,7 @@ Var GatedLinearMixer::recurrence(Tape& tape, const Inputs& in, const DocumentsPt
   }
   const auto [o, final_state] =
       gated_linear(tape, in.map, in.q, in.k, in.v, in.decay, Tape::constant(matrices), documents, in.scale);
-  matrices.copy_from(final_state.value);
+  copy(matrices, final_state.value, tape.stream());
   return o;
 }
 

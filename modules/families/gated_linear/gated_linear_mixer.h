@@ -33,15 +33,16 @@ class GatedLinearState final : public MixerState {
   std::vector<Tensor> parts;
 };
 
-// Numbers that are not trained, such as the log decays of heads, in the type of vectors beside the activations.
+// Numbers that are not trained, such as the log decays of heads.
 class ConstantVector {
  public:
   explicit ConstantVector(const std::vector<double>& values);
-  Var in(const Tape& tape, DType activations) const;  // [values.size()], where the tape computes
+  // Where the tape computes, in the type of statistics beside activations of `dtype`: [values.size()].
+  Var on(const Tape& tape, DType dtype) const;
 
  private:
   Tensor f64_, f32_;
-  mutable Tensor on_device_;  // made on first use
+  mutable Tensor device_;  // f32, made on first use
 };
 
 // Queries, keys and values of all heads as linear maps of x.

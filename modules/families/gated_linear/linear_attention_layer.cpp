@@ -35,8 +35,9 @@ Var LinearAttentionLayer::normalised(Tape& tape, const Var& sums, const Var&, co
 Var LinearAttentionLayer::mix(Tape& tape, const Var& x, const DocumentsPtr& documents, GatedLinearState* state) {
   const Heads h = prepared(tape, projections_(tape, x), documents);
   const Var values = append_ones(tape, h.v);
-  const Var sums = recurrence(tape, {.q = h.q, .k = h.k, .v = values, .decay = no_decay(tape, x.dtype()), .map = config_.map},
-                              documents, state != nullptr ? state->parts[0] : Tensor{});
+  const Var sums =
+      recurrence(tape, {.q = h.q, .k = h.k, .v = values, .decay = no_decay(tape, x.dtype()), .map = config_.map},
+                 documents, state != nullptr ? state->parts[0] : Tensor{});
   const Var o = normalised(tape, sums, values, documents, state);
   return linear(tape, o.reshape({x.dim(0), config_.heads * config_.d_v}), tape.parameter(*wo_));
 }

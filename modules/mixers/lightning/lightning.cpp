@@ -48,11 +48,11 @@ class Lightning final : public GatedLinearLayer {
     if (theta_ != nullptr) {
       // What is trained is added to the initial frequencies.
       const Var theta =
-          add(tape, frequencies_->in(tape, x.dtype()), tape.parameter(*theta_)).reshape({h.q.dim(1), h.q.dim(2)});
+          add(tape, frequencies_->on(tape, x.dtype()), tape.parameter(*theta_)).reshape({h.q.dim(1), h.q.dim(2)});
       q = lrpe(tape, q, theta, documents);
       k = lrpe(tape, k, theta, documents);
     }
-    return {.q = q, .k = k, .v = value_activation_ ? silu(tape, h.v) : h.v, .decay = decay_.in(tape, x.dtype())};
+    return {.q = q, .k = k, .v = value_activation_ ? silu(tape, h.v) : h.v, .decay = decay_.on(tape, x.dtype())};
   }
 
   ConstantVector decay_;

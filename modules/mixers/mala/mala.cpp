@@ -1,8 +1,9 @@
 #include "modules/mixers/mala/mala.h"
 
-#include <algorithm>
 #include <cmath>
 
+#include "autograd/transfer.h"
+#include "autograd/transfer.h"
 #include "modules/families/gated_linear/denominators.h"
 #include "modules/families/gated_linear/linear_attention_layer.h"
 
@@ -19,7 +20,7 @@ class Mala final : public LinearAttentionLayer {
   Var normalised(Tape& tape, const Var& sums, const Var& values, const DocumentsPtr& documents,
                  GatedLinearState* state) override {
     const Tensor one = tape.empty({values.dim(0), values.dim(1), 1}, values.dtype());
-    dispatch_real(one.dtype(), "mala", [&]<class T>() { std::ranges::fill(one.span<T>(), T(1)); });
+    fill(one, 1.0, tape.stream());
     const Var ones = Tape::constant(one);
     const Var totals = recurrence(tape, {.q = ones, .k = ones, .v = values, .decay = no_decay(tape, values.dtype())},
                                   documents, state != nullptr ? state->parts[1] : Tensor{});

@@ -20,7 +20,7 @@ class RetNet final : public GatedLinearLayer {
     return {.q = rope(tape, h.q, documents, rotation_),
             .k = rope(tape, h.k, documents, rotation_),
             .v = h.v,
-            .decay = decay_.in(tape, x.dtype()),
+            .decay = decay_.on(tape, x.dtype()),
             .scale = 1.0 / std::sqrt(static_cast<double>(h.k.dim(2)))};
   }
 
