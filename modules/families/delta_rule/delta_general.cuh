@@ -6,7 +6,7 @@
 
 #include "autograd/cuda/cuda_check.h"
 #include "autograd/cuda/pack.h"
-#include "modules/families/delta_rule/delta_rule_cuda.h"
+#include "modules/families/delta_rule/delta_chunk.cuh"
 
 namespace weft::delta_general {
 
@@ -32,33 +32,6 @@ struct Pairs {
   }
 };
 
-// First elements of one chunk of one value head in [T,H_K,d_k], [T,H,d_v], [T,H,d_k], [T,H], and how far rows are
-// apart.
-struct ChunkRows {
-  __device__ ChunkRows(const DeltaRuleProblem& p, const Chunk& chunk, std::int64_t h)
-      : n(chunk.end - chunk.begin),
-        key((chunk.begin * p.H_K + h / (p.H / p.H_K)) * p.d_k),
-        value((chunk.begin * p.H + h) * p.d_v),
-        head(chunk.begin * p.H + h),
-        ld_key(p.H_K * p.d_k),
-        ld_value(p.H * p.d_v),
-        ld_head(p.H) {
-    const auto* decays = static_cast<const float*>(p.g);
-    if (p.decay == DeltaDecay::none) return;
-    const bool channels = p.decay == DeltaDecay::channel;
-    g = decays + (channels ? head * p.d_k : head);
-    ld_g = channels ? p.H * p.d_k : p.H;
-    channel_step = channels ? 1 : 0;
-  }
-  __device__ float decay(int i, int x) const { return g == nullptr ? 0.0f : g[i * ld_g + x * channel_step]; }
-
-  int n;
-  std::int64_t key, value, head, ld_key, ld_value, ld_head;
-  const float* g = nullptr;
-  std::int64_t ld_g = 0;
-  int channel_step = 0;
-};
-
 // Which decay the rows of a chunk are multiplied with.
 enum class Reach { from_entry, to_exit };
 
@@ -70,6 +43,7 @@ __device__ inline void decayed_rows(const ChunkRows& chunk, int D, const T* rows
                                     float* total) {
   for (int x = threadIdx.x; x < D; x += kThreads) {
     float sum = 0.0f;
+#pragma unroll 8
     for (int step = 0; step < kRows; ++step) {
       const int i = reach == Reach::from_entry ? step : kRows - 1 - step;
       float value = 0.0f;

@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(kThreads) retreat_kernel(DeltaRuleBackward a, 
   const int D = static_cast<int>(a.d_k), d_v = static_cast<int>(a.d_v), thread = static_cast<int>(threadIdx.x);
   float *dS = shared, *rows = dS + D * kLd, *total = rows + kRows * (D + 1), *dO = total + D, *dR = dO + kTile,
         *B = dR + kTile, *P = B + kSquare, *beta = P + kSquare;
-  const std::int64_t n_document = blockIdx.x, h = blockIdx.y, first = blockIdx.z * kColumns;
+  const int h = static_cast<int>(blockIdx.y);
+  const std::int64_t n_document = blockIdx.x, first = blockIdx.z * kColumns;
   const std::int64_t state = (n_document * a.H + h) * D * a.d_v;
   const int y = own_column();
   const bool column_is_there = first + y < d_v;
@@ -74,6 +75,7 @@ __global__ void __launch_bounds__(kThreads) retreat_kernel(DeltaRuleBackward a, 
 #pragma unroll
     for (int r = 0; r < kRowsPerWarp; ++r) {
       const int i = own_row(r);
+#pragma unroll 2
       for (int j = i; j < kRows; ++j) Y[r] += P[j * kSquareLd + i] * dO[j * kLd + y];
       dR[i * kLd + y] = beta[i] * Y[r];
     }
@@ -82,6 +84,7 @@ __global__ void __launch_bounds__(kThreads) retreat_kernel(DeltaRuleBackward a, 
     for (int r = 0; r < kRowsPerWarp; ++r) {
       const int i = own_row(r);
       float sum = 0.0f;
+#pragma unroll 2
       for (int j = i + 1; j < kRows; ++j) sum += B[j * kSquareLd + i] * dR[j * kLd + y];
       Y[r] -= sum;
     }
@@ -217,8 +220,10 @@ __device__ void decay_gradient(float* from, const float* until, float alive) {
   const int x = own_column();
   if (threadIdx.x >= 32) return;
   float sum = alive;
+#pragma unroll 8
   for (int t = kRows - 1; t >= 0; --t) from[t * kLd + x] = sum += from[t * kLd + x];
   sum = 0.0f;
+#pragma unroll 8
   for (int t = 0; t < kRows; ++t) {
     from[t * kLd + x] += sum;
     sum += until[t * kLd + x];
@@ -238,10 +243,10 @@ __global__ void __launch_bounds__(kThreads) gradients_kernel(DeltaRuleBackward a
   const Chunk entry = a.chunks[blockIdx.x];
   if (entry.begin >= entry.end) return;
   const int D = static_cast<int>(a.d_k), d_v = static_cast<int>(a.d_v), thread = static_cast<int>(threadIdx.x);
-  const int group = static_cast<int>(a.H / a.H_K), x = own_column();
+  const int group = static_cast<int>(a.H) / static_cast<int>(a.H_K), x = own_column();
   const auto scale = static_cast<float>(a.scale);
   for (int member = 0; member < group; ++member) {
-    const std::int64_t h = blockIdx.y * group + member;
+    const int h = static_cast<int>(blockIdx.y) * group + member;
     const ChunkRows chunk(a, entry, h);
     const int n = chunk.n;
     const std::int64_t state = (blockIdx.x * a.H + h) * a.d_k * a.d_v;
@@ -280,6 +285,7 @@ __global__ void __launch_bounds__(kThreads) gradients_kernel(DeltaRuleBackward a
       float total = 0.0f;
       if (thread < 2 * kSlice) {
         float sum = 0.0f;
+#pragma unroll 8
         for (int step = 0; step < kRows; ++step) {
           const int i = thread < kSlice ? step : kRows - 1 - step;
           if (thread < kSlice) sum += g[i * kLd + x];
@@ -301,6 +307,7 @@ __global__ void __launch_bounds__(kThreads) gradients_kernel(DeltaRuleBackward a
           at.dS[e / kColumns * kLd + e % kColumns] = is_there ? kept.dexits[from] : 0.0f;
         }
         __syncthreads();
+#pragma unroll 8
         for (int y = 0; y < kColumns; ++y) {
           const float s = at.S[x * kLd + y], ds = at.dS[x * kLd + y];
           alive += s * ds;

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads) pairs_kernel(DeltaRuleProblem p, Pai
         *B = A + kSquare, *beta = B + kSquare;
   const Chunk chunk = p.chunks[blockIdx.x];
   if (chunk.begin >= chunk.end) return;
-  const ChunkRows rows(p, chunk, blockIdx.y);
+  const ChunkRows rows(p, chunk, static_cast<int>(blockIdx.y));
   const int D = static_cast<int>(p.d_k), n = rows.n, thread = static_cast<int>(threadIdx.x);
   const int I = thread / 16 * 4, J = thread % 16 * 4;
   float sum_A[4][4] = {}, sum_P[4][4] = {};
@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(DeltaRuleProblem p, Pair
   const int D = static_cast<int>(p.d_k), d_v = static_cast<int>(p.d_v), thread = static_cast<int>(threadIdx.x);
   float *S = shared, *rows = S + D * kLd, *total = rows + kRows * (D + 1), *U = total + D, *R = U + kTile,
         *B = R + kTile, *P = B + kSquare, *beta = P + kSquare;
-  const std::int64_t n_document = blockIdx.x, h = blockIdx.y, first = blockIdx.z * kColumns;
+  const int h = static_cast<int>(blockIdx.y);
+  const std::int64_t n_document = blockIdx.x, first = blockIdx.z * kColumns;
   const std::int64_t state = (n_document * p.H + h) * D * p.d_v;
   const int y = own_column();
   const bool column_is_there = first + y < d_v;
@@ -153,6 +154,7 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(DeltaRuleProblem p, Pair
     for (int r = 0; r < kRowsPerWarp; ++r) {
       const int i = own_row(r);
       float sum = 0.0f;
+#pragma unroll 2
       for (int j = 0; j < i; ++j) sum += B[i * kSquareLd + j] * R[j * kLd + y];
       W[r] -= sum;
       U[i * kLd + y] = beta[i] * W[r];

@@ -1,0 +1,212 @@
+// What the delta rule's kernels for tensor cores share: bf16, key and value heads of width 128, chunks of 64 tokens.
+//
+// C = 64 rows of a chunk in 4 blocks of 16, D = 128 channels. Decays are sums of g in base 2. Tiles in shared memory
+// are bf16, row-major, rows padded by 8 elements against bank conflicts.
+#pragma once
+
+#include "autograd/tile/async_copy.cuh"
+#include "autograd/tile/mma.cuh"
+#include "modules/families/delta_rule/delta_chunk.cuh"
+
+namespace weft::delta_tensor {
+
+using tile::bf16;
+using tile::FragmentA;
+using tile::FragmentB;
+using tile::FragmentC;
+using tile::SharedMatrix;
+
+inline constexpr int kD = 128, kC = 64, kBlock = 16, kBlocks = kC / kBlock;
+inline constexpr int kLd = kD + 8, kSquareLd = kC + 8;  // rows of tiles
+
+// What a chunk of a value head makes before the states are known; [chunk_count, H] of them in the workspace. Tiles of B
+// and P right of the diagonal are undefined.
+struct Operands {
+  bf16 k_entry[kC * kD];  // K e^G
+  bf16 k_exit[kC * kD];   // K e^(G_n - G)
+  bf16 q_entry[kC * kD];  // scale Q e^G
+  bf16 B[kC * kC];        // A (I + diag(beta) A)^-1
+  bf16 P[kC * kC];
+  float total[kD];  // e^(G_n)
+  float beta[kC];
+};
+
+// Queries and keys times decays to and from the boundaries between blocks, and inside the blocks on the diagonal to and
+// from their middle rows.
+struct LevelTiles {
+  bf16 k16[kC * kLd];  // boundaries of 16 rows between the blocks 0 | 1 and 2 | 3
+  bf16 k32[kC * kLd];  // the boundary in the middle of the chunk
+  bf16 q[kC * kLd];    // rows of block 1 and, at 0, of block 3 for 16 rows; blocks 2 and 3 for the middle
+  // Of each block: keys as rows, keys as columns, queries; where decays inside a block are too fast for that, the sums
+  // of log decays [16][D] in fp32 instead.
+  bf16 diagonal[kBlocks][3][kBlock * kLd];
+
+  __device__ float* sums(int block) { return reinterpret_cast<float*>(diagonal[block]); }
+  __device__ const float* sums(int block) const { return reinterpret_cast<const float*>(diagonal[block]); }
+};
+// Row of LevelTiles::q of the queries of block 1 or 3 for boundaries of 16 rows.
+__device__ inline int query_row16(int block) {
+  return block == 1 ? kBlock : 0;
+}
+
+struct BlockDecays {
+  float log_total[kBlocks][kD];
+  float total[kBlocks][kD];  // 2^log_total
+  int unbounded[kBlocks];    // whether some channel decays by more than the middle row can serve as a reference for
+};
+// Log decay, base 2, from a block's first or last row to its middle up to which factors and their products stay finite
+// in bf16 and fp32: 8 steps of a gate bounded by -5 are 57.7.
+inline constexpr float kReach = 60.0f;
+// Nothing is left below; sums of larger numbers would lose the digits of the small ones.
+inline constexpr float kNothingLeft = -1000.0f;
+
+__device__ inline float log2_decay(float g) {
+  return (g < kNothingLeft ? kNothingLeft : g) * tile::kLog2e;  // keeps NaN
+}
+__device__ inline float2 log2_decays(const ChunkRows& chunk, int i, int x) {
+  if (i >= chunk.n || chunk.g == nullptr) return {0.0f, 0.0f};
+  const float* g = chunk.g + i * chunk.ld_g;
+  if (chunk.channel_step == 0) {
+    const float both = log2_decay(*g);
+    return {both, both};
+  }
+  const float2 pair = *reinterpret_cast<const float2*>(g + x);
+  return {log2_decay(pair.x), log2_decay(pair.y)};
+}
+__device__ inline float2 exp2_pair(float2 x) {
+  return {tile::exp2_fast(x.x), tile::exp2_fast(x.y)};
+}
+__device__ inline float2 operator*(float2 a, float2 b) {
+  return {a.x * b.x, a.y * b.y};
+}
+__device__ inline float2 operator*(float a, float2 b) {
+  return {a * b.x, a * b.y};
+}
+__device__ inline float2 operator+(float2 a, float2 b) {
+  return {a.x + b.x, a.y + b.y};
+}
+__device__ inline float2 operator-(float2 a, float2 b) {
+  return {a.x - b.x, a.y - b.y};
+}
+__device__ inline float2 load_pair(const bf16* from) {
+  return tile::unpack(*reinterpret_cast<const std::uint32_t*>(from));
+}
+__device__ inline void store_pair(bf16* to, float2 value) {
+  *reinterpret_cast<std::uint32_t*>(to) = tile::pack(value.x, value.y);
+}
+__device__ inline float2 load_pair(const float* from) {
+  return *reinterpret_cast<const float2*>(from);
+}
+
+// Fills `tiles` and `decays` of one chunk, by kC / kRows x D / 2 threads: kRows rows, a block or half of one, of two
+// channels each. decays.unbounded is zero on entry. halves: [2 kBlocks][D] where kRows is half a block. log_sums
+// (unless null), rows ld_sums apart: sums of g from the start of a row's block to the row. operands (unless null): the
+// keys and queries of the walks over the states. A barrier must follow.
+template <int kRows>
+__device__ __forceinline__ void make_levels(const ChunkRows& chunk, const bf16* q, const bf16* k, float scale,
+                                            LevelTiles& tiles, BlockDecays& decays, float (*halves)[kD],
+                                            float* log_sums, int ld_sums, Operands* operands) {
+  static_assert(kRows == kBlock || kRows == kBlock / 2, "a block or half of one");
+  constexpr bool kHalves = kRows < kBlock;
+  const int thread = static_cast<int>(threadIdx.x), x = thread % (kD / 2) * 2, part = thread / (kD / 2);
+  const int first = part * kRows, block = first / kBlock, row = first % kBlock;
+  float2 from_start[kRows], sum{0.0f, 0.0f}, middle;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    sum = sum + log2_decays(chunk, first + r, x);
+    from_start[r] = sum;
+  }
+  float2 total = sum;
+  if constexpr (kHalves) {
+    *reinterpret_cast<float2*>(&halves[part][x]) = sum;
+    __syncthreads();
+    middle = load_pair(&halves[block * 2][x]);
+    const float2 before = row == 0 ? float2{0.0f, 0.0f} : middle;
+    total = middle + load_pair(&halves[block * 2 + 1][x]);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) from_start[r] = before + from_start[r];
+  } else {
+    middle = from_start[kBlock / 2 - 1];
+  }
+  const float2 above = from_start[0] - middle, below = middle - from_start[kRows - 1];
+  const bool bounded = above.x <= kReach && above.y <= kReach && below.x <= kReach && below.y <= kReach;
+  if (!bounded) decays.unbounded[block] = 1;
+  if (row == 0) {
+    *reinterpret_cast<float2*>(&decays.log_total[block][x]) = total;
+    *reinterpret_cast<float2*>(&decays.total[block][x]) = exp2_pair(total);
+  }
+  __syncthreads();
+  const auto total_of = [&](int b) { return load_pair(&decays.total[b][x]); };
+  float2 entry{1.0f, 1.0f}, exit{1.0f, 1.0f}, outer{1.0f, 1.0f};
+  if (operands != nullptr) {
+    for (int b = 0; b < block; ++b) entry = entry * total_of(b);
+    for (int b = block + 1; b < kBlocks; ++b) exit = exit * total_of(b);
+  }
+  if (block == 0) outer = total_of(1);
+  if (block == 3) outer = total_of(2);
+  const bool unbounded = decays.unbounded[block] != 0;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int i = first + r, own = row + r;
+    float2 key{0.0f, 0.0f}, query{0.0f, 0.0f};
+    if (i < chunk.n) {
+      key = load_pair(k + i * chunk.ld_key + x);
+      query = scale * load_pair(q + i * chunk.ld_key + x);
+    }
+    const float2 start = exp2_pair(from_start[r]), end = exp2_pair(total - from_start[r]);
+    const float2 rows = key * start, columns = key * end, queries = query * start;
+    store_pair(&tiles.k16[i * kLd + x], block % 2 == 0 ? columns : rows);
+    store_pair(&tiles.k32[i * kLd + x], outer * (block < 2 ? columns : rows));
+    if (block % 2 == 1) store_pair(&tiles.q[(query_row16(block) + own) * kLd + x], queries);
+    if (block >= 2) store_pair(&tiles.q[i * kLd + x], outer * queries);
+    if (unbounded) {
+      *reinterpret_cast<float2*>(tiles.sums(block) + own * kD + x) = from_start[r];
+    } else {
+      const float2 up = exp2_pair(from_start[r] - middle), down = exp2_pair(middle - from_start[r]);
+      store_pair(&tiles.diagonal[block][0][own * kLd + x], key * up);
+      store_pair(&tiles.diagonal[block][1][own * kLd + x], key * down);
+      store_pair(&tiles.diagonal[block][2][own * kLd + x], query * up);
+    }
+    if (log_sums != nullptr) *reinterpret_cast<float2*>(log_sums + i * ld_sums + x) = from_start[r];
+    if (operands == nullptr) continue;
+    store_pair(&operands->k_entry[i * kD + x], entry * rows);
+    store_pair(&operands->q_entry[i * kD + x], entry * queries);
+    store_pair(&operands->k_exit[i * kD + x], exit * columns);
+  }
+}
+
+// Rows (of 16-byte pieces) from global to shared memory without waiting; zeros from row n on.
+template <int kWidth, int kThreads>
+__device__ inline void copy_rows_async(bf16* to, int ld_to, const bf16* from, std::int64_t ld_from, int rows, int n) {
+  constexpr int kPieces = kWidth / 8;
+  for (int e = threadIdx.x; e < rows * kPieces; e += kThreads) {
+    const int i = e / kPieces, x = e % kPieces * 8;
+    tile::copy16_async(to + i * ld_to + x, i < n ? from + i * ld_from + x : from, i < n);
+  }
+}
+
+// Row and column of register e of an accumulator [16 x 8]; e and e + 1 are neighbours for even e.
+__device__ inline int fragment_row(int e) {
+  return static_cast<int>(threadIdx.x) % 32 / 4 + e / 2 * 8;
+}
+__device__ inline int fragment_column() {
+  return static_cast<int>(threadIdx.x) % 4 * 2;
+}
+
+// Launches of one kernel each; `records` is [chunk_count, H].
+void make_operands(const DeltaRuleProblem& p, Operands* records, const Launch& launch);
+// Outputs and final states, or (with `entries`) the states at the entries of chunks [chunk_count, H, D, D] and the
+// prediction errors [T, H, D].
+void walk_states(const DeltaRuleProblem& p, const Operands* records, void* o, void* st, bf16* entries, bf16* errors,
+                 const Launch& launch);
+// The gradients of the values and initial states, those at the exits of chunks [chunk_count, H, D, D] and of the u_t.
+void retreat_states(const DeltaRuleBackward& a, const Operands* records, bf16* dexits, bf16* Y, const Launch& launch);
+// All other gradients.
+struct GradientSources {
+  const bf16 *entries, *dexits, *W, *Y;
+  const Operands* records;
+  float *sum_dq, *sum_dk;  // [T, H_K, D] sums over the value heads of a key head so far; none with one each
+};
+void chunk_gradients(const DeltaRuleBackward& a, const GradientSources& from, const Launch& launch);
+
+}  // namespace weft::delta_tensor

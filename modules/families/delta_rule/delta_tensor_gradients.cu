@@ -1,0 +1,490 @@
+// The gradients of queries, keys, decays and betas with tensor cores: parallel over chunks and key heads, whose value
+// heads follow each other.
+//
+// Sixteen warps have 16 rows and 32 channels each. dg is a suffix sum of rows minus columns, in which every pair that
+// lies behind a token must cancel: both sides are taken from the same rounded operands, so that what is left over is
+// the rounding of fp32 sums.
+#include "autograd/tile/reduce.cuh"
+#include "modules/families/delta_rule/delta_tensor.cuh"
+
+namespace weft::delta_tensor {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kChannels = 32, kTiles = kChannels / 8;  // of a warp
+constexpr int kLdSums = kD + 4;
+
+struct Columns {  // everything along the value columns
+  bf16 d_o[kC * kLd], U[kC * kLd], dR[kC * kLd];
+  bf16 S[kD * kLd], dS[kD * kLd];
+};
+struct Channels {  // everything along the key channels
+  LevelTiles tiles;
+  float log_sums[kC * kLdSums];
+};
+struct DecaySums {  // at the end
+  float rows[kC * kLdSums];
+  float totals[kBlocks][kD];
+  float heads[kC][kBlocks];
+};
+struct Shared {
+  union {
+    Columns columns;
+    Channels channels;
+    DecaySums sums;
+  };
+  bf16 dP[kC * kSquareLd], dB[kC * kSquareLd];  // strictly lower
+  BlockDecays decays;
+  float diagonal[kC];  // of dP
+  float beta[kC], alive[kD];
+  float halves[2 * kBlocks][kD];
+  // Products with the states, out of the registers' way: each thread's own U dS'^T and half of its dR S^T.
+  float updates[kTiles * 4][kThreads];
+  float values[kTiles * 2][kThreads];
+  float left[kBlocks][kD];  // what the keys of a block leave in the exit state, for dg
+};
+
+using WarpTile = FragmentC[kTiles];
+
+// Tiles of the value columns; U = beta W and dR = beta Y are rounded once more. dbeta_i = <Y_i, W_i> on the way.
+__device__ void load_columns(const DeltaRuleBackward& a, const GradientSources& from, const ChunkRows& chunk,
+                             std::int64_t state, Shared& shared) {
+  Columns& to = shared.columns;
+  const auto* d_o = static_cast<const bf16*>(a.d_o) + chunk.value;
+  copy_rows_async<kD, kThreads>(to.S, kLd, from.entries + state, kD, kD, kD);
+  copy_rows_async<kD, kThreads>(to.dS, kLd, from.dexits + state, kD, kD, kD);
+  copy_rows_async<kD, kThreads>(to.d_o, kLd, d_o, chunk.ld_value, kC, chunk.n);
+  tile::commit_copies();
+  constexpr int kPieces = kD / 8;
+#pragma unroll
+  for (int e = threadIdx.x; e < kC * kPieces; e += kThreads) {
+    const int i = e / kPieces, y = e % kPieces * 8;
+    const bool valid = i < chunk.n;
+    const std::int64_t at = chunk.value + (valid ? i : 0) * chunk.ld_value + y;
+    const auto W = tile::load16_if(valid, from.W + at), Y = tile::load16_if(valid, from.Y + at);
+    tile::Vector16<bf16> U, dR;
+    float dbeta = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      dbeta += W.get(j) * Y.get(j);
+      U.set(j, shared.beta[i] * W.get(j));
+      dR.set(j, shared.beta[i] * Y.get(j));
+    }
+    tile::store16(to.U + i * kLd + y, U);
+    tile::store16(to.dR + i * kLd + y, dR);
+    dbeta = tile::reduce_lanes<tile::Sum, kPieces>(dbeta);
+    if (a.dbeta == nullptr || !valid || y != 0) continue;
+    const float value[1] = {dbeta};
+    store_pack(static_cast<float*>(a.dbeta) + chunk.head + i * chunk.ld_head, value, a.write_dbeta);
+  }
+  tile::wait_copies<0>();
+}
+
+// dP = tril(dO U^T), dB = -stril(dR U^T): one block [16 x 16] for a warp.
+__device__ void score_gradients(Shared& shared) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, I = warp % 4, J = warp / 4;
+  if (J > I) return;
+  const SharedMatrix outputs(shared.columns.d_o, kLd), values(shared.columns.dR, kLd), updates(shared.columns.U, kLd);
+  FragmentC P[2] = {}, B[2] = {};
+#pragma unroll
+  for (int y = 0; y < kD; y += 16) {
+    FragmentB b[2];
+    load_b_transposed(b, updates, J * kBlock, y);
+    const FragmentA from_outputs = load_a(outputs, I * kBlock, y), from_values = load_a(values, I * kBlock, y);
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      mma(P[t], from_outputs, b[t]);
+      mma(B[t], from_values, b[t]);
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+#pragma unroll
+    for (int e = 0; e < 4; e += 2) {
+      const int i = I * kBlock + fragment_row(e), j = J * kBlock + 8 * t + fragment_column();
+      const bool low = i > j, high = i > j + 1;
+      store_pair(shared.dP + i * kSquareLd + j, {low ? P[t].x[e] : 0.0f, high ? P[t].x[e + 1] : 0.0f});
+      store_pair(shared.dB + i * kSquareLd + j, {low ? -B[t].x[e] : 0.0f, high ? -B[t].x[e + 1] : 0.0f});
+      if (i == j) shared.diagonal[i] = P[t].x[e];
+      if (i == j + 1) shared.diagonal[i] = P[t].x[e + 1];
+    }
+  }
+}
+
+// A warp's rows times states: dO S^T, dR S^T and U dS'^T.
+__device__ __forceinline__ void state_gradients(const Columns& in, int row, int channel, WarpTile& outputs,
+                                                WarpTile& values, WarpTile& updates) {
+#pragma unroll 1
+  for (int y = 0; y < kD; y += 16) {
+    const FragmentA d_o = load_a(SharedMatrix(in.d_o, kLd), row, y), dR = load_a(SharedMatrix(in.dR, kLd), row, y),
+                    U = load_a(SharedMatrix(in.U, kLd), row, y);
+#pragma unroll
+    for (int t = 0; t < kTiles; t += 2) {
+      FragmentB S[2], dS[2];
+      load_b_transposed(S, SharedMatrix(in.S, kLd), channel + 8 * t, y);
+      load_b_transposed(dS, SharedMatrix(in.dS, kLd), channel + 8 * t, y);
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        mma(outputs[t + u], d_o, S[u]);
+        mma(values[t + u], dR, S[u]);
+        mma(updates[t + u], U, dS[u]);
+      }
+    }
+  }
+}
+
+// alive[x] = <S_x, dS'_x> over the value columns; four lanes a channel.
+__device__ void living_states(const Columns& in, float* alive) {
+  const int x = static_cast<int>(threadIdx.x) / 4, part = static_cast<int>(threadIdx.x) % 4;
+  float sum = 0.0f;
+#pragma unroll
+  for (int piece = part; piece < kD / 8; piece += 4) {
+    const auto S = tile::load16(in.S + x * kLd + piece * 8), dS = tile::load16(in.dS + x * kLd + piece * 8);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum += S.get(j) * dS.get(j);
+  }
+  sum = tile::reduce_lanes<tile::Sum, 4>(sum);
+  if (part == 0) alive[x] = sum;
+}
+
+// What a warp gathers for 16 rows and 16 channels.
+struct Gathered {
+  FragmentC dq[2], dk[2];
+  FragmentC rows[2];  // dg is suffix sums of these
+};
+
+// Rows [row, row + 16) of both score gradients times rows of keys [key, key + 16 steps), two tiles of channels.
+__device__ inline void multiply_rows(const Shared& shared, int row, const bf16* keys, int key, int score, int steps,
+                                     int channel, FragmentC (&query)[2], FragmentC (&reader)[2]) {
+  for (int s = 0; s < steps; ++s) {
+    const FragmentA dP = load_a(SharedMatrix(shared.dP, kSquareLd), row, score + 16 * s);
+    const FragmentA dB = load_a(SharedMatrix(shared.dB, kSquareLd), row, score + 16 * s);
+    FragmentB b[2];
+    load_b(b, SharedMatrix(keys, kLd), key + 16 * s, channel);
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      mma(query[t], dP, b[t]);
+      mma(reader[t], dB, b[t]);
+    }
+  }
+}
+// The transposes: columns [row, row + 16) of the score gradients times rows of queries and keys.
+__device__ inline void multiply_columns(const Shared& shared, int row, const bf16* queries, int query, const bf16* keys,
+                                        int key, int score, int steps, int channel, FragmentC (&writer)[2]) {
+  for (int s = 0; s < steps; ++s) {
+    const FragmentA dP = load_a_transposed(SharedMatrix(shared.dP, kSquareLd), score + 16 * s, row);
+    const FragmentA dB = load_a_transposed(SharedMatrix(shared.dB, kSquareLd), score + 16 * s, row);
+    FragmentB q[2], k[2];
+    load_b(q, SharedMatrix(queries, kLd), query + 16 * s, channel);
+    load_b(k, SharedMatrix(keys, kLd), key + 16 * s, channel);
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      mma(writer[t], dP, q[t]);
+      mma(writer[t], dB, k[t]);
+    }
+  }
+}
+
+// f(tile of the pair, register, row in the block, channel) for two tiles of channels.
+template <class F>
+__device__ inline void for_pair(int channel, F&& f) {
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+#pragma unroll
+    for (int e = 0; e < 4; e += 2) f(t, e, fragment_row(e), channel + 8 * t + fragment_column());
+  }
+}
+__device__ inline float2 at(const FragmentC& c, int e) {
+  return {c.x[e], c.x[e + 1]};
+}
+__device__ inline void put(FragmentC& c, int e, float2 value) {
+  c.x[e] = value.x;
+  c.x[e + 1] = value.y;
+}
+__device__ inline void add(FragmentC& c, int e, float2 value) {
+  c.x[e] += value.x;
+  c.x[e + 1] += value.y;
+}
+
+// The pairs of a block whose decays have no common reference: one by one.
+__device__ __forceinline__ void single_pairs(const Shared& shared, const ChunkRows& chunk, const bf16* q, const bf16* k,
+                                             float scale, int block, int channel, Gathered& to) {
+  const float* sums = shared.channels.tiles.sums(block);
+  const int first = block * kBlock;
+  for_pair(channel, [&](int t, int first_register, int r, int first_channel) {
+    if (first + r >= chunk.n) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int e = first_register + half, x = first_channel + half;
+      const float own = sums[r * kD + x];
+      float query = 0.0f, reader = 0.0f, writer = 0.0f;
+#pragma unroll 1
+      for (int other = 0; other < kBlock && first + other < chunk.n; ++other) {
+        if (other == r) continue;
+        const int i = first + max(r, other), j = first + min(r, other), at = (first + other) * chunk.ld_key + x;
+        const float decay = tile::exp2_fast(-fabsf(own - sums[other * kD + x]));
+        const float dP = decay * tile::to_float(shared.dP[i * kSquareLd + j]);
+        const float dB = decay * tile::to_float(shared.dB[i * kSquareLd + j]);
+        const float key = tile::to_float(k[at]);
+        if (other < r) {
+          query += dP * key;
+          reader += dB * key;
+        } else {
+          writer += dB * key + dP * scale * tile::to_float(q[at]);
+        }
+      }
+      const int at = (first + r) * chunk.ld_key + x;
+      to.dq[t].x[e] += scale * query;
+      to.dk[t].x[e] += reader + writer;
+      to.rows[t].x[e] += scale * tile::to_float(q[at]) * query + tile::to_float(k[at]) * (reader - writer);
+    }
+  });
+}
+
+// All pairs of the chunk, for two tiles of the warp's channels.
+__device__ __forceinline__ void pair_gradients(const Shared& shared, const ChunkRows& chunk, const bf16* q,
+                                               const bf16* k, float scale, int block, int channel, Gathered& to) {
+  const LevelTiles& tiles = shared.channels.tiles;
+  const BlockDecays& decays = shared.decays;
+  const float* log_sums = shared.channels.log_sums + block * kBlock * kLdSums;
+  const int row = block * kBlock;
+  const auto from_start = [&](int r, int x) { return load_pair(log_sums + r * kLdSums + x); };
+  const auto to_end = [&](int r, int x) { return load_pair(&decays.log_total[block][x]) - from_start(r, x); };
+  // As rows: `factor` brings the products to the row itself; queries and keys are those the products with P and A had.
+  const auto take_rows = [&](const FragmentC(&query)[2], const FragmentC(&reader)[2], const bf16* queries,
+                             int query_row, const bf16* keys, int key_row, auto&& factor) {
+    for_pair(channel, [&](int t, int e, int r, int x) {
+      const float2 f = factor(r, x), own_query = at(query[t], e), own_reader = at(reader[t], e);
+      add(to.dq[t], e, scale * (f * own_query));
+      add(to.dk[t], e, f * own_reader);
+      add(to.rows[t], e,
+          load_pair(queries + (query_row + r) * kLd + x) * own_query +
+              load_pair(keys + (key_row + r) * kLd + x) * own_reader);
+    });
+  };
+  const auto take_columns = [&](const FragmentC(&writer)[2], const bf16* keys, int key_row, auto&& factor) {
+    for_pair(channel, [&](int t, int e, int r, int x) {
+      const float2 own = at(writer[t], e);
+      add(to.dk[t], e, factor(r, x) * own);
+      add(to.rows[t], e, -1.0f * (load_pair(keys + (key_row + r) * kLd + x) * own));
+    });
+  };
+  {
+    FragmentC query[2] = {}, other[2] = {};
+    if (block >= 2) {
+      multiply_rows(shared, row, tiles.k32, 0, 0, 2, channel, query, other);
+      take_rows(query, other, tiles.q, row, tiles.k32, row, [&](int r, int x) {
+        const float2 f = exp2_pair(from_start(r, x));
+        return block == 3 ? f * load_pair(&decays.total[2][x]) : f;
+      });
+    } else {
+      multiply_columns(shared, row, tiles.q, 32, tiles.k32, 32, 32, 2, channel, other);
+      take_columns(other, tiles.k32, row, [&](int r, int x) {
+        const float2 f = exp2_pair(to_end(r, x));
+        return block == 0 ? f * load_pair(&decays.total[1][x]) : f;
+      });
+    }
+  }
+  {
+    FragmentC query[2] = {}, other[2] = {};
+    if (block % 2 == 1) {
+      multiply_rows(shared, row, tiles.k16, row - kBlock, row - kBlock, 1, channel, query, other);
+      take_rows(query, other, tiles.q, query_row16(block), tiles.k16, row,
+                [&](int r, int x) { return exp2_pair(from_start(r, x)); });
+    } else {
+      multiply_columns(shared, row, tiles.q, query_row16(block + 1), tiles.k16, row + kBlock, row + kBlock, 1, channel,
+                       other);
+      take_columns(other, tiles.k16, row, [&](int r, int x) { return exp2_pair(to_end(r, x)); });
+    }
+  }
+  if (decays.unbounded[block]) return single_pairs(shared, chunk, q, k, scale, block, channel, to);
+  const bf16 *as_rows = tiles.diagonal[block][0], *as_columns = tiles.diagonal[block][1],
+             *queries = tiles.diagonal[block][2];
+  FragmentC query[2] = {}, reader[2] = {}, writer[2] = {};
+  multiply_rows(shared, row, as_columns, 0, row, 1, channel, query, reader);
+  take_rows(query, reader, queries, 0, as_rows, 0,
+            [&](int r, int x) { return exp2_pair(from_start(r, x) - from_start(kBlock / 2 - 1, x)); });
+  multiply_columns(shared, row, queries, 0, as_rows, 0, row, 1, channel, writer);
+  take_columns(writer, as_columns, 0,
+               [&](int r, int x) { return exp2_pair(from_start(kBlock / 2 - 1, x) - from_start(r, x)); });
+}
+
+// Where the gradients of queries and keys go; sums over the value heads of a key head wait in fp32.
+struct KeyTargets {
+  float *sum_dq, *sum_dk;  // [T, H_K, D]
+  int member, group;       // value heads of the key head
+};
+
+__device__ __forceinline__ void store_rows(void* gradient, Write write, float* sums, const KeyTargets& targets,
+                                           const ChunkRows& chunk, int block, int channel, FragmentC (&values)[2]) {
+  for_pair(channel, [&](int t, int e, int r, int x) {
+    const int i = block * kBlock + r;
+    if (i >= chunk.n) return;
+    const std::int64_t target = chunk.key + i * chunk.ld_key + x;
+    if (targets.member > 0) add(values[t], e, load_pair(sums + target));
+    const float pair[2] = {values[t].x[e], values[t].x[e + 1]};
+    if (targets.member + 1 < targets.group) {
+      store_pack(sums + target, pair);
+    } else if (gradient != nullptr) {
+      store_pack(static_cast<bfloat16*>(gradient) + target, pair, write);
+    }
+  });
+}
+
+template <int kSize>
+__device__ inline float2 parked(const float (&values)[kSize][kThreads], int e) {
+  return {values[e][threadIdx.x], values[e + 1][threadIdx.x]};
+}
+
+// Everything for two tiles of the warp's channels. outputs: dO S^T on entry, what dg sums on return; values: dR S^T.
+template <int kPair>
+__device__ __forceinline__ void gather(const DeltaRuleBackward& a, Shared& shared, const ChunkRows& chunk,
+                                       const KeyTargets& targets, int block, int warp_channel, WarpTile& outputs,
+                                       const WarpTile& values) {
+  const auto* q = static_cast<const bf16*>(a.q) + chunk.key;
+  const auto* k = static_cast<const bf16*>(a.k) + chunk.key;
+  const auto scale = static_cast<float>(a.scale);
+  const int channel = warp_channel + 8 * kPair;
+  Gathered to;
+  float2 left_of[2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
+  for_pair(channel, [&](int t, int e, int r, int x) {
+    const int i = block * kBlock + r;
+    float2 own_q{0.0f, 0.0f}, own_k{0.0f, 0.0f};
+    if (i < chunk.n) {
+      own_q = load_pair(q + i * chunk.ld_key + x);
+      own_k = load_pair(k + i * chunk.ld_key + x);
+    }
+    const float2 sum = load_pair(shared.channels.log_sums + i * kLdSums + x);
+    float2 entry_decay = exp2_pair(sum), exit_decay = exp2_pair(load_pair(&shared.decays.log_total[block][x]) - sum);
+#pragma unroll 1
+    for (int b = 0; b < block; ++b) entry_decay = entry_decay * load_pair(&shared.decays.total[b][x]);
+#pragma unroll 1
+    for (int b = block + 1; b < kBlocks; ++b) exit_decay = exit_decay * load_pair(&shared.decays.total[b][x]);
+    const float2 query = scale * (entry_decay * at(outputs[kPair + t], e));
+    const float2 reader = -1.0f * (entry_decay * (kPair == 0 ? at(values[t], e) : parked(shared.values, t * 4 + e)));
+    const float2 leaver = exit_decay * parked(shared.updates, (kPair + t) * 4 + e);
+    const float diagonal = shared.diagonal[i] * scale;
+    const float2 left = own_k * leaver;
+    put(to.dq[t], e, query + diagonal * own_k);
+    put(to.dk[t], e, reader + leaver + diagonal * own_q);
+    put(to.rows[t], e, own_q * query + own_k * reader - left);
+    left_of[t] = left_of[t] + left;
+  });
+  // Over the block's rows: two of each lane, eight lanes with the same channels.
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+#pragma unroll
+    for (int mask = 4; mask < 32; mask *= 2) {
+      left_of[t].x += __shfl_xor_sync(0xffffffffu, left_of[t].x, mask);
+      left_of[t].y += __shfl_xor_sync(0xffffffffu, left_of[t].y, mask);
+    }
+    if (threadIdx.x % 32 < 4) {
+      *reinterpret_cast<float2*>(&shared.left[block][channel + 8 * t + fragment_column()]) = left_of[t];
+    }
+  }
+  pair_gradients(shared, chunk, q, k, scale, block, channel, to);
+  store_rows(a.dq, a.write_dq, targets.sum_dq, targets, chunk, block, channel, to.dq);
+  store_rows(a.dk, a.write_dk, targets.sum_dk, targets, chunk, block, channel, to.dk);
+  outputs[kPair] = to.rows[0];
+  outputs[kPair + 1] = to.rows[1];
+}
+
+// dg_t = alive e^(G_n) + sum_(i >= t) rows_i + sum of left, by four threads a channel; per head, the channels' sum.
+__device__ void decay_gradients(const DeltaRuleBackward& a, const ChunkRows& chunk, Shared& shared) {
+  DecaySums& sums = shared.sums;
+  const int x = static_cast<int>(threadIdx.x) % kD, block = static_cast<int>(threadIdx.x) / kD;
+  float total = 0.0f;
+  for (int r = 0; r < kBlock; ++r) total += sums.rows[(block * kBlock + r) * kLdSums + x];
+  sums.totals[block][x] = total;
+  __syncthreads();
+  total = shared.alive[x];
+  for (int b = 0; b < kBlocks; ++b) total *= shared.decays.total[b][x];
+  for (int b = 0; b < kBlocks; ++b) total += shared.left[b][x];
+  for (int b = kBlocks - 1; b > block; --b) total += sums.totals[b][x];
+  for (int r = kBlock - 1; r >= 0; --r) {
+    float& row = sums.rows[(block * kBlock + r) * kLdSums + x];
+    row = total += row;
+  }
+  auto* dg = static_cast<float*>(a.dg);
+  for (int r = 0; r < kBlock; ++r) {
+    const int i = block * kBlock + r;
+    const float value = sums.rows[i * kLdSums + x];
+    if (chunk.channel_step == 1) {
+      if (i >= chunk.n) break;
+      const float values[1] = {value};
+      store_pack(dg + chunk.head * kD + i * chunk.ld_g + x, values, a.write_dg);
+    } else {
+      const float sum = tile::reduce_lanes<tile::Sum>(value);
+      if (threadIdx.x % 32 == 0) sums.heads[i][x / 32] = sum;
+    }
+  }
+  if (chunk.channel_step == 1) return;
+  __syncthreads();
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= chunk.n) return;
+  const float values[1] = {sums.heads[i][0] + sums.heads[i][1] + sums.heads[i][2] + sums.heads[i][3]};
+  store_pack(dg + chunk.head + i * chunk.ld_head, values, a.write_dg);
+}
+
+__global__ void __launch_bounds__(kThreads) gradients_kernel(DeltaRuleBackward a, GradientSources from) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  const Chunk entry = a.chunks[blockIdx.x];
+  if (entry.begin >= entry.end) return;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  const int block = warp % kBlocks, row = block * kBlock, channel = warp / kBlocks * kChannels;
+  const int group = static_cast<int>(a.H) / static_cast<int>(a.H_K);
+  for (int member = 0; member < group; ++member) {
+    const int h = static_cast<int>(blockIdx.y) * group + member;
+    const ChunkRows chunk(a, entry, h);
+    const KeyTargets targets{from.sum_dq, from.sum_dk, member, group};
+    __syncthreads();
+    if (thread < kC) shared.beta[thread] = from.records[blockIdx.x * a.H + h].beta[thread];
+    if (thread < kBlocks) shared.decays.unbounded[thread] = 0;
+    __syncthreads();
+    load_columns(a, from, chunk, (blockIdx.x * a.H + h) * kD * kD, shared);
+    __syncthreads();
+    score_gradients(shared);
+    living_states(shared.columns, shared.alive);
+    WarpTile outputs = {}, values = {}, updates = {};
+    state_gradients(shared.columns, row, channel, outputs, values, updates);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        shared.updates[t * 4 + e][thread] = updates[t].x[e];
+        if (t >= 2) shared.values[(t - 2) * 4 + e][thread] = values[t].x[e];
+      }
+    }
+    __syncthreads();  // columns become channels
+    make_levels<kBlock / 2>(chunk, static_cast<const bf16*>(a.q) + chunk.key, static_cast<const bf16*>(a.k) + chunk.key,
+                            static_cast<float>(a.scale), shared.channels.tiles, shared.decays, shared.halves,
+                            shared.channels.log_sums, kLdSums, nullptr);
+    __syncthreads();
+    gather<0>(a, shared, chunk, targets, block, channel, outputs, values);
+    gather<2>(a, shared, chunk, targets, block, channel, outputs, values);
+    if (a.dg == nullptr) continue;
+    __syncthreads();  // channels become sums
+#pragma unroll
+    for (int t = 0; t < kTiles; t += 2) {
+      for_pair(channel + 8 * t, [&](int u, int e, int r, int x) {
+        *reinterpret_cast<float2*>(shared.sums.rows + (row + r) * kLdSums + x) = at(outputs[t + u], e);
+      });
+    }
+    __syncthreads();
+    decay_gradients(a, chunk, shared);
+  }
+}
+
+}  // namespace
+
+void chunk_gradients(const DeltaRuleBackward& a, const GradientSources& from, const Launch& launch) {
+  if (a.chunk_count == 0) return;
+  WEFT_CUDA_CALL(cudaFuncSetAttribute(reinterpret_cast<const void*>(gradients_kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared))));
+  const dim3 grid(static_cast<unsigned>(a.chunk_count), static_cast<unsigned>(a.H_K));
+  gradients_kernel<<<grid, kThreads, sizeof(Shared), cuda_stream(launch.stream)>>>(a, from);
+  WEFT_CHECK_LAUNCH();
+}
+
+}  // namespace weft::delta_tensor
