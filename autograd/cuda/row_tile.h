@@ -96,23 +96,33 @@ struct RowTile {
     }
   }
 
-  // Over the row; every thread of it gets the sum. All threads of the block take part.
+  // Over the row; every thread of it gets the result. All threads of the block take part.
   __device__ static float sum(float x) {
+    return reduce(x, [](float a, float b) { return a + b; });
+  }
+  __device__ static float max(float x) {
+    return reduce(x, [](float a, float b) { return fmaxf(a, b); });
+  }
+
+ private:
+  template <class F>
+  __device__ static float reduce(float x, const F& join) {
 #pragma unroll
-    for (int mask = (kLanes < 32 ? kLanes : 32) / 2; mask > 0; mask /= 2) x += __shfl_xor_sync(0xffffffffu, x, mask);
+    for (int mask = (kLanes < 32 ? kLanes : 32) / 2; mask > 0; mask /= 2) {
+      x = join(x, __shfl_xor_sync(0xffffffffu, x, mask));
+    }
     if constexpr (kLanes > 32) {
       __shared__ float warps[kLanes / 32];
       __syncthreads();
       if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
       __syncthreads();
-      x = 0.0f;
+      x = warps[0];
 #pragma unroll
-      for (int i = 0; i < kLanes / 32; ++i) x += warps[i];
+      for (int i = 1; i < kLanes / 32; ++i) x = join(x, warps[i]);
     }
     return x;
   }
 
- private:
   int width_;
 };
 

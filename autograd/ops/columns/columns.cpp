@@ -5,14 +5,16 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<SplitColumns> kSplit{"split_columns", [](const SplitColumns& args, const Launch&) {
-                                          dispatch_real(args.dtype, "split_columns",
-                                                        [&]<class T>() { split_columns_cpu<T>(args); });
-                                        }};
-constexpr Dispatch<JoinColumns> kJoin{"join_columns", [](const JoinColumns& args, const Launch&) {
-                                        dispatch_real(args.dtype, "join_columns",
-                                                      [&]<class T>() { join_columns_cpu<T>(args); });
-                                      }};
+constexpr Dispatch<SplitColumns> kSplit{
+    .op = "split_columns",
+    .cpu = [](const SplitColumns& args,
+              const Launch&) { dispatch_real(args.dtype, "columns", [&]<class T>() { split_columns_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(split_columns_cuda)};
+constexpr Dispatch<JoinColumns> kJoin{
+    .op = "join_columns",
+    .cpu = [](const JoinColumns& args,
+              const Launch&) { dispatch_real(args.dtype, "columns", [&]<class T>() { join_columns_cpu<T>(args); }); },
+    .cuda = WEFT_ON_CUDA(join_columns_cuda)};
 
 struct Extents {
   std::int64_t T, H, A, B;
@@ -26,16 +28,15 @@ struct SplitSaved {
     const Tensor da = pass.grad(0);
     const Tensor db = pass.grad(1);
     const GradTarget dx = pass.target(0);
-    kJoin({.dtype = dtype,
-           .T = e.T,
-           .H = e.H,
-           .A = e.A,
-           .B = e.B,
-           .a = da.defined() ? da.raw() : nullptr,
-           .b = db.defined() ? db.raw() : nullptr,
-           .y = dx.raw(),
-           .write_y = dx.write},
-          pass.launch());
+    kJoin.run(pass, {.dtype = dtype,
+                     .T = e.T,
+                     .H = e.H,
+                     .A = e.A,
+                     .B = e.B,
+                     .a = da.defined() ? da.raw() : nullptr,
+                     .b = db.defined() ? db.raw() : nullptr,
+                     .y = dx.raw(),
+                     .write_y = dx.write});
   }
 };
 
@@ -46,17 +47,16 @@ struct JoinSaved {
   void backward(Backward& pass) const {
     const GradTarget da = pass.target(0);
     const GradTarget db = pass.target(1);
-    kSplit({.dtype = dtype,
-            .T = e.T,
-            .H = e.H,
-            .A = e.A,
-            .B = e.B,
-            .x = pass.grad(0).raw(),
-            .a = da.raw(),
-            .write_a = da.write,
-            .b = db.raw(),
-            .write_b = db.write},
-           pass.launch());
+    kSplit.run(pass, {.dtype = dtype,
+                      .T = e.T,
+                      .H = e.H,
+                      .A = e.A,
+                      .B = e.B,
+                      .x = pass.grad(0).raw(),
+                      .a = da.raw(),
+                      .write_a = da.write,
+                      .b = db.raw(),
+                      .write_b = db.write});
   }
 };
 
@@ -73,17 +73,16 @@ std::array<Var, 2> split_columns(Tape& tape, const Var& x, std::int64_t at) {
   const Extents e{.T = x.shape().rows(), .H = 1, .A = at, .B = x.shape().back() - at};
   const std::array<Tensor, 2> parts{tape.empty(with_width(x.shape(), e.A), x.dtype()),
                                     tape.empty(with_width(x.shape(), e.B), x.dtype())};
-  kSplit({.dtype = x.dtype(),
-          .T = e.T,
-          .H = e.H,
-          .A = e.A,
-          .B = e.B,
-          .x = x.value.raw(),
-          .a = parts[0].raw(),
-          .write_a = Write::overwrite,
-          .b = parts[1].raw(),
-          .write_b = Write::overwrite},
-         tape.launch());
+  kSplit.run(tape, {.dtype = x.dtype(),
+                    .T = e.T,
+                    .H = e.H,
+                    .A = e.A,
+                    .B = e.B,
+                    .x = x.value.raw(),
+                    .a = parts[0].raw(),
+                    .write_a = Write::overwrite,
+                    .b = parts[1].raw(),
+                    .write_b = Write::overwrite});
   return tape.record("split_columns", {x}, parts, [&] { return SplitSaved{e, x.dtype()}; });
 }
 
@@ -99,16 +98,15 @@ Var join_columns(Tape& tape, const Var& a, const Var& b) {
                   .A = a.shape().back(),
                   .B = b.shape().back()};
   const Tensor y = tape.empty(with_width(a.shape(), e.A + e.B), a.dtype());
-  kJoin({.dtype = a.dtype(),
-         .T = e.T,
-         .H = e.H,
-         .A = e.A,
-         .B = e.B,
-         .a = a.value.raw(),
-         .b = b.value.raw(),
-         .y = y.raw(),
-         .write_y = Write::overwrite},
-        tape.launch());
+  kJoin.run(tape, {.dtype = a.dtype(),
+                   .T = e.T,
+                   .H = e.H,
+                   .A = e.A,
+                   .B = e.B,
+                   .a = a.value.raw(),
+                   .b = b.value.raw(),
+                   .y = y.raw(),
+                   .write_y = Write::overwrite});
   return tape.record("join_columns", {a, b}, y, [&] { return JoinSaved{e, a.dtype()}; });
 }
 

@@ -31,6 +31,9 @@ struct JoinColumns {
   Write write_y;
 };
 
+void split_columns_cuda(const SplitColumns& args, const Launch& launch);
+void join_columns_cuda(const JoinColumns& args, const Launch& launch);
+
 // x [..., W] -> {[..., at], [..., W - at]}, 0 < at < W.
 std::array<Var, 2> split_columns(Tape& tape, const Var& x, std::int64_t at);
 

@@ -5,14 +5,31 @@
 namespace weft {
 namespace {
 
+template <class Args>
+std::size_t cpu_workspace(const Args& args, bool backward) {
+  return dispatch_real(args.dtype, "decay_gate",
+                       [&]<class T>() { return DecayGateScratch<T>(args, backward, nullptr).bytes; });
+}
+
 constexpr Dispatch<DecayGateForward> kForward{
-    "decay_gate forward", [](const DecayGateForward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "decay_gate", [&]<class T>() { decay_gate_forward_cpu<T>(args, launch.workspace); });
-    }};
+    .op = "decay_gate forward",
+    .cpu =
+        [](const DecayGateForward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "decay_gate",
+                        [&]<class T>() { decay_gate_forward_cpu<T>(args, launch.workspace); });
+        },
+    .cuda = WEFT_ON_CUDA(decay_gate_forward_cuda),
+    .cpu_workspace = [](const DecayGateForward& args) { return cpu_workspace(args, false); }};
 constexpr Dispatch<DecayGateBackward> kBackward{
-    "decay_gate backward", [](const DecayGateBackward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "decay_gate", [&]<class T>() { decay_gate_backward_cpu<T>(args, launch.workspace); });
-    }};
+    .op = "decay_gate backward",
+    .cpu =
+        [](const DecayGateBackward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "decay_gate",
+                        [&]<class T>() { decay_gate_backward_cpu<T>(args, launch.workspace); });
+        },
+    .cuda = WEFT_ON_CUDA(decay_gate_backward_cuda),
+    .cpu_workspace = [](const DecayGateBackward& args) { return cpu_workspace(args, true); },
+    .cuda_workspace = WEFT_ON_CUDA(decay_gate_backward_cuda_workspace)};
 
 struct DecayGateSaved {
   Tensor f, a_log, dt_bias;
@@ -42,7 +59,7 @@ struct DecayGateSaved {
     args.write_da_log = da_log.write;
     args.ddt_bias = ddt_bias.raw();
     args.write_ddt_bias = ddt_bias.write;
-    kBackward(args, pass.launch(decay_gate_backward_workspace(args)));
+    kBackward.run(pass, args);
   }
 };
 
@@ -54,27 +71,18 @@ Var decay_gate(Tape& tape, const char* op, DecayGateFunction function, const Var
   WEFT_CHECK(a_log.shape() == Shape{shape[1]} && dt_bias.shape() == Shape{channels},
              "{}: a_log {} and dt_bias {} for f {}, expected {} and {}", op, a_log.shape().str(), dt_bias.shape().str(),
              shape.str(), Shape{shape[1]}.str(), Shape{channels}.str());
-  WEFT_CHECK(a_log.dtype() == f.dtype() && dt_bias.dtype() == f.dtype(), "{}: a_log {} and dt_bias {} for f {}", op,
-             name_of(a_log.dtype()), name_of(dt_bias.dtype()), name_of(f.dtype()));
+  WEFT_CHECK(a_log.dtype() == accumulator_dtype(f.dtype()) && dt_bias.dtype() == a_log.dtype(),
+             "{}: a_log {} and dt_bias {} for f {}", op, name_of(a_log.dtype()), name_of(dt_bias.dtype()),
+             name_of(f.dtype()));
   const DecayGateSaved saved{f.value, a_log.value, dt_bias.value, function, bound};
-  const Tensor g = tape.empty(shape, f.dtype());
+  const Tensor g = tape.empty(shape, accumulator_dtype(f.dtype()));
   DecayGateForward args{saved.problem()};
   args.g = g.raw();
-  kForward(args, tape.launch(decay_gate_forward_workspace(args)));
+  kForward.run(tape, args);
   return tape.record(op, {f, a_log, dt_bias}, g, [&] { return saved; });
 }
 
 }  // namespace
-
-std::size_t decay_gate_forward_workspace(const DecayGateForward& args) {
-  return dispatch_real(args.dtype, "decay_gate",
-                       [&]<class T>() { return DecayGateScratch<T>(args, false, nullptr).bytes; });
-}
-
-std::size_t decay_gate_backward_workspace(const DecayGateBackward& args) {
-  return dispatch_real(args.dtype, "decay_gate",
-                       [&]<class T>() { return DecayGateScratch<T>(args, true, nullptr).bytes; });
-}
 
 Var softplus_decay(Tape& tape, const Var& f, const Var& a_log, const Var& dt_bias) {
   return decay_gate(tape, "softplus_decay", DecayGateFunction::softplus, f, a_log, dt_bias, 0.0);

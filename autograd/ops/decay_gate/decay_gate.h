@@ -2,7 +2,8 @@
 //   softplus  g = -a softplus(z)         unbounded below (Mamba, arXiv:2312.00752; gated delta nets, 2412.06464)
 //   bounded   g = bound sigma(a z)       one step keeps at least e^bound (Kimi Delta Attention, 2510.26692)
 //
-// T tokens, H heads, W channels of a head (1 for one decay per head).
+// T tokens, H heads, W channels of a head (1 for one decay per head). All but f is of accumulator type: gate inputs in
+// bf16, straight from a projection, give f32 decays.
 #pragma once
 
 #include "autograd/tape.h"
@@ -13,7 +14,7 @@ enum class DecayGateFunction : std::uint8_t { softplus, bounded };
 
 // What forward and backward share.
 struct DecayGateProblem {
-  DType dtype;
+  DType dtype;  // of f
   DecayGateFunction function;
   std::int64_t T, H, W;
   double bound;         // lower bound of g, bounded only
@@ -30,7 +31,7 @@ struct DecayGateForward : DecayGateProblem {
 // dz = a e, da_log = sum a z e. Both: df = dz, ddt_bias = sum over tokens of dz. A null gradient is not wanted.
 struct DecayGateBackward : DecayGateProblem {
   const void* dg = nullptr;  // [T, H, W]
-  void* df = nullptr;
+  void* df = nullptr;        // type of f
   Write write_df = Write::overwrite;
   void* da_log = nullptr;
   Write write_da_log = Write::overwrite;
@@ -38,8 +39,9 @@ struct DecayGateBackward : DecayGateProblem {
   Write write_ddt_bias = Write::overwrite;
 };
 
-std::size_t decay_gate_forward_workspace(const DecayGateForward& args);
-std::size_t decay_gate_backward_workspace(const DecayGateBackward& args);
+void decay_gate_forward_cuda(const DecayGateForward& args, const Launch& launch);
+void decay_gate_backward_cuda(const DecayGateBackward& args, const Launch& launch);
+std::size_t decay_gate_backward_cuda_workspace(const DecayGateBackward& args);
 
 // f [T,H,W] or [T,H] (W = 1), a_log [H], dt_bias [H W]. Returns g, shaped as f.
 Var softplus_decay(Tape& tape, const Var& f, const Var& a_log, const Var& dt_bias);

@@ -16,16 +16,17 @@ constexpr Function kFunctions[] = {&softplus_decay, [](Tape& tape, const Var& f,
                                      return bounded_decay(tape, f, a_log, dt_bias, -5.0);
                                    }};
 
-TEST(DecayGate, GradientsAndPrecision) {
+OP_TEST(DecayGate, GradientsAndPrecision) {
   for (const Function function : kFunctions) {
     for (const Shape& f : {Shape{0, 2, 3}, Shape{1, 1, 1}, Shape{7, 3}, Shape{65, 2, 5}, Shape{1, 4, 64},
-                           Shape{129, 3, 17}, Shape{1000, 2}}) {
+                           Shape{129, 3, 17}, Shape{1000, 2}, Shape{300, 4, 64}}) {
       const std::int64_t H = f[1], W = f.rank() == 3 ? f[2] : 1;
-      check_op(OpCase{.name = f.str(),
-                      .inputs = {normal(f, 1), normal({H}, 2), normal({H * W}, 3)},
-                      .function = [&](Tape& tape, std::span<const Var> in) {
-                        return std::vector{function(tape, in[0], in[1], in[2])};
-                      }});
+      check_op(OpCase{
+          .name = f.str(),
+          .inputs = {normal(f, 1), testing::vector_input(normal({H}, 2)), testing::vector_input(normal({H * W}, 3))},
+          .function = [&](Tape& tape, std::span<const Var> in) {
+            return std::vector{function(tape, in[0], in[1], in[2])};
+          }});
     }
   }
 }

@@ -5,14 +5,20 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<FeatureMapForward> kForward{"feature_map forward", [](const FeatureMapForward& args, const Launch&) {
-                                                 dispatch_real(args.dtype, "feature_map",
-                                                               [&]<class T>() { feature_map_forward_cpu<T>(args); });
-                                               }};
+constexpr Dispatch<FeatureMapForward> kForward{
+    .op = "feature_map forward",
+    .cpu =
+        [](const FeatureMapForward& args, const Launch&) {
+          dispatch_real(args.dtype, "feature_map", [&]<class T>() { feature_map_forward_cpu<T>(args); });
+        },
+    .cuda = WEFT_ON_CUDA(feature_map_forward_cuda)};
 constexpr Dispatch<FeatureMapBackward> kBackward{
-    "feature_map backward", [](const FeatureMapBackward& args, const Launch&) {
-      dispatch_real(args.dtype, "feature_map", [&]<class T>() { feature_map_backward_cpu<T>(args); });
-    }};
+    .op = "feature_map backward",
+    .cpu =
+        [](const FeatureMapBackward& args, const Launch&) {
+          dispatch_real(args.dtype, "feature_map", [&]<class T>() { feature_map_backward_cpu<T>(args); });
+        },
+    .cuda = WEFT_ON_CUDA(feature_map_backward_cuda)};
 
 struct FeatureMapSaved {
   Tensor x, y;
@@ -20,16 +26,15 @@ struct FeatureMapSaved {
 
   void backward(Backward& pass) const {
     const GradTarget dx = pass.target(0);
-    kBackward({.dtype = x.dtype(),
-               .map = map,
-               .R = x.shape().rows(),
-               .D = x.shape().back(),
-               .x = x.raw(),
-               .y = y.raw(),
-               .dy = pass.grad(0).raw(),
-               .dx = dx.raw(),
-               .write_dx = dx.write},
-              pass.launch());
+    kBackward.run(pass, {.dtype = x.dtype(),
+                         .map = map,
+                         .R = x.shape().rows(),
+                         .D = x.shape().back(),
+                         .x = x.raw(),
+                         .y = y.raw(),
+                         .dy = pass.grad(0).raw(),
+                         .dx = dx.raw(),
+                         .write_dx = dx.write});
   }
 };
 
@@ -55,8 +60,7 @@ Var feature_map(Tape& tape, FeatureMap map, const Var& x) {
   Shape shape = x.shape();
   shape.set(shape.rank() - 1, feature_width(map, D));
   const Tensor y = tape.empty(shape, x.dtype());
-  kForward({.dtype = x.dtype(), .map = map, .R = x.shape().rows(), .D = D, .x = x.value.raw(), .y = y.raw()},
-           tape.launch());
+  kForward.run(tape, {.dtype = x.dtype(), .map = map, .R = x.shape().rows(), .D = D, .x = x.value.raw(), .y = y.raw()});
   return tape.record("feature_map", {x}, y, [&] { return FeatureMapSaved{x.value, y, map}; });
 }
 

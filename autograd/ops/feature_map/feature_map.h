@@ -34,6 +34,9 @@ struct FeatureMapBackward {
   Write write_dx;
 };
 
+void feature_map_forward_cuda(const FeatureMapForward& args, const Launch& launch);
+void feature_map_backward_cuda(const FeatureMapBackward& args, const Launch& launch);
+
 // W.
 std::int64_t feature_width(FeatureMap map, std::int64_t D);
 

@@ -13,7 +13,7 @@ using testing::OpCase;
 
 constexpr FeatureMap kMaps[] = {FeatureMap::taylor, FeatureMap::softmax_pair, FeatureMap::elu_plus_one};
 
-TEST(FeatureMap, GradientsAndPrecision) {
+OP_TEST(FeatureMap, GradientsAndPrecision) {
   for (const FeatureMap map : kMaps) {
     for (const Shape& x : {Shape{0, 2, 3}, Shape{1}, Shape{2, 3, 1}, Shape{15, 16}, Shape{65, 2, 7}, Shape{130, 64}}) {
       check_op(OpCase{.name = fmt::format("map {} x {}", static_cast<int>(map), x.str()),

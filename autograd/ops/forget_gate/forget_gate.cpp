@@ -5,14 +5,20 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<ForgetGateForward> kForward{"forget_gate forward", [](const ForgetGateForward& args, const Launch&) {
-                                                 dispatch_real(args.dtype, "forget_gate",
-                                                               [&]<class T>() { forget_gate_forward_cpu<T>(args); });
-                                               }};
+constexpr Dispatch<ForgetGateForward> kForward{
+    .op = "forget_gate forward",
+    .cpu =
+        [](const ForgetGateForward& args, const Launch&) {
+          dispatch_real(args.dtype, "forget_gate", [&]<class T>() { forget_gate_forward_cpu<T>(args); });
+        },
+    .cuda = WEFT_ON_CUDA(forget_gate_forward_cuda)};
 constexpr Dispatch<ForgetGateBackward> kBackward{
-    "forget_gate backward", [](const ForgetGateBackward& args, const Launch&) {
-      dispatch_real(args.dtype, "forget_gate", [&]<class T>() { forget_gate_backward_cpu<T>(args); });
-    }};
+    .op = "forget_gate backward",
+    .cpu =
+        [](const ForgetGateBackward& args, const Launch&) {
+          dispatch_real(args.dtype, "forget_gate", [&]<class T>() { forget_gate_backward_cpu<T>(args); });
+        },
+    .cuda = WEFT_ON_CUDA(forget_gate_backward_cuda)};
 
 struct ForgetGateSaved {
   Tensor z;
@@ -21,15 +27,14 @@ struct ForgetGateSaved {
   void backward(Backward& pass) const {
     const Tensor dk = pass.grad(0), dg = pass.grad(1);
     const GradTarget dz = pass.target(0);
-    kBackward({.dtype = z.dtype(),
-               .N = z.numel(),
-               .gamma = gamma,
-               .z = z.raw(),
-               .dk = dk.defined() ? dk.raw() : nullptr,
-               .dg = dg.defined() ? dg.raw() : nullptr,
-               .dz = dz.raw(),
-               .write_dz = dz.write},
-              pass.launch());
+    kBackward.run(pass, {.dtype = z.dtype(),
+                         .N = z.numel(),
+                         .gamma = gamma,
+                         .z = z.raw(),
+                         .dk = dk.defined() ? dk.raw() : nullptr,
+                         .dg = dg.defined() ? dg.raw() : nullptr,
+                         .dz = dz.raw(),
+                         .write_dz = dz.write});
   }
 };
 
@@ -37,9 +42,9 @@ struct ForgetGateSaved {
 
 ForgetGate forget_gate(Tape& tape, const Var& z, double gamma) {
   WEFT_CHECK(gamma >= 0.0 && gamma < 1.0, "forget_gate: lower bound {}, expected 0 <= gamma < 1", gamma);
-  const Tensor k = tape.empty(z.shape(), z.dtype()), g = tape.empty(z.shape(), z.dtype());
-  kForward({.dtype = z.dtype(), .N = z.value.numel(), .gamma = gamma, .z = z.value.raw(), .k = k.raw(), .g = g.raw()},
-           tape.launch());
+  const Tensor k = tape.empty(z.shape(), z.dtype()), g = tape.empty(z.shape(), accumulator_dtype(z.dtype()));
+  kForward.run(
+      tape, {.dtype = z.dtype(), .N = z.value.numel(), .gamma = gamma, .z = z.value.raw(), .k = k.raw(), .g = g.raw()});
   const auto outputs = tape.record("forget_gate", {z}, std::array{k, g}, [&] {
     return ForgetGateSaved{z.value, gamma};
   });

@@ -11,7 +11,7 @@ using testing::cast;
 using testing::normal;
 using testing::OpCase;
 
-TEST(ForgetGate, GradientsAndPrecision) {
+OP_TEST(ForgetGate, GradientsAndPrecision) {
   for (const double gamma : {0.0, 1e-3, 0.3, 0.95}) {
     for (const Shape& z : {Shape{0, 3}, Shape{1}, Shape{17, 2, 3}, Shape{1000, 5}}) {
       check_op(OpCase{.name = fmt::format("gamma {} z {}", gamma, z.str()),

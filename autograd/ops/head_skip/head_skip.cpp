@@ -5,15 +5,27 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<HeadSkipForward> kForward{"head_skip forward", [](const HeadSkipForward& args, const Launch&) {
-                                               dispatch_real(args.dtype, "head_skip",
-                                                             [&]<class T>() { head_skip_forward_cpu<T>(args); });
-                                             }};
+constexpr Dispatch<HeadSkipForward> kForward{.op = "head_skip forward",
+                                             .cpu =
+                                                 [](const HeadSkipForward& args, const Launch&) {
+                                                   dispatch_real(args.dtype, "head_skip",
+                                                                 [&]<class T>() { head_skip_forward_cpu<T>(args); });
+                                                 },
+                                             .cuda = WEFT_ON_CUDA(head_skip_forward_cuda)};
 constexpr Dispatch<HeadSkipBackward> kBackward{
-    "head_skip backward", [](const HeadSkipBackward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "head_skip",
-                    [&]<class T>() { head_skip_backward_cpu<T>(args, static_cast<double*>(launch.workspace)); });
-    }};
+    .op = "head_skip backward",
+    .cpu =
+        [](const HeadSkipBackward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "head_skip",
+                        [&]<class T>() { head_skip_backward_cpu<T>(args, static_cast<double*>(launch.workspace)); });
+        },
+    .cuda = WEFT_ON_CUDA(head_skip_backward_cuda),
+    .cpu_workspace =
+        [](const HeadSkipBackward& args) {
+          const std::int64_t lines = row_blocks(args.T, args.H * args.D).count + 1;
+          return static_cast<std::size_t>(lines * args.H) * sizeof(double);
+        },
+    .cuda_workspace = WEFT_ON_CUDA(head_skip_backward_cuda_workspace)};
 
 struct HeadSkipSaved {
   Tensor x, scale;
@@ -32,33 +44,28 @@ struct HeadSkipSaved {
                                 .write_dx = dx.write,
                                 .dscale = dscale.raw(),
                                 .write_dscale = dscale.write};
-    kBackward(args, pass.launch(head_skip_backward_workspace(args)));
+    kBackward.run(pass, args);
     if (pass.wants(0)) pass.pass(0, dy);
   }
 };
 
 }  // namespace
 
-std::size_t head_skip_backward_workspace(const HeadSkipBackward& args) {
-  return static_cast<std::size_t>((row_blocks(args.T, args.H * args.D).count + 1) * args.H) * sizeof(double);
-}
-
 Var head_skip(Tape& tape, const Var& o, const Var& x, const Var& scale) {
   WEFT_CHECK(x.shape().rank() == 3 && o.shape() == x.shape() && scale.shape() == Shape{x.dim(1)},
              "head_skip: o {}, x {}, scale {}; expected [T,H,D] twice and [H]", o.shape().str(), x.shape().str(),
              scale.shape().str());
-  WEFT_CHECK(o.dtype() == x.dtype() && scale.dtype() == x.dtype(), "head_skip: {} and {} among {}", name_of(o.dtype()),
-             name_of(scale.dtype()), name_of(x.dtype()));
+  WEFT_CHECK(o.dtype() == x.dtype() && scale.dtype() == accumulator_dtype(x.dtype()), "head_skip: {} and {} among {}",
+             name_of(o.dtype()), name_of(scale.dtype()), name_of(x.dtype()));
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  kForward({.dtype = x.dtype(),
-            .T = x.dim(0),
-            .H = x.dim(1),
-            .D = x.dim(2),
-            .o = o.value.raw(),
-            .x = x.value.raw(),
-            .scale = scale.value.raw(),
-            .y = y.raw()},
-           tape.launch());
+  kForward.run(tape, {.dtype = x.dtype(),
+                      .T = x.dim(0),
+                      .H = x.dim(1),
+                      .D = x.dim(2),
+                      .o = o.value.raw(),
+                      .x = x.value.raw(),
+                      .scale = scale.value.raw(),
+                      .y = y.raw()});
   return tape.record("head_skip", {o, x, scale}, y, [&] { return HeadSkipSaved{x.value, scale.value}; });
 }
 

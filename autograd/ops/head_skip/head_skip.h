@@ -12,7 +12,7 @@ struct HeadSkipForward {
   std::int64_t T, H, D;
   const void* o;      // [T, H, D]
   const void* x;      // [T, H, D]
-  const void* scale;  // [H]
+  const void* scale;  // [H] accumulator
   void* y;            // [T, H, D]
 };
 
@@ -21,16 +21,19 @@ struct HeadSkipBackward {
   DType dtype;
   std::int64_t T, H, D;
   const void* x;      // [T, H, D]
-  const void* scale;  // [H]
+  const void* scale;  // [H] accumulator
   const void* dy;     // [T, H, D]
   void* dx;           // [T, H, D] or null
   Write write_dx;
-  void* dscale;  // [H] or null
+  void* dscale;  // [H] accumulator, or null
   Write write_dscale;
 };
-std::size_t head_skip_backward_workspace(const HeadSkipBackward& args);
 
-// o, x [T, H, D], scale [H].
+void head_skip_forward_cuda(const HeadSkipForward& args, const Launch& launch);
+void head_skip_backward_cuda(const HeadSkipBackward& args, const Launch& launch);
+std::size_t head_skip_backward_cuda_workspace(const HeadSkipBackward& args);
+
+// o, x [T, H, D], scale [H] of accumulator type.
 Var head_skip(Tape& tape, const Var& o, const Var& x, const Var& scale);
 
 }  // namespace weft

@@ -8,10 +8,10 @@ namespace {
 using testing::normal;
 using testing::OpCase;
 
-TEST(HeadSkip, GradientsAndPrecision) {
-  for (const Shape& x : {Shape{0, 2, 3}, Shape{1, 1, 1}, Shape{17, 3, 5}, Shape{1000, 2, 33}}) {
+OP_TEST(HeadSkip, GradientsAndPrecision) {
+  for (const Shape& x : {Shape{0, 2, 3}, Shape{1, 1, 1}, Shape{17, 3, 5}, Shape{1000, 2, 33}, Shape{70, 3, 64}}) {
     check_op(OpCase{.name = x.str(),
-                    .inputs = {normal(x, 1), normal(x, 2), normal({x[1]}, 3)},
+                    .inputs = {normal(x, 1), normal(x, 2), testing::vector_input(normal({x[1]}, 3))},
                     .function = [](Tape& tape, std::span<const Var> in) {
                       return std::vector{head_skip(tape, in[0], in[1], in[2])};
                     }});

@@ -13,7 +13,7 @@ struct L2NormForward {
   double eps;
   const void* x;  // [R, D]
   void* y;        // [R, D]
-  void* rnorm;    // [R], dtype of x
+  void* rnorm;    // [R] accumulator
 };
 
 // dx = r (dy - y <y, dy>); exact for any eps, because r is differentiated as a function of sum(x^2) + eps.
@@ -26,6 +26,9 @@ struct L2NormBackward {
   void* dx;           // [R, D]
   Write write_dx;
 };
+
+void l2_norm_forward_cuda(const L2NormForward& args, const Launch& launch);
+void l2_norm_backward_cuda(const L2NormBackward& args, const Launch& launch);
 
 // x [..., D]. Returns y, shaped as x.
 Var l2_norm(Tape& tape, const Var& x, double eps = 1e-6);

@@ -10,9 +10,9 @@ namespace {
 using testing::normal;
 using testing::OpCase;
 
-TEST(L2Norm, GradientsAndPrecision) {
+OP_TEST(L2Norm, GradientsAndPrecision) {
   for (const Shape& x : {Shape{0, 8}, Shape{1, 2}, Shape{2, 257}, Shape{15, 3}, Shape{17, 64}, Shape{63, 33},
-                         Shape{65, 3, 16}, Shape{129, 5}, Shape{1000, 32}}) {
+                         Shape{65, 3, 16}, Shape{129, 5}, Shape{1000, 32}, Shape{33, 4, 128}, Shape{5, 2048}}) {
     check_op(OpCase{.name = x.str(), .inputs = {normal(x, 1)}, .function = [](Tape& tape, std::span<const Var> in) {
                       return std::vector{l2_norm(tape, in[0])};
                     }});
@@ -20,7 +20,7 @@ TEST(L2Norm, GradientsAndPrecision) {
 }
 
 // Where eps matters: the derivative is that of the formula with eps in it.
-TEST(L2Norm, LargeEpsilon) {
+OP_TEST(L2Norm, LargeEpsilon) {
   check_op(
       OpCase{.name = "eps 0.5", .inputs = {normal({9, 4}, 1)}, .function = [](Tape& tape, std::span<const Var> in) {
                return std::vector{l2_norm(tape, in[0], 0.5)};

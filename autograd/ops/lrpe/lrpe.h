@@ -17,7 +17,7 @@ struct LrpeProblem {
   std::int64_t T, H, D;
   const std::int32_t* positions;  // [T]
   const void* x;                  // [T, H, D]
-  const void* theta;              // [H, D]
+  const void* theta;              // [H, D] accumulator
 };
 
 struct LrpeForward : LrpeProblem {
@@ -33,10 +33,12 @@ struct LrpeBackward : LrpeProblem {
   Write write_dtheta = Write::overwrite;
 };
 
-std::size_t lrpe_workspace(const LrpeProblem& args);
+void lrpe_forward_cuda(const LrpeForward& args, const Launch& launch);
+void lrpe_backward_cuda(const LrpeBackward& args, const Launch& launch);
+std::size_t lrpe_backward_cuda_workspace(const LrpeBackward& args);
 
-// x [T, H, D], theta [H, D] (radians per token) -> [T, H, 2D]; positions restart with each document and include its
-// pos0.
+// x [T, H, D], theta [H, D] of accumulator type (radians per token) -> [T, H, 2D]; positions restart with each document
+// and include its pos0.
 Var lrpe(Tape& tape, const Var& x, const Var& theta, const DocumentsPtr& documents);
 
 }  // namespace weft

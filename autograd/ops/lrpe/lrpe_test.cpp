@@ -17,13 +17,13 @@ DocumentsPtr documents_of(std::vector<std::int32_t> lengths) {
   return Documents::from_lengths(lengths);
 }
 
-TEST(Lrpe, GradientsAndPrecision) {
+OP_TEST(Lrpe, GradientsAndPrecision) {
   const std::vector<std::vector<std::int32_t>> rows{{0}, {1}, {2, 0, 15}, {63, 66}, {129, 1, 1}};
   for (const auto& lengths : rows) {
     const DocumentsPtr documents = documents_of(lengths);
     const std::int64_t T = documents->tokens();
     check_op(OpCase{.name = fmt::format("T {}", T),
-                    .inputs = {normal({T, 2, 3}, 1), uniform({2, 3}, 2, 0.0, 1.0)},
+                    .inputs = {normal({T, 2, 3}, 1), testing::vector_input(uniform({2, 3}, 2, 0.0, 1.0))},
                     .function = [documents](Tape& tape, std::span<const Var> in) {
                       return std::vector{lrpe(tape, in[0], in[1], documents)};
                     }});

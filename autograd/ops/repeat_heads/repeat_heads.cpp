@@ -6,13 +6,19 @@ namespace weft {
 namespace {
 
 constexpr Dispatch<RepeatHeadsForward> kForward{
-    "repeat_heads forward", [](const RepeatHeadsForward& args, const Launch&) {
-      dispatch_real(args.dtype, "repeat_heads", [&]<class T>() { repeat_heads_forward_cpu<T>(args); });
-    }};
+    .op = "repeat_heads forward",
+    .cpu =
+        [](const RepeatHeadsForward& args, const Launch&) {
+          dispatch_real(args.dtype, "repeat_heads", [&]<class T>() { repeat_heads_forward_cpu<T>(args); });
+        },
+    .cuda = WEFT_ON_CUDA(repeat_heads_forward_cuda)};
 constexpr Dispatch<RepeatHeadsBackward> kBackward{
-    "repeat_heads backward", [](const RepeatHeadsBackward& args, const Launch&) {
-      dispatch_real(args.dtype, "repeat_heads", [&]<class T>() { repeat_heads_backward_cpu<T>(args); });
-    }};
+    .op = "repeat_heads backward",
+    .cpu =
+        [](const RepeatHeadsBackward& args, const Launch&) {
+          dispatch_real(args.dtype, "repeat_heads", [&]<class T>() { repeat_heads_backward_cpu<T>(args); });
+        },
+    .cuda = WEFT_ON_CUDA(repeat_heads_backward_cuda)};
 
 struct RepeatHeadsSaved {
   std::int64_t G;
@@ -20,15 +26,14 @@ struct RepeatHeadsSaved {
   void backward(Backward& pass) const {
     const Tensor dy = pass.grad(0);
     const GradTarget dx = pass.target(0);
-    kBackward({.dtype = dy.dtype(),
-               .T = dy.dim(0),
-               .G = G,
-               .H = dy.dim(1),
-               .D = dy.dim(2),
-               .dy = dy.raw(),
-               .dx = dx.raw(),
-               .write_dx = dx.write},
-              pass.launch());
+    kBackward.run(pass, {.dtype = dy.dtype(),
+                         .T = dy.dim(0),
+                         .G = G,
+                         .H = dy.dim(1),
+                         .D = dy.dim(2),
+                         .dy = dy.raw(),
+                         .dx = dx.raw(),
+                         .write_dx = dx.write});
   }
 };
 
@@ -40,9 +45,9 @@ Var repeat_heads(Tape& tape, const Var& x, std::int64_t heads) {
              heads);
   if (x.dim(1) == heads) return x;
   const Tensor y = tape.empty({x.dim(0), heads, x.dim(2)}, x.dtype());
-  kForward(
-      {.dtype = x.dtype(), .T = x.dim(0), .G = x.dim(1), .H = heads, .D = x.dim(2), .x = x.value.raw(), .y = y.raw()},
-      tape.launch());
+  kForward.run(
+      tape,
+      {.dtype = x.dtype(), .T = x.dim(0), .G = x.dim(1), .H = heads, .D = x.dim(2), .x = x.value.raw(), .y = y.raw()});
   return tape.record("repeat_heads", {x}, y, [&] { return RepeatHeadsSaved{x.dim(1)}; });
 }
 

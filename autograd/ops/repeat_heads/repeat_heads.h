@@ -23,6 +23,9 @@ struct RepeatHeadsBackward {
   Write write_dx;
 };
 
+void repeat_heads_forward_cuda(const RepeatHeadsForward& args, const Launch& launch);
+void repeat_heads_backward_cuda(const RepeatHeadsBackward& args, const Launch& launch);
+
 // x [T, G, D] -> [T, H, D].
 Var repeat_heads(Tape& tape, const Var& x, std::int64_t heads);
 

@@ -8,11 +8,12 @@ namespace {
 using testing::normal;
 using testing::OpCase;
 
-TEST(RepeatHeads, GradientsAndPrecision) {
+OP_TEST(RepeatHeads, GradientsAndPrecision) {
   struct Case {
     std::int64_t T, G, H, D;
   };
-  for (const auto& [T, G, H, D] : {Case{0, 1, 2, 3}, Case{1, 1, 1, 1}, Case{17, 2, 6, 5}, Case{130, 1, 4, 33}}) {
+  for (const auto& [T, G, H, D] :
+       {Case{0, 1, 2, 3}, Case{1, 1, 1, 1}, Case{17, 2, 6, 5}, Case{130, 1, 4, 33}, Case{65, 2, 8, 64}}) {
     check_op(OpCase{
         .name = fmt::format("T {} G {} H {} D {}", T, G, H, D),
         .inputs = {normal({T, G, D}, 1)},

@@ -3,18 +3,29 @@
 #include <limits>
 
 #include "autograd/ops/rows/rows_cpu.h"
+#include "autograd/transfer.h"
+
+#ifdef WEFT_CUDA
+#include "autograd/cuda/cuda_memory.h"
+#endif
 
 namespace weft {
 namespace {
 
-constexpr Dispatch<TakeRowsForward> kForward{"take_rows forward", [](const TakeRowsForward& args, const Launch&) {
-                                               dispatch_real(args.dtype, "take_rows",
-                                                             [&]<class T>() { take_rows_forward_cpu<T>(args); });
-                                             }};
-constexpr Dispatch<TakeRowsBackward> kBackward{"take_rows backward", [](const TakeRowsBackward& args, const Launch&) {
-                                                 dispatch_real(args.dtype, "take_rows",
-                                                               [&]<class T>() { take_rows_backward_cpu<T>(args); });
-                                               }};
+constexpr Dispatch<TakeRowsForward> kForward{.op = "take_rows forward",
+                                             .cpu =
+                                                 [](const TakeRowsForward& args, const Launch&) {
+                                                   dispatch_real(args.dtype, "take_rows",
+                                                                 [&]<class T>() { take_rows_forward_cpu<T>(args); });
+                                                 },
+                                             .cuda = WEFT_ON_CUDA(take_rows_forward_cuda)};
+constexpr Dispatch<TakeRowsBackward> kBackward{.op = "take_rows backward",
+                                               .cpu =
+                                                   [](const TakeRowsBackward& args, const Launch&) {
+                                                     dispatch_real(args.dtype, "take_rows",
+                                                                   [&]<class T>() { take_rows_backward_cpu<T>(args); });
+                                                   },
+                                               .cuda = WEFT_ON_CUDA(take_rows_backward_cuda)};
 
 struct TakeRowsSaved {
   RowMapPtr map;
@@ -23,10 +34,11 @@ struct TakeRowsSaved {
 
   void backward(Backward& pass) const {
     const Tensor dy = pass.grad(0);
+    const RowMapView view = map->on(pass.tape().stream());
     TakeRowsBackward args{.dtype = dy.dtype(),
                           .D = D,
-                          .begin = map->begin().data(),
-                          .users = map->users().data(),
+                          .begin = view.begin,
+                          .users = view.users,
                           .dy = dy.raw(),
                           .ends = {},
                           .dsources = {},
@@ -40,7 +52,7 @@ struct TakeRowsSaved {
       args.dsources[i] = target.raw();
       args.write[i] = target.write;
     }
-    kBackward(args, pass.launch());
+    kBackward.run(pass, args);
   }
 };
 
@@ -60,6 +72,22 @@ RowMap::RowMap(std::vector<std::int32_t> index, std::int64_t source_rows)
   }
 }
 
+RowMapView RowMap::on(const Stream& stream) const {
+  if (stream.device.is_cpu()) return {index_.data(), begin_.data(), users_.data()};
+  const std::int64_t R = rows(), S = source_rows() + 1;
+#ifdef WEFT_CUDA
+  if (!on_device_.defined() || on_device_.device() != stream.device) {
+    std::vector<std::int32_t> all(index_);
+    all.insert(all.end(), begin_.begin(), begin_.end());
+    all.insert(all.end(), users_.begin(), users_.end());
+    const Tensor host = Tensor::from({2 * R + S}, all);
+    on_device_ = to_memory(host, cuda_allocator(stream.device.index), stream);
+  }
+#endif
+  const auto* tables = on_device_.data<std::int32_t>();
+  return {tables, tables + R, tables + R + S};
+}
+
 Var take_rows(Tape& tape, std::initializer_list<Var> sources, const RowMapPtr& map) {
   WEFT_CHECK(sources.size() > 0 && sources.size() <= static_cast<std::size_t>(kMaxRowSources),
              "take_rows: {} sources; 1 to {} are possible", sources.size(), kMaxRowSources);
@@ -74,7 +102,7 @@ Var take_rows(Tape& tape, std::initializer_list<Var> sources, const RowMapPtr& m
                        .D = D,
                        .sources = {},
                        .ends = {},
-                       .index = map->index().data(),
+                       .index = map->on(tape.stream()).index,
                        .y = y.raw()};
   std::int64_t i = 0, rows = 0;
   for (const Var& source : sources) {
@@ -88,7 +116,7 @@ Var take_rows(Tape& tape, std::initializer_list<Var> sources, const RowMapPtr& m
   const std::int64_t count = i;
   while (i < kMaxRowSources) args.ends[i++] = rows;
   WEFT_CHECK(rows == map->source_rows(), "take_rows: {} source rows for a map of {}", rows, map->source_rows());
-  kForward(args, tape.launch());
+  kForward.run(tape, args);
   return tape.record("take_rows", sources, y, [&] {
     TakeRowsSaved saved{.map = map, .ends = {}, .count = count, .D = D};
     std::copy_n(args.ends, kMaxRowSources, saved.ends);

@@ -10,6 +10,11 @@
 
 namespace weft {
 
+// The tables of a map where kernels read them.
+struct RowMapView {
+  const std::int32_t *index, *begin, *users;
+};
+
 // Which source row each row of the result is, and for the way back which rows of the result came from a source row.
 class RowMap {
  public:
@@ -23,8 +28,13 @@ class RowMap {
   const std::vector<std::int32_t>& begin() const { return begin_; }
   const std::vector<std::int32_t>& users() const { return users_; }
 
+  // The same for kernels on the device of `stream`. On a GPU the map keeps a copy, made on first use: maps that serve a
+  // captured graph must live as long as it does.
+  RowMapView on(const Stream& stream) const;
+
  private:
   std::vector<std::int32_t> index_, begin_, users_;
+  mutable Tensor on_device_;  // index, begin, users
 };
 using RowMapPtr = std::shared_ptr<const RowMap>;
 
@@ -50,6 +60,9 @@ struct TakeRowsBackward {
   void* dsources[kMaxRowSources];  // null: not wanted
   Write write[kMaxRowSources];
 };
+
+void take_rows_forward_cuda(const TakeRowsForward& args, const Launch& launch);
+void take_rows_backward_cuda(const TakeRowsBackward& args, const Launch& launch);
 
 // Sources [n_i, ...] of one type and one row shape, at most kMaxRowSources -> [R, ...]. The sum of n_i is
 // map->source_rows().

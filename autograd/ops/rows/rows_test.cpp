@@ -5,18 +5,17 @@
 namespace weft {
 namespace {
 
-using testing::check_op;
 using testing::normal;
 
 RowMapPtr map_of(std::vector<std::int32_t> index, std::int64_t rows) {
   return std::make_shared<const RowMap>(std::move(index), rows);
 }
 
-TEST(TakeRows, PassesTheOperationCheck) {
+OP_TEST(TakeRows, PassesTheOperationCheck) {
   const auto two = [](const RowMapPtr& map) {
     return [map](Tape& tape, std::span<const Var> x) { return std::vector{take_rows(tape, {x[0], x[1]}, map)}; };
   };
-  for (const Shape& tail : {Shape{1}, Shape{3, 2}, Shape{300}}) {
+  for (const Shape& tail : {Shape{1}, Shape{3, 2}, Shape{300}, Shape{8, 64}}) {
     Shape a{4}, b{2};
     for (const std::int64_t n : tail) a.push_back(n), b.push_back(n);
     // In order, interleaved with repetitions and omissions, nothing at all.

@@ -1,0 +1,153 @@
+// CUDA kernels of decay_gate.h. C = H W channels of a token.
+#include "autograd/cuda/functions.h"
+#include "autograd/cuda/map_rows.h"
+#include "autograd/cuda/row_reduce.h"
+#include "autograd/ops/decay_gate/decay_gate.h"
+
+namespace weft {
+namespace {
+
+struct SoftplusDecay {
+  __device__ float value(float rate, float z) const { return z != z ? z : -rate * device_softplus(z); }
+  __device__ void gradient(float rate, float z, float dg, float& dz, float& da_log) const {
+    dz = -rate * device_sigmoid(z) * dg;
+    da_log = value(rate, z) * dg;
+  }
+};
+
+struct BoundedDecay {
+  float bound;
+  __device__ float value(float rate, float z) const { return bound * device_sigmoid(rate * z); }
+  __device__ void gradient(float rate, float z, float dg, float& dz, float& da_log) const {
+    dz = rate * bound * DeviceSigmoid{}.slope(rate * z) * dg;
+    da_log = z * dz;
+  }
+};
+
+template <class F>
+void dispatch_decay_function(const DecayGateProblem& p, F&& f) {
+  if (p.function == DecayGateFunction::softplus) return f(SoftplusDecay{});
+  f(BoundedDecay{static_cast<float>(p.bound)});
+}
+
+template <class T>
+struct Channels {
+  const T* f;
+  const float* a_log;
+  const float* dt_bias;
+  std::int64_t C;
+  Divider width;  // W
+
+  explicit Channels(const DecayGateProblem& p)
+      : f(static_cast<const T*>(p.f)),
+        a_log(static_cast<const float*>(p.a_log)),
+        dt_bias(static_cast<const float*>(p.dt_bias)),
+        C(p.H * p.W),
+        width(static_cast<std::uint32_t>(p.W)) {}
+
+  template <int kN>
+  __device__ void load(std::int64_t t, std::int64_t c, float (&rate)[kN], float (&z)[kN]) const {
+    float bias[kN];
+    load_pack(f + t * C + c, z);
+    load_pack(dt_bias + c, bias);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      z[i] += bias[i];
+      rate[i] = expf(a_log[width.quotient(static_cast<std::uint32_t>(c) + i)]);
+    }
+  }
+};
+
+template <class T, class Function>
+struct Decay {
+  Channels<T> channels;
+  float* g;
+  Function function;
+
+  template <int kN>
+  __device__ void at(std::int64_t t, std::int64_t c) const {
+    float rate[kN], z[kN];
+    channels.load(t, c, rate, z);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) z[i] = function.value(rate[i], z[i]);
+    store_pack(g + t * channels.C + c, z);
+  }
+};
+
+// Sums over tokens of dz, and of what channels give to da_log; df on the way.
+template <class T, class Function>
+struct DecayGradients {
+  Channels<T> channels;
+  const float* dg;
+  T* df;
+  Write write_df;
+  Function function;
+
+  template <int kN>
+  __device__ void add(std::int64_t t, std::int64_t c, float (&sums)[2][kN]) const {
+    float rate[kN], z[kN], dg_c[kN], dz[kN];
+    channels.load(t, c, rate, z);
+    load_pack(dg + t * channels.C + c, dg_c);
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      float da_log;
+      function.gradient(rate[i], z[i], dg_c[i], dz[i], da_log);
+      sums[0][i] += dz[i];
+      sums[1][i] += da_log;
+    }
+    if (df != nullptr) store_pack(df + t * channels.C + c, dz, write_df);
+  }
+};
+
+constexpr int kPack = 4;
+
+// Element type of the gate inputs: f32 or bf16.
+template <class T>
+bool fits(const DecayGateProblem& p) {
+  return packs_fit<kPack>(static_cast<const T*>(p.f), p.H * p.W) &&
+         packs_fit<kPack>(static_cast<const float*>(p.dt_bias), p.H * p.W);
+}
+
+}  // namespace
+
+void decay_gate_forward_cuda(const DecayGateForward& a, const Launch& launch) {
+  dispatch_cuda(a.dtype, "decay_gate", [&]<class T>() {
+    dispatch_decay_function(a, [&]<class Function>(Function function) {
+      auto* g = static_cast<float*>(a.g);
+      map_rows<kPack>(launch, a.T, a.H * a.W, fits<T>(a) && packs_fit<kPack>(g, a.H * a.W),
+                      Decay<T, Function>{Channels<T>(a), g, function});
+    });
+  });
+}
+
+std::size_t decay_gate_backward_cuda_workspace(const DecayGateBackward& a) {
+  return column_sums_workspace(a.T, a.H * a.W, 2);
+}
+
+void decay_gate_backward_cuda(const DecayGateBackward& a, const Launch& launch) {
+  const std::int64_t C = a.H * a.W, count = column_blocks(a.T, C).count;
+  auto* lines = static_cast<float*>(launch.workspace);
+  dispatch_cuda(a.dtype, "decay_gate", [&]<class T>() {
+    dispatch_decay_function(a, [&]<class Function>(Function function) {
+      const DecayGradients<T, Function> gradients{.channels = Channels<T>(a),
+                                                  .dg = static_cast<const float*>(a.dg),
+                                                  .df = static_cast<T*>(a.df),
+                                                  .write_df = a.write_df,
+                                                  .function = function};
+      if (fits<T>(a) && packs_fit<kPack>(gradients.dg, C) && packs_fit<kPack>(gradients.df, C)) {
+        column_sums<kPack, 2>(launch, a.T, C, lines, gradients);
+      } else {
+        column_sums<1, 2>(launch, a.T, C, lines, gradients);
+      }
+    });
+  });
+  // lines [count, 2, C]
+  if (a.ddt_bias != nullptr) {
+    add_groups(launch, lines, count, 2 * C, C, 1, PutTotal{static_cast<float*>(a.ddt_bias), a.write_ddt_bias});
+  }
+  if (a.da_log != nullptr) {
+    add_groups(launch, lines + C, count, 2 * C, a.H, a.W, PutTotal{static_cast<float*>(a.da_log), a.write_da_log});
+  }
+}
+
+}  // namespace weft

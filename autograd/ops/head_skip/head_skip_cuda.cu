@@ -1,0 +1,101 @@
+// CUDA kernels of head_skip.h.
+#include "autograd/cuda/map_rows.h"
+#include "autograd/cuda/row_reduce.h"
+#include "autograd/ops/head_skip/head_skip.h"
+
+namespace weft {
+namespace {
+
+// y = o + scale x, or, without o, scale x: the gradient of x. A row holds the heads of a token.
+template <class T>
+struct Skip {
+  const T* o;
+  const T* x;
+  const float* scale;
+  T* y;
+  Write write;
+  std::int64_t W, D;
+
+  template <int kN>
+  __device__ void at(std::int64_t row, std::int64_t column) const {
+    const std::int64_t at = row * W + column;
+    const float s = scale[static_cast<std::uint32_t>(column) / static_cast<std::uint32_t>(D)];
+    float sum[kN] = {}, values[kN];
+    if (o != nullptr) load_pack(o + at, sum);
+    load_pack(x + at, values);
+#pragma unroll
+    for (int c = 0; c < kN; ++c) sum[c] += s * values[c];
+    store_pack(y + at, sum, write);
+  }
+};
+
+template <class T>
+struct SkipProducts {
+  const T* x;
+  const T* dy;
+  std::int64_t W;
+
+  template <int kN>
+  __device__ void add(std::int64_t row, std::int64_t column, float (&sums)[1][kN]) const {
+    float a[kN], b[kN];
+    load_pack(x + row * W + column, a);
+    load_pack(dy + row * W + column, b);
+#pragma unroll
+    for (int c = 0; c < kN; ++c) sums[0][c] += a[c] * b[c];
+  }
+};
+
+// A pack lies in one head.
+template <class T>
+bool fits(const void* data, std::int64_t D) {
+  return packs_fit<16 / sizeof(T)>(static_cast<const T*>(data), D);
+}
+
+}  // namespace
+
+void head_skip_forward_cuda(const HeadSkipForward& a, const Launch& launch) {
+  dispatch_cuda(a.dtype, "head_skip", [&]<class T>() {
+    map_rows<16 / sizeof(T)>(launch, a.T, a.H * a.D, fits<T>(a.o, a.D) && fits<T>(a.x, a.D) && fits<T>(a.y, a.D),
+                             Skip<T>{.o = static_cast<const T*>(a.o),
+                                     .x = static_cast<const T*>(a.x),
+                                     .scale = static_cast<const float*>(a.scale),
+                                     .y = static_cast<T*>(a.y),
+                                     .write = Write::overwrite,
+                                     .W = a.H * a.D,
+                                     .D = a.D});
+  });
+}
+
+std::size_t head_skip_backward_cuda_workspace(const HeadSkipBackward& a) {
+  return a.dscale == nullptr ? 0 : column_sums_workspace(a.T, a.H * a.D, 1);
+}
+
+void head_skip_backward_cuda(const HeadSkipBackward& a, const Launch& launch) {
+  dispatch_cuda(a.dtype, "head_skip", [&]<class T>() {
+    constexpr int kN = 16 / sizeof(T);
+    const std::int64_t W = a.H * a.D;
+    const auto* dy = static_cast<const T*>(a.dy);
+    if (a.dx != nullptr) {
+      map_rows<kN>(launch, a.T, W, fits<T>(a.dy, a.D) && fits<T>(a.dx, a.D),
+                   Skip<T>{.o = nullptr,
+                           .x = dy,
+                           .scale = static_cast<const float*>(a.scale),
+                           .y = static_cast<T*>(a.dx),
+                           .write = a.write_dx,
+                           .W = W,
+                           .D = a.D});
+    }
+    if (a.dscale == nullptr) return;
+    auto* lines = static_cast<float*>(launch.workspace);
+    const SkipProducts<T> products{static_cast<const T*>(a.x), dy, W};
+    if (fits<T>(a.x, a.D) && fits<T>(a.dy, a.D)) {
+      column_sums<kN, 1>(launch, a.T, W, lines, products);
+    } else {
+      column_sums<1, 1>(launch, a.T, W, lines, products);
+    }
+    add_groups(launch, lines, column_blocks(a.T, W).count, W, a.H, a.D,
+               PutTotal{static_cast<float*>(a.dscale), a.write_dscale});
+  });
+}
+
+}  // namespace weft
