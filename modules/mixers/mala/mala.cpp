@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "autograd/transfer.h"
-#include "autograd/transfer.h"
 #include "modules/families/gated_linear/denominators.h"
 #include "modules/families/gated_linear/linear_attention_layer.h"
 
