@@ -133,36 +133,39 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
     item.kv_head = next % a.H_KV;
     if (item.tile.count <= 0) continue;
     item.set_walk(a.sight);
-    m.kv_empty.wait(kv.parity() ^ 1);
-    m.item = item;
-    m.kv_full.arrive_expect(kKeyRows * (D + D_V) * 2);
-    tile::load_tile(m.k, k_map, m.kv_full, 0, item.tile.row, item.kv_head);
-    tile::load_tile(m.v, v_map, m.kv_full, 0, item.tile.row, item.kv_head);
-    kv.advance();
     const int steps = item.steps(G);
-    for (int j = 0; j < steps; ++j, state.advance(), gradients.advance()) {
+    const auto load_step = [&](int j) {
       const int2 step = item.step(j, G);
       const AttentionQueryTile t = a.query_tiles[step.x];
-      const int head = item.kv_head * G + step.y, s = state.stage;
+      const int head = item.kv_head * G + step.y, s = state.stage, r = gradients.stage;
       m.q_empty[s].wait(state.parity() ^ 1);
       m.step[s] = {t.position, t.count};
       m.q_full[s].arrive_expect(kQueries * D * 2 + kStats);
       tile::load_tile(m.q[s], q_map, m.q_full[s], 0, t.row, head);
       tile::load_bytes(m.stats[s], a.stats + (static_cast<std::int64_t>(head) * a.query_count + step.x) * 2 * kQueries,
                        kStats, m.q_full[s]);
-      const int r = gradients.stage;
       m.d_o_empty[r].wait(gradients.parity() ^ 1);
       m.d_o_full[r].arrive_expect(kQueries * D_V * 2);
       tile::load_tile(m.d_o[r], d_o_map, m.d_o_full[r], 0, t.row, head);
-    }
+      state.advance();
+      gradients.advance();
+    };
+    // The first queries come while the item before is still being written out.
+    if (steps > 0) load_step(0);
+    m.kv_empty.wait(kv.parity() ^ 1);
+    m.item = item;
+    m.kv_full.arrive_expect(kKeyRows * (D + D_V) * 2);
+    tile::load_tile(m.k, k_map, m.kv_full, 0, item.tile.row, item.kv_head);
+    tile::load_tile(m.v, v_map, m.kv_full, 0, item.tile.row, item.kv_head);
+    kv.advance();
+    for (int j = 1; j < steps; ++j) load_step(j);
   }
   m.kv_empty.wait(kv.parity() ^ 1);
   m.item.kv_head = -1;
   m.kv_full.arrive();
 }
 
-// The thread that adds one warpgroup's pieces to dq. It passes the turn on one piece late, so that a piece is on its
-// way while the next one is handed over.
+// The thread that adds one warpgroup's pieces to dq, each when it is this tile of keys' turn.
 template <int D, int D_V, Makes kMakes>
 __device__ void add_pieces(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a, int group) {
   const int G = a.H_Q / a.H_KV;
@@ -171,13 +174,7 @@ __device__ void add_pieces(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs
     m.kv_full.wait(kv_parity);
     const KeyItem item = m.item;
     if (item.kv_head < 0) return;
-    int* previous = nullptr;
-    int previous_turn = 0;
-    const auto pass_on = [&] {
-      if (previous == nullptr) return;
-      tile::fence_async_global();
-      store_release(previous, previous_turn + 1);
-    };
+    m.kv_empty.arrive();  // the next item may come while this one's last pieces are on their way
     const int steps = item.steps(G);
     for (int j = 0; j < steps; ++j, parity ^= 1) {
       const int2 step = item.step(j, G);
@@ -185,27 +182,25 @@ __device__ void add_pieces(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs
       const int turn = KeyWalk<kKeyRows>(t, a.sight).turn(item.tile.position, item.tile.anchor != 0, t);
       const std::int64_t piece =
           ((static_cast<std::int64_t>(item.kv_head) * G + step.y) * a.query_count + step.x) * 2 + group;
-      m.dq_full[group].wait(parity);
       float* const to = a.dq_sum + piece * kPiece<D>;
-      if (turn == 0) {
-        tile::store_bytes(to, m.dq[group], kPiece<D> * 4);
-      } else {
+      if (turn > 0) {
         while (load_acquire(a.turns + piece) != turn) {
         }
         tile::fence_async_global();
+      }
+      m.dq_full[group].wait(parity);
+      if (turn == 0) {
+        tile::store_bytes(to, m.dq[group], kPiece<D> * 4);
+      } else {
         tile::add_floats(to, m.dq[group], kPiece<D> * 4);
       }
       tile::commit_stores();
-      tile::wait_stores<1>();
-      pass_on();
-      previous = a.turns + piece;
-      previous_turn = turn;
       tile::wait_stores_read<0>();
       m.dq_empty[group].arrive();
+      tile::wait_stores<0>();
+      tile::fence_async_global();
+      store_release(a.turns + piece, turn + 1);
     }
-    tile::wait_stores<0>();
-    pass_on();
-    m.kv_empty.arrive();
   }
 }
 

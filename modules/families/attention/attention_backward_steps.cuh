@@ -99,11 +99,9 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     const auto k_rows = tile::along_columns(m.k).template part_at<64>(group);
     const auto v_rows = tile::along_columns(m.v).template part_at<64>(group);
     HalfSum<D> dq;
-    const auto wait_for_room = [&] {
+    const auto hand_over = [&] {
       m.dq_empty[group].wait(dq_parity ^ 1);
       dq_parity ^= 1;
-    };
-    const auto hand_over = [&] {
 #pragma unroll
       for (int c = 0; c < D / 16; ++c) {
         float4 x;
@@ -120,21 +118,22 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     for (int i = 0; i < steps; ++i, state.advance(), gradients.advance()) {
       const int stage = state.stage, d_o_stage = gradients.stage;
       m.q_full[stage].wait(state.parity());
-      m.d_o_full[d_o_stage].wait(gradients.parity());
       const StepInfo step{uniform(m.step[stage].position), uniform(m.step[stage].count)};
       clean(m.q[stage], step.count);
-      clean(m.d_o[d_o_stage], step.count);
-      if (kKeys && i > 0) wait_for_room();
       tile::wgmma_fence();
       tile::multiply(s, k_rows, tile::along_columns(m.q[stage]));
       tile::wgmma_commit();
       if constexpr (kKeys) {
         if (i > 0) hand_over();  // the step before's
+        m.d_o_full[d_o_stage].wait(gradients.parity());
+        clean(m.d_o[d_o_stage], step.count);
         tile::wgmma_fence();
         tile::multiply(dp, v_rows, tile::along_columns(m.d_o[d_o_stage]));
         tile::wgmma_commit();
         tile::wgmma_wait<1>(s);
       } else {
+        m.d_o_full[d_o_stage].wait(gradients.parity());
+        clean(m.d_o[d_o_stage], step.count);
         tile::wgmma_wait<0>(s);
       }
 
@@ -220,10 +219,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
       release(m.q_empty[stage]);
       if constexpr (kValues) release(m.d_o_empty[d_o_stage]);
     }
-    if (kKeys && steps > 0) {
-      wait_for_room();
-      hand_over();
-    }
+    if (kKeys && steps > 0) hand_over();
 
     // Both warpgroups read all of k until here.
     tile::barrier_sync<kConsumerThreads>(1);

@@ -1,67 +1,14 @@
-// A block of four warps holds 32 rows of one side in shared memory and walks tiles of 32 of the other side; a warp owns
-// 8 rows, a lane one row of the other side while scores are made and every 32nd channel while sums are.
 #include <algorithm>
 #include <cmath>
 
-#include "autograd/cuda/map_cuda.h"
-#include "autograd/tile/reduce.cuh"
+#include "modules/families/attention/attention_hopper.cuh"
 #include "modules/families/attention/attention_portable.cuh"
+#include "modules/families/attention/portable_tiles.cuh"
 
 namespace weft::attention_cuda {
 namespace {
 
-constexpr int kRows = 32;  // of a tile
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * 32;
-constexpr int kOwn = kRows / kWarps;                    // rows of a warp
 constexpr int kParts = static_cast<int>(kWidest) / 32;  // channels of a lane
-
-// [32][width] fp32 with rows 4 floats more than a multiple of 32 apart: 16-byte reads of one column do not conflict.
-__host__ __device__ inline int leading(int width) {
-  return (width + 31) / 32 * 32 + 4;
-}
-
-// rows of [.., H, width] at one head; rows from `count` on, and channels up to the leading dimension, are zero.
-template <class T>
-__device__ void stage(float* to, const T* from, std::int64_t stride, int width, int count) {
-  const int ld = leading(width);
-  for (int i = threadIdx.x; i < kRows * ld; i += kThreads) {
-    const int row = i / ld, c = i % ld;
-    to[i] = row < count && c < width ? to_float(from[row * stride + c]) : 0.0f;
-  }
-}
-
-// x[r] = <own row r of a, row `lane` of b>
-__device__ inline void products(float (&x)[kOwn], const float* a, const float* b, int width) {
-  const int ld = leading(width), lane = threadIdx.x % 32, own = threadIdx.x / 32 * kOwn;
-#pragma unroll
-  for (int r = 0; r < kOwn; ++r) x[r] = 0.0f;
-  for (int c = 0; c < width; c += 4) {
-    const float4 right = *reinterpret_cast<const float4*>(b + lane * ld + c);
-#pragma unroll
-    for (int r = 0; r < kOwn; ++r) {
-      const float4 left = *reinterpret_cast<const float4*>(a + (own + r) * ld + c);
-      x[r] += left.x * right.x + left.y * right.y + left.z * right.z + left.w * right.w;
-    }
-  }
-}
-
-// sum[r][part] += sum over the other side's rows j of x[r] (lane j's) * b[j][channel]
-__device__ inline void accumulate(float (&sum)[kOwn][kParts], const float (&x)[kOwn], const float* b, int width) {
-  const int ld = leading(width), lane = threadIdx.x % 32;
-  for (int j = 0; j < kRows; ++j) {
-    float weight[kOwn];
-#pragma unroll
-    for (int r = 0; r < kOwn; ++r) weight[r] = __shfl_sync(0xffffffffu, x[r], j);
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      if (part * 32 >= width) break;
-      const float value = b[j * ld + part * 32 + lane];
-#pragma unroll
-      for (int r = 0; r < kOwn; ++r) sum[r][part] += weight[r] * value;
-    }
-  }
-}
 
 template <class T>
 __device__ inline void put(T* to, float value, Write write) {
@@ -70,24 +17,19 @@ __device__ inline void put(T* to, float value, Write write) {
 
 // Rows [32 half, 32 half + 32) of a tile of 64.
 __device__ inline AttentionQueryTile half_of(AttentionQueryTile t, int half) {
-  t.row += half * kRows;
-  t.position += half * kRows;
-  t.count = min(t.count - half * kRows, kRows);
+  t.row += half * kTileRows;
+  t.position += half * kTileRows;
+  t.count = min(t.count - half * kTileRows, kTileRows);
   return t;
 }
 
-__device__ inline float score(float product, const ScoreArgs& s) {
-  const float z = product * s.scale;
-  return s.cap > 0.0f ? s.cap * tanhf(z / s.cap) : z;
-}
-
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kTileThreads)
     forward(const AttentionQueryTile* tiles, int H_Q, int H_KV, int D, int D_V, ScoreArgs s, const T* q, const T* k,
             const T* v, const float* sink_logit, T* o, float* lse) {
   extern __shared__ float memory[];
   const int ld = leading(D);
-  float *const qs = memory, *const ks = qs + kRows * ld, *const vs = ks + kRows * ld;
+  float *const qs = memory, *const ks = qs + kTileRows * ld, *const vs = ks + kTileRows * ld;
   const AttentionQueryTile t = half_of(tiles[blockIdx.x], blockIdx.z);
   if (t.count <= 0) return;
   const int head = blockIdx.y, kv_head = head / (H_Q / H_KV);
@@ -95,13 +37,9 @@ __global__ void __launch_bounds__(kThreads)
   const auto at = [&](int row) { return (static_cast<std::int64_t>(t.row) + row) * H_Q + head; };
   stage(qs, q + at(0) * D, static_cast<std::int64_t>(H_Q) * D, D, t.count);
 
-  float top[kOwn], mass[kOwn], sum[kOwn][kParts] = {};
-#pragma unroll
-  for (int r = 0; r < kOwn; ++r) {
-    top[r] = sink_logit == nullptr ? -INFINITY : sink_logit[head];
-    mass[r] = top[r] == -INFINITY ? 0.0f : 1.0f;
-  }
-  const KeyWalk<kRows> walk(t, s.sight);
+  PortableSoftmax<kParts> softmax;
+  softmax.start(sink_logit == nullptr ? -INFINITY : sink_logit[head]);
+  const KeyWalk<kTileRows> walk(t, s.sight);
   for (int i = 0; i < walk.count(); ++i) {
     const KeyVisit visit = walk.visit(i, t, s.sight);
     __syncthreads();
@@ -111,32 +49,19 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     float p[kOwn];
     products(p, qs, ks, D);
-#pragma unroll
-    for (int r = 0; r < kOwn; ++r) {
-      const bool seen = lane < visit.count && s.sight.sees(t.position + own + r, visit.position + lane);
-      const float a = seen ? score(p[r], s) : -INFINITY;
-      const float above = fmaxf(top[r], tile::reduce_lanes<tile::Max>(a));
-      const float origin = above == -INFINITY ? 0.0f : above;
-      const float rescale = expf(top[r] - origin);
-      p[r] = expf(a - origin);
-      mass[r] = mass[r] * rescale + tile::reduce_lanes<tile::Sum>(p[r]);
-      top[r] = above;
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) sum[r][part] *= rescale;
-    }
-    accumulate(sum, p, vs, D_V);
+    softmax.add(p, vs, D_V, s,
+                [&](int r) { return lane < visit.count && s.sight.sees(t.position + own + r, visit.position + lane); });
   }
 #pragma unroll
   for (int r = 0; r < kOwn; ++r) {
     if (own + r >= t.count) continue;
-    const bool nothing = mass[r] == 0.0f;
-    const float inverse = nothing ? 0.0f : 1.0f / mass[r];
+    const float inverse = softmax.inverse(r);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int c = part * 32 + lane;
-      if (c < D_V) o[at(own + r) * D_V + c] = from_float<T>(sum[r][part] * inverse);
+      if (c < D_V) o[at(own + r) * D_V + c] = from_float<T>(softmax.sum[r][part] * inverse);
     }
-    if (lane == 0) lse[at(own + r)] = nothing ? -INFINITY : top[r] + logf(mass[r]);
+    if (lane == 0) lse[at(own + r)] = softmax.lse(r);
   }
 }
 
@@ -153,12 +78,13 @@ __device__ inline Pair pair(bool seen, float product, float dp, float lse, float
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kTileThreads)
     query_gradient(const AttentionQueryTile* tiles, int H_Q, int H_KV, int D, int D_V, ScoreArgs s, const T* q,
                    const T* k, const T* v, const T* d_o, const float* lse, const float* delta, T* dq, Write write) {
   extern __shared__ float memory[];
   const int ld = leading(D), ld_v = leading(D_V);
-  float *const qs = memory, *const ks = qs + kRows * ld, *const gs = ks + kRows * ld, *const vs = gs + kRows * ld_v;
+  float *const qs = memory, *const ks = qs + kTileRows * ld, *const gs = ks + kTileRows * ld,
+               *const vs = gs + kTileRows * ld_v;
   const AttentionQueryTile t = half_of(tiles[blockIdx.x], blockIdx.z);
   if (t.count <= 0) return;
   const int head = blockIdx.y, kv_head = head / (H_Q / H_KV);
@@ -173,7 +99,7 @@ __global__ void __launch_bounds__(kThreads)
     row_lse[r] = valid ? lse[at(own + r)] : 0.0f;
     row_delta[r] = valid ? delta[at(own + r)] : 0.0f;
   }
-  const KeyWalk<kRows> walk(t, s.sight);
+  const KeyWalk<kTileRows> walk(t, s.sight);
   for (int i = 0; i < walk.count(); ++i) {
     const KeyVisit visit = walk.visit(i, t, s.sight);
     __syncthreads();
@@ -204,18 +130,19 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kTileThreads)
     key_gradient(const AttentionKeyTile* key_tiles, const AttentionQueryTile* query_tiles, int H_Q, int H_KV, int D,
                  int D_V, ScoreArgs s, const T* q, const T* k, const T* v, const T* d_o, const float* lse,
                  const float* delta, T* dk, Write write_dk, T* dv, Write write_dv) {
   extern __shared__ float memory[];
   const int ld = leading(D), ld_v = leading(D_V);
-  float *const qs = memory, *const ks = qs + kRows * ld, *const gs = ks + kRows * ld, *const vs = gs + kRows * ld_v;
+  float *const qs = memory, *const ks = qs + kTileRows * ld, *const gs = ks + kTileRows * ld,
+               *const vs = gs + kTileRows * ld_v;
   AttentionKeyTile t = key_tiles[blockIdx.x];
-  const int first = static_cast<int>(blockIdx.z) * kRows;
+  const int first = static_cast<int>(blockIdx.z) * kTileRows;
   t.row += first;
   t.position += first;
-  t.count = min(t.count - first, kRows);
+  t.count = min(t.count - first, kTileRows);
   if (t.count <= 0) return;
   const int kv_head = blockIdx.y, G = H_Q / H_KV;
   const int lane = threadIdx.x % 32, own = threadIdx.x / 32 * kOwn;
@@ -228,7 +155,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = from; i < t.query_tiles; ++i) {
     const AttentionQueryTile whole = query_tiles[t.query_tile + i];
     if (!pinned && whole.position - (t.position + t.count - 1) >= s.sight.window) break;
-    for (int half = 0; half < kBackwardRows / kRows; ++half) {
+    for (int half = 0; half < kBackwardRows / kTileRows; ++half) {
       const AttentionQueryTile queries = half_of(whole, half);
       if (queries.count <= 0) continue;
       const bool valid = lane < queries.count;
@@ -306,24 +233,24 @@ void allow_shared(Kernel* kernel, std::size_t bytes) {
   WEFT_CUDA_CALL(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 }
 
-ScoreArgs score_args(const AttentionShape& shape, const AttentionOptions& options) {
-  const double scale = options.scale != 0.0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(shape.D));
-  return {Sight(options), static_cast<float>(scale), static_cast<float>(options.soft_cap)};
-}
-
 }  // namespace
+
+ScoreArgs score_args(const AttentionShape& shape, const AttentionOptions& options) {
+  return {Sight(options), static_cast<float>(logit_scale(shape, options)), static_cast<float>(options.soft_cap)};
+}
 
 void attention_forward_portable(const AttentionForward& a, const AttentionQueryTile* short_tiles, cudaStream_t stream) {
   const int H_Q = static_cast<int>(a.shape.H_Q), H_KV = static_cast<int>(a.shape.H_KV);
   const int D = static_cast<int>(a.shape.D), D_V = static_cast<int>(a.shape.D_V);
-  const std::size_t bytes = static_cast<std::size_t>(kRows * (2 * leading(D) + leading(D_V))) * sizeof(float);
+  const std::size_t bytes = static_cast<std::size_t>(kTileRows * (2 * leading(D) + leading(D_V))) * sizeof(float);
   dispatch_cuda(a.dtype, "attention", [&]<class T>() {
     allow_shared(&forward<T>, bytes);
-    const dim3 grid(static_cast<unsigned>(a.row.short_tiles.count), static_cast<unsigned>(H_Q), kBackwardRows / kRows);
-    forward<T><<<grid, kThreads, bytes, stream>>>(short_tiles, H_Q, H_KV, D, D_V, score_args(a.shape, a.options),
-                                                  static_cast<const T*>(a.q), static_cast<const T*>(a.k),
-                                                  static_cast<const T*>(a.v), static_cast<const float*>(a.sink_logit),
-                                                  static_cast<T*>(a.o), static_cast<float*>(a.lse));
+    const dim3 grid(static_cast<unsigned>(a.row.short_tiles.count), static_cast<unsigned>(H_Q),
+                    kBackwardRows / kTileRows);
+    forward<T><<<grid, kTileThreads, bytes, stream>>>(
+        short_tiles, H_Q, H_KV, D, D_V, score_args(a.shape, a.options), static_cast<const T*>(a.q),
+        static_cast<const T*>(a.k), static_cast<const T*>(a.v), static_cast<const float*>(a.sink_logit),
+        static_cast<T*>(a.o), static_cast<float*>(a.lse));
   });
   WEFT_CHECK_LAUNCH();
 }
@@ -350,7 +277,7 @@ void attention_backward_portable(const AttentionBackward& a, const AttentionQuer
                                  const AttentionKeyTile* key_tiles, const float* delta, cudaStream_t stream) {
   const int H_Q = static_cast<int>(a.shape.H_Q), H_KV = static_cast<int>(a.shape.H_KV);
   const int D = static_cast<int>(a.shape.D), D_V = static_cast<int>(a.shape.D_V);
-  const std::size_t bytes = static_cast<std::size_t>(kRows * 2 * (leading(D) + leading(D_V))) * sizeof(float);
+  const std::size_t bytes = static_cast<std::size_t>(kTileRows * 2 * (leading(D) + leading(D_V))) * sizeof(float);
   const ScoreArgs s = score_args(a.shape, a.options);
   dispatch_cuda(a.dtype, "attention", [&]<class T>() {
     const auto* q = static_cast<const T*>(a.q);
@@ -361,17 +288,17 @@ void attention_backward_portable(const AttentionBackward& a, const AttentionQuer
     if (a.dq != nullptr) {
       allow_shared(&query_gradient<T>, bytes);
       const dim3 grid(static_cast<unsigned>(a.row.short_tiles.count), static_cast<unsigned>(H_Q),
-                      kBackwardRows / kRows);
-      query_gradient<T><<<grid, kThreads, bytes, stream>>>(short_tiles, H_Q, H_KV, D, D_V, s, q, k, v, d_o, lse, delta,
-                                                           static_cast<T*>(a.dq), a.write_dq);
+                      kBackwardRows / kTileRows);
+      query_gradient<T><<<grid, kTileThreads, bytes, stream>>>(short_tiles, H_Q, H_KV, D, D_V, s, q, k, v, d_o, lse,
+                                                               delta, static_cast<T*>(a.dq), a.write_dq);
       WEFT_CHECK_LAUNCH();
     }
     if (a.dk != nullptr || a.dv != nullptr) {
       allow_shared(&key_gradient<T>, bytes);
-      const dim3 grid(static_cast<unsigned>(a.row.long_tiles.count), static_cast<unsigned>(H_KV), kKeyRows / kRows);
-      key_gradient<T><<<grid, kThreads, bytes, stream>>>(key_tiles, short_tiles, H_Q, H_KV, D, D_V, s, q, k, v, d_o,
-                                                         lse, delta, static_cast<T*>(a.dk), a.write_dk,
-                                                         static_cast<T*>(a.dv), a.write_dv);
+      const dim3 grid(static_cast<unsigned>(a.row.long_tiles.count), static_cast<unsigned>(H_KV), kKeyRows / kTileRows);
+      key_gradient<T><<<grid, kTileThreads, bytes, stream>>>(key_tiles, short_tiles, H_Q, H_KV, D, D_V, s, q, k, v, d_o,
+                                                             lse, delta, static_cast<T*>(a.dk), a.write_dk,
+                                                             static_cast<T*>(a.dv), a.write_dv);
       WEFT_CHECK_LAUNCH();
     }
   });

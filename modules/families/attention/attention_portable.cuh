@@ -9,12 +9,8 @@ namespace weft::attention_cuda {
 
 inline constexpr std::int64_t kWidest = 256;  // head
 
-// What the forward and the backward kernels need of the scores.
-struct ScoreArgs {
-  Sight sight;
-  float scale;  // of a product
-  float cap;    // 0: none
-};
+struct ScoreArgs;
+ScoreArgs score_args(const AttentionShape& shape, const AttentionOptions& options);
 
 // [T, H_Q] = <d_o, o> - dlse
 void attention_delta(const AttentionBackward& args, float* delta, cudaStream_t stream);
