@@ -178,7 +178,6 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& s
 Tensor attention_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sink_logit,
                         const Documents& documents, const AttentionOptions& options, KeyValueCache& cache) {
   const AttentionShape shape = checked_shape(q, k, v, sink_logit, documents, options);
-  if (!tape.device().is_cpu()) config_error("attention after a cached prefix runs on the CPU only so far");
   WEFT_CHECK(!documents.anchored(), "attention: a row that continues from a cache has no anchor");
   WEFT_CHECK(documents.count() == cache.sequences(), "attention: {} documents for a cache of {} sequences",
              documents.count(), cache.sequences());
@@ -198,7 +197,8 @@ Tensor attention_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tens
   }
   const Result r = forward(tape, shape, q, k, v, sink_logit, list, options, {});
   for (std::int64_t n = 0; n < documents.count(); ++n) {
-    cache.append(n, k.rows(documents.begin(n), documents.end(n)), v.rows(documents.begin(n), documents.end(n)));
+    cache.append(n, k.rows(documents.begin(n), documents.end(n)), v.rows(documents.begin(n), documents.end(n)),
+                 tape.stream());
   }
   return r.o;
 }

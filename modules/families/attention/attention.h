@@ -83,7 +83,8 @@ struct AttentionForward {
   void* lse;               // [T, H_Q] natural log of the denominator; -infinity for a query that sees nothing
   AttentionRow row{};      // on CUDA instead of `documents`
 };
-// On CUDA: q, k, v, o bf16 or f32, everything else f32.
+// On CUDA: q, k, v, o bf16 or f32, everything else f32. Without a row, `documents` continue cached keys, whose pages
+// are a list in device memory.
 void attention_forward_cuda(const AttentionForward& args, const Launch& launch);
 std::size_t attention_forward_cuda_workspace(const AttentionForward& args);
 

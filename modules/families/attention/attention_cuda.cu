@@ -1,6 +1,7 @@
 // Which kernel takes a problem on CUDA, and the workspace of each.
 #include <algorithm>
 
+#include "modules/families/attention/attention_cached.cuh"
 #include "modules/families/attention/attention_hopper.cuh"
 #include "modules/families/attention/attention_portable.cuh"
 
@@ -94,11 +95,13 @@ bool hopper_takes(const AttentionBackward& a) {
 using namespace attention_cuda;
 
 std::size_t attention_forward_cuda_workspace(const AttentionForward& args) {
+  if (args.row.cu_seqlens == nullptr) return attention_cached_workspace(args);
   return ForwardWorkspace(args, nullptr).bytes;
 }
 
 void attention_forward_cuda(const AttentionForward& args, const Launch& launch) {
   if (args.shape.T == 0) return;
+  if (args.row.cu_seqlens == nullptr) return attention_cached(args, launch);
   check_widths(args.shape);
   const cudaStream_t stream = cuda_stream(launch.stream);
   const ForwardWorkspace w(args, launch.workspace);

@@ -3,6 +3,7 @@
 
 #include "autograd/transfer.h"
 #include "modules/families/attention/attention_case.h"
+#include "modules/families/attention/key_value_cache.h"
 #include "tests/support/op_check.h"
 
 namespace weft::testing {
@@ -118,6 +119,13 @@ TEST_F(AttentionGpu, LatentWidths) {
   check({.documents = documents_of({200}), .H_KV = 2, .D = 160, .D_V = 96});
 }
 
+Tensor part_of(const Tensor& x, std::int64_t a0, std::int64_t a1, std::int64_t b0, std::int64_t b1) {
+  const Tensor both = Tensor::empty({a1 - a0 + b1 - b0, x.dim(1), x.dim(2)}, DType::f64);
+  both.rows(0, a1 - a0).copy_from(x.rows(a0, a1));
+  both.rows(a1 - a0, both.dim(0)).copy_from(x.rows(b0, b1));
+  return both;
+}
+
 // Packing changes no bit, and a document of NaNs stays alone with them.
 TEST_F(AttentionGpu, DocumentsKeepToThemselves) {
   const std::vector<std::int32_t> lengths = {130, 77, 200, 1, 64};
@@ -144,6 +152,45 @@ TEST_F(AttentionGpu, DocumentsKeepToThemselves) {
           expect_equal_bits(rows_of(beside, begin, end), rows_of(packed, begin, end));
         }
       }
+    }
+  }
+}
+
+// Prefill in pieces and decoding over the cache against the definition, two sequences of different lengths at once.
+TEST_F(AttentionGpu, CachedPrefillAndDecode) {
+  for (const AttentionOptions& options :
+       {AttentionOptions{}, AttentionOptions{.window = 16}, AttentionOptions{.window = 65, .sink_tokens = 4},
+        AttentionOptions{.window = 128, .sink_tokens = 70, .soft_cap = 2.0}}) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(fmt::format("{} window {} sinks {}", name_of(dtype), options.window, options.sink_tokens));
+      constexpr std::int32_t kFirst = 1200, kSecond = 150, kDecoded = 4;
+      const AttentionCase c{.documents = documents_of({kFirst, kSecond}),
+                            .options = options,
+                            .H_KV = 2,
+                            .G = 4,
+                            .D = 64,
+                            .D_V = 32,
+                            .sink_logit = true};
+      AttentionInputs in = rounded(random_inputs(c), dtype);
+      const Tensor reference = run_reference(c, in).o;
+      const std::shared_ptr<Allocator> memory = gpu_memory();
+      KeyValueCache cache(2, c.H_KV, c.D, c.D_V, c.options, dtype);
+      const auto run = [&](std::int32_t a0, std::int32_t a1, std::int32_t b0, std::int32_t b1) {
+        Tape tape(memory, Tape::Mode::inference, gpu_stream());
+        const Documents documents({0, a1 - a0, a1 - a0 + b1 - b0}, {a0, b0});
+        const auto part = [&](const Tensor& x) {
+          return tape.here(cast(part_of(x, a0, a1, kFirst + b0, kFirst + b1), dtype));
+        };
+        const Tensor o = attention_cached(tape, part(in.q), part(in.k), part(in.v),
+                                          tape.here(cast(in.sink_logit, DType::f32)), documents, options, cache);
+        const Tensor got = to_host(o, gpu_stream());
+        const Tensor expected = part_of(reference, a0, a1, kFirst + b0, kFirst + b1);
+        const Tolerance t = dtype == DType::f32 ? kFp32 : kBf16;
+        EXPECT_TRUE(close(got, expected, t.forward, t.max)) << "tokens from " << a0 << " and " << b0;
+      };
+      run(0, 700, 0, 0);
+      run(700, kFirst - kDecoded, 0, kSecond - kDecoded);
+      for (std::int32_t i = kDecoded; i > 0; --i) run(kFirst - i, kFirst - i + 1, kSecond - i, kSecond - i + 1);
     }
   }
 }

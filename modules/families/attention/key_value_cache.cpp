@@ -4,6 +4,11 @@
 #include <cstring>
 #include <limits>
 
+#include "autograd/transfer.h"
+#ifdef WEFT_CUDA
+#include "autograd/cuda/cuda_memory.h"
+#endif
+
 namespace weft {
 namespace {
 
@@ -19,6 +24,17 @@ std::int64_t ring_pages(const AttentionOptions& options) {
 std::int64_t pinned_pages(const AttentionOptions& options) {
   return options.window > 0 ? pages_for(options.sink_tokens) : 0;
 }
+
+// Memory that outlives a step.
+std::shared_ptr<Allocator> lasting_memory([[maybe_unused]] const Device& device) {
+#ifdef WEFT_CUDA
+  if (!device.is_cpu()) return cuda_allocator(device.index);
+#endif
+  return heap_allocator();
+}
+
+constexpr Dispatch<CacheAppend> kAppend{
+    .op = "key-value cache", .cpu = nullptr, .cuda = WEFT_ON_CUDA(append_to_pages_cuda)};
 
 }  // namespace
 
@@ -44,17 +60,19 @@ KeyValueCache::KeyValueCache(const KeyValueCache& other)
       options_(other.options_),
       dtype_(other.dtype_),
       values_(other.values_),
+      stream_(other.stream_),
+      memory_(other.memory_),
       pinned_(other.pinned_),
       ring_(other.ring_),
       sequences_(other.sequences_.size()) {
   for (std::size_t n = 0; n < sequences_.size(); ++n) {
     sequences_[n].length = other.sequences_[n].length;
     for (const Tensor& page : other.sequences_[n].pages) {
-      const Tensor own = Tensor::empty(page.shape(), dtype_);
-      std::memcpy(own.raw(), page.raw(), page.nbytes());
+      const Tensor own = to_memory(page, memory_, stream_);
       sequences_[n].pages.push_back(own);
       sequences_[n].addresses.push_back(own.raw());
     }
+    upload_addresses(sequences_[n]);
   }
 }
 
@@ -76,7 +94,7 @@ double KeyValueCache::bytes_for(std::int64_t length, std::int64_t H_KV, std::int
   return static_cast<double>(pages * page_elements(H_KV, D, D_V, values)) * static_cast<double>(size_of(dtype));
 }
 
-void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
+void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v, const Stream& stream) {
   const std::int64_t L = k.dim(0);
   WEFT_CHECK(k.numel() == L * H_KV_ * D_ && v.numel() == L * H_KV_ * D_V_ && v.dim(0) == L,
              "key-value cache: k {}, v {} for {} heads of widths {} and {}", k.shape().str(), v.shape().str(), H_KV_,
@@ -86,9 +104,24 @@ void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
              "key-value cache: {} tokens after {} exceed the range of positions", L, sequence.length);
   const std::int64_t begin = sequence.length;
   const std::int64_t end = begin + L;
-  while (static_cast<std::int64_t>(sequence.pages.size()) < std::min(pages_for(end), pinned_ + ring_)) {
-    sequence.pages.push_back(Tensor::zeros({page_elements(H_KV_, D_, D_V_, values_)}, dtype_));
-    sequence.addresses.push_back(sequence.pages.back().raw());
+  if (memory_ == nullptr) {
+    stream_ = stream;
+    memory_ = lasting_memory(stream.device);
+  }
+  WEFT_CHECK(stream.device == stream_.device, "key-value cache: tokens of another device than those before");
+  make_room(sequence, end);
+  if (!stream.device.is_cpu()) {
+    const CacheAppend args{.dtype = dtype_,
+                           .tokens = L,
+                           .H_KV = H_KV_,
+                           .D = D_,
+                           .D_V = D_V_,
+                           .cache = keys(n),
+                           .k = k.raw(),
+                           .v = v.raw()};
+    kAppend(args, {.stream = stream});
+    sequence.length = static_cast<std::int32_t>(end);
+    return;
   }
   const std::size_t element = size_of(dtype_);
   const auto copy_head = [&](std::byte* page, const Tensor& from, std::int64_t token, std::int64_t width,
@@ -110,9 +143,31 @@ void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
   sequence.length = static_cast<std::int32_t>(end);
 }
 
+void KeyValueCache::make_room(Sequence& sequence, std::int64_t tokens) {
+  const std::size_t before = sequence.pages.size();
+  while (static_cast<std::int64_t>(sequence.pages.size()) < std::min(pages_for(tokens), pinned_ + ring_)) {
+    const Tensor page({page_elements(H_KV_, D_, D_V_, values_)}, dtype_, memory_);
+    fill_zero(page, stream_);
+    sequence.pages.push_back(page);
+    sequence.addresses.push_back(page.raw());
+  }
+  if (sequence.pages.size() != before) upload_addresses(sequence);
+}
+
+void KeyValueCache::upload_addresses(Sequence& sequence) {
+  if (stream_.device.is_cpu() || sequence.pages.empty()) return;
+  std::vector<std::int64_t> addresses;
+  for (const void* page : sequence.addresses) addresses.push_back(reinterpret_cast<std::intptr_t>(page));
+  const Tensor host = Tensor::from({static_cast<std::int64_t>(addresses.size())}, addresses);
+  sequence.device_addresses = to_memory(host, memory_, stream_);
+}
+
 CachedKeys KeyValueCache::keys(std::int64_t n) const {
   const Sequence& sequence = sequences_[static_cast<std::size_t>(n)];
-  return {.pages = sequence.addresses.data(),
+  const void* const* const pages = sequence.device_addresses.defined()
+                                       ? static_cast<const void* const*>(sequence.device_addresses.raw())
+                                       : sequence.addresses.data();
+  return {.pages = pages,
           .pinned = static_cast<std::int32_t>(pinned_),
           .ring = static_cast<std::int32_t>(ring_),
           .length = sequence.length,
