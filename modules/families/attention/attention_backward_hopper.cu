@@ -15,7 +15,9 @@ __global__ void __launch_bounds__(kEdgeThreads)
   if (t.count <= 0) return;
   const int head = blockIdx.y, part = threadIdx.x % 16;
   float* const to = stats + (static_cast<std::int64_t>(head) * gridDim.x + blockIdx.x) * 2 * kQueries;
-  for (int row = threadIdx.x / 16; row < kQueries; row += kEdgeThreads / 16) {
+#pragma unroll
+  for (int i = 0; i < kQueries * 16 / kEdgeThreads; ++i) {
+    const int row = i * (kEdgeThreads / 16) + static_cast<int>(threadIdx.x) / 16;
     const bool valid = row < t.count;
     const std::int64_t at = (static_cast<std::int64_t>(t.row) + row) * H_Q + head;
     const bool in = valid && part * 8 < D_V;
@@ -44,7 +46,9 @@ __global__ void __launch_bounds__(kEdgeThreads)
   const int head = blockIdx.y;
   const std::int64_t first = (static_cast<std::int64_t>(head) * gridDim.x + blockIdx.x) * 2;
   const bool some = turns[first] != 0;
-  for (int i = threadIdx.x; i < 2 * kSize / 8; i += kEdgeThreads) {
+#pragma unroll
+  for (int n = 0; n < 2 * kSize / 8 / kEdgeThreads; ++n) {
+    const int i = n * kEdgeThreads + static_cast<int>(threadIdx.x);
     // Neighbouring threads take rows 8 apart, which lie in the same 32 bytes.
     const int piece = i / (kSize / 8), inside = i % (kSize / 8);
     const int row = inside / 16 % 4 * 16 + inside % 2 * 8 + inside / 2 % 8, group = inside / 64;
@@ -58,8 +62,10 @@ __global__ void __launch_bounds__(kEdgeThreads)
     const auto before = tile::load16_if(write == Write::accumulate, to);
     tile::Vector16<tile::bf16> value;
 #pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      value.set(c, before.get(c) + (some ? from[c / 2 * 4 + c % 2] : 0.0f));
+    for (int c = 0; c < 4; ++c) {
+      const float2 sum = some ? *reinterpret_cast<const float2*>(from + 4 * c) : float2{0.0f, 0.0f};
+      value.set(2 * c, before.get(2 * c) + sum.x);
+      value.set(2 * c + 1, before.get(2 * c + 1) + sum.y);
     }
     tile::store16(to, value);
   }
