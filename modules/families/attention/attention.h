@@ -128,7 +128,15 @@ Tensor attention_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tens
 
 // Attention over disjoint sets of keys, merged: lse = log(e^lse_a + e^lse_b), o = e^(lse_a - lse) o_a + e^(lse_b - lse)
 // o_b, into a (o [T, H_Q, D_V], lse [T, H_Q]). An empty set has o = 0, lse = -infinity.
-void merge_attention(const Tensor& o_a, const Tensor& lse_a, const Tensor& o_b, const Tensor& lse_b);
+struct MergeAttention {
+  DType dtype;  // of o; lse is f32 beside bf16
+  std::int64_t rows, D_V;
+  void *o_a, *lse_a;
+  const void *o_b, *lse_b;
+};
+void merge_attention_cuda(const MergeAttention& args, const Launch& launch);
+void merge_attention(const Tensor& o_a, const Tensor& lse_a, const Tensor& o_b, const Tensor& lse_b,
+                     const Stream& stream = {});
 
 // Query-key pairs that a row of documents makes: the unit of attention's cost.
 double attention_pairs(const Documents& documents, const AttentionOptions& options);

@@ -195,6 +195,26 @@ TEST_F(AttentionGpu, CachedPrefillAndDecode) {
   }
 }
 
+// Attention over two halves of the keys is that over all: queries of the second half, on the CPU and merged on the GPU.
+TEST_F(AttentionGpu, MergesParts) {
+  constexpr std::int64_t T = 40, H = 3, D = 24;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const DType stats = accumulator_dtype(dtype);
+    const auto rounded_to = [](const Tensor& t, DType type) { return cast(cast(t, type), DType::f64); };
+    const Tensor o_a = rounded_to(normal({T, H, D}, 1), dtype), o_b = rounded_to(normal({T, H, D}, 2), dtype);
+    const Tensor lse_a = rounded_to(normal({T, H}, 3), stats), lse_b = rounded_to(normal({T, H}, 4), stats);
+    lse_a.data<double>()[0] = lse_b.data<double>()[1] = -std::numeric_limits<double>::infinity();
+    const std::shared_ptr<Allocator> memory = gpu_memory();
+    const auto there = [&](const Tensor& t, DType type) { return to_memory(cast(t, type), memory, gpu_stream()); };
+    const Tensor o = there(o_a, dtype), lse = there(lse_a, stats);
+    merge_attention(o, lse, there(o_b, dtype), there(lse_b, stats), gpu_stream());
+    merge_attention(o_a, lse_a, o_b, lse_b);
+    const Tolerance t = dtype == DType::f32 ? kFp32 : kBf16;
+    EXPECT_TRUE(close(to_host(o, gpu_stream()), o_a, t.forward, t.max));
+    EXPECT_TRUE(close(to_host(lse, gpu_stream()), lse_a, kFp32.forward, kFp32.max));
+  }
+}
+
 TEST_F(AttentionGpu, LaterTokensDoNotReachEarlierOnes) {
   for (const std::int64_t D : {64, 128}) {
     AttentionCase c{.documents = documents_of({300}), .H_KV = 1, .G = 2, .D = D, .D_V = D};
