@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kEdgeThreads)
   if (t.count <= 0) return;
   const int head = blockIdx.y;
   const std::int64_t first = (static_cast<std::int64_t>(head) * gridDim.x + blockIdx.x) * 2;
-  const bool some = turns[first] != 0;
+  const bool some = turns[first / 2] != 0;
 #pragma unroll
   for (int n = 0; n < 2 * kSize / 8 / kEdgeThreads; ++n) {
     const int i = n * kEdgeThreads + static_cast<int>(threadIdx.x);
@@ -101,7 +101,7 @@ decltype(auto) with_widths(const AttentionShape& shape, F&& f) {
 HopperBackwardSizes hopper_backward_sizes(const AttentionShape& shape, std::int64_t query_tiles) {
   const std::int64_t tiles = shape.H_Q * query_tiles;
   const int piece = with_widths(shape, [&]<int D, int D_V>() { return kPiece<D>; });
-  return {.stats = tiles * 2 * kQueries, .dq_sum = tiles * 2 * piece, .turns = tiles * 2 + 2};
+  return {.stats = tiles * 2 * kQueries, .dq_sum = tiles * 2 * piece, .turns = tiles + 2};
 }
 
 void attention_backward_hopper(const AttentionBackward& a, const HopperBackwardBuffers& w, cudaStream_t stream) {

@@ -8,7 +8,7 @@
 // While exponentials run, dp is being made; while dz is made, dv; while dq is handed over, the next step's s.
 //
 // dq is summed in fp32 in device memory by the copy engine. Tiles of keys add to a tile of queries in ascending order:
-// each waits for its turn, which is a counter for every piece of dq. Items are given out in the same order, and all
+// each waits for its turn, which is a counter for every tile of a head. Items are given out in the same order, and all
 // walk their queries from the last, so that predecessors are ahead by themselves.
 #pragma once
 
@@ -43,7 +43,7 @@ struct BackwardArgs {
   float scale;            // of logits
   const float* stats;     // [H_Q][tiles][2][kQueries]: lse in powers of 2, delta
   float* dq_sum;          // [H_Q][tiles][2][kPiece]
-  int* turns;             // [H_Q][tiles][2], start at 0
+  int* turns;             // [H_Q][tiles], start at 0
   int* counter;           // starts at 0
   tile::bf16 *dk, *dv;
   Write write_dk, write_dv;
@@ -87,18 +87,19 @@ struct BackwardMemory {
   static constexpr bool kValues = kMakes != Makes::keys_and_queries;
   static constexpr bool kKeys = kMakes != Makes::values;
   static constexpr int kGradientStages = D <= 128 ? 2 : 1;
+  static constexpr int kSumBuffers = D <= 128 && kKeys ? 2 : 1;
   tile::SharedTile<kKeyRows, D> k;
   tile::SharedTile<kKeyRows, D_V> v;
   tile::SharedTile<kQueries, D> q[2];
   tile::SharedTile<kQueries, D_V> d_o[kGradientStages];
   tile::SharedTile<kKeyRows, kQueries> dz[kKeys ? 2 : 1];
-  alignas(128) float dq[2][kKeys ? kPiece<D> : 4];
+  alignas(128) float dq[kSumBuffers][2][kKeys ? kPiece<D> : 4];  // the two warpgroups' pieces
   alignas(16) float stats[2][2 * kQueries];
   KeyItem item;
   StepInfo step[2];
   tile::Barrier kv_full, kv_empty;
   tile::Barrier q_full[2], q_empty[2], d_o_full[kGradientStages], d_o_empty[kGradientStages];
-  tile::Barrier dq_full[2], dq_empty[2];  // of the two warpgroups
+  tile::Barrier dq_full[2], dq_empty[kSumBuffers];  // full: of even and of odd steps
 };
 
 // Where elements 4c .. 4c + 3 of a thread's accumulator lie in a piece of dq: in the order in which threads hold them.
@@ -165,42 +166,46 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
   m.kv_full.arrive();
 }
 
-// The thread that adds one warpgroup's pieces to dq, each when it is this tile of keys' turn.
+// A thread that adds to dq, when it is this tile of keys' turn; one for even steps and one for odd ones, so that a sum
+// has two steps' time to arrive and be announced.
 template <int D, int D_V, Makes kMakes>
-__device__ void add_pieces(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a, int group) {
+__device__ void add_pieces(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a, int own) {
+  using Memory = BackwardMemory<D, D_V, kMakes>;
   const int G = a.H_Q / a.H_KV;
   std::uint32_t kv_parity = 0, parity = 0;
+  int next = own;  // own step, counted from the beginning of the item
   for (;; kv_parity ^= 1) {
     m.kv_full.wait(kv_parity);
     const KeyItem item = m.item;
     if (item.kv_head < 0) return;
-    m.kv_empty.arrive();  // the next item may come while this one's last pieces are on their way
+    m.kv_empty.arrive();  // the next item may come while this one's last sums are on their way
     const int steps = item.steps(G);
-    for (int j = 0; j < steps; ++j, parity ^= 1) {
-      const int2 step = item.step(j, G);
+    for (; next < steps; next += 2, parity ^= 1) {
+      const int2 step = item.step(next, G);
       const AttentionQueryTile t = a.query_tiles[step.x];
       const int turn = KeyWalk<kKeyRows>(t, a.sight).turn(item.tile.position, item.tile.anchor != 0, t);
-      const std::int64_t piece =
-          ((static_cast<std::int64_t>(item.kv_head) * G + step.y) * a.query_count + step.x) * 2 + group;
-      float* const to = a.dq_sum + piece * kPiece<D>;
+      const std::int64_t at = (static_cast<std::int64_t>(item.kv_head) * G + step.y) * a.query_count + step.x;
+      float* const to = a.dq_sum + at * 2 * kPiece<D>;
+      auto& from = m.dq[Memory::kSumBuffers == 2 ? own : 0];
       if (turn > 0) {
-        while (load_acquire(a.turns + piece) != turn) {
+        while (load_acquire(a.turns + at) != turn) {
         }
         tile::fence_async_global();
       }
-      m.dq_full[group].wait(parity);
+      m.dq_full[own].wait(parity);
       if (turn == 0) {
-        tile::store_bytes(to, m.dq[group], kPiece<D> * 4);
+        tile::store_bytes(to, from, sizeof(from));
       } else {
-        tile::add_floats(to, m.dq[group], kPiece<D> * 4);
+        tile::add_floats(to, from[0], sizeof(from));
       }
       tile::commit_stores();
       tile::wait_stores_read<0>();
-      m.dq_empty[group].arrive();
+      m.dq_empty[Memory::kSumBuffers == 2 ? own : 0].arrive();
       tile::wait_stores<0>();
       tile::fence_async_global();
-      store_release(a.turns + piece, turn + 1);
+      store_release(a.turns + at, turn + 1);
     }
+    next -= steps;
   }
 }
 

@@ -68,7 +68,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
   const int G = a.H_Q / a.H_KV;
   tile::PipelineState<2> state;
   tile::PipelineState<Memory::kGradientStages> gradients;
-  std::uint32_t kv_parity = 0, dq_parity = 0;
+  std::uint32_t kv_parity = 0, handed = 0;
   int buffer = 0;
   const auto release = [&](tile::Barrier& barrier) {
     if (thread % 32 == 0) barrier.arrive();
@@ -100,8 +100,10 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     const auto v_rows = tile::along_columns(m.v).template part_at<64>(group);
     HalfSum<D> dq;
     const auto hand_over = [&] {
-      m.dq_empty[group].wait(dq_parity ^ 1);
-      dq_parity ^= 1;
+      const std::uint32_t odd = handed % 2;
+      const int to = Memory::kSumBuffers == 2 ? odd : 0;
+      m.dq_empty[to].wait((Memory::kSumBuffers == 2 ? handed / 2 : handed) % 2 ^ 1);
+      ++handed;
 #pragma unroll
       for (int c = 0; c < D / 16; ++c) {
         float4 x;
@@ -109,10 +111,10 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
         x.y = dq.get(4 * c + 1);
         x.z = dq.get(4 * c + 2);
         x.w = dq.get(4 * c + 3);
-        *reinterpret_cast<float4*>(&m.dq[group][piece_offset(thread, c)]) = x;
+        *reinterpret_cast<float4*>(&m.dq[to][group][piece_offset(thread, c)]) = x;
       }
       tile::fence_async_shared();
-      m.dq_full[group].arrive();
+      m.dq_full[odd].arrive();
     };
 #pragma unroll 1
     for (int i = 0; i < steps; ++i, state.advance(), gradients.advance()) {
@@ -257,9 +259,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     for (int i = 0; i < 2; ++i) {
       m.q_full[i].init(1);
       m.q_empty[i].init(8);
-      m.dq_full[i].init(tile::kWarpgroup);
-      m.dq_empty[i].init(1);
+      m.dq_full[i].init(2 * tile::kWarpgroup);
     }
+    for (tile::Barrier& barrier : m.dq_empty) barrier.init(1);
     tile::fence_barrier_init();
   }
   __syncthreads();

@@ -178,6 +178,9 @@ template <class T>
 __global__ void __launch_bounds__(kMergeThreads)
     append_rows(CachedKeys cache, int H_KV, int D, int D_V, const T* k, const T* v) {
   const std::int32_t position = cache.length + static_cast<std::int32_t>(blockIdx.x);
+  // Later tokens of this call take the page's slot.
+  const std::int32_t last_page = (cache.length + static_cast<std::int32_t>(gridDim.x) - 1) / kKeyTile;
+  if (position / kKeyTile >= cache.pinned && position / kKeyTile <= last_page - cache.ring) return;
   T* const page = static_cast<T*>(const_cast<void*>(page_of(cache, position)));
   const std::int64_t token = blockIdx.x;
   for (int i = threadIdx.x; i < H_KV * D; i += kMergeThreads) {
