@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_memory.h"
 #include "autograd/transfer.h"
 #include "tests/support/compare.h"
 #include "tests/support/gpu.h"
@@ -231,6 +232,8 @@ TEST(OptimizerGpu, StepsAsAGraph) {
   for (Model* model : {&direct, &captured}) {
     add_muon_shapes(*model);
     model->ready(true);
+    // Hostile memory waits for the stream, which a capture forbids.
+    model->place.scratch = std::make_shared<CudaArena>(model->place.stream, std::size_t{2} << 30);
   }
   Optimizer a(direct.parameters, kMuon, direct.place), b(captured.parameters, kMuon, captured.place);
   const cudaStream_t stream = cuda_stream(captured.place.stream);
