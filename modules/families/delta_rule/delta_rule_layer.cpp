@@ -4,12 +4,14 @@
 #include <cmath>
 
 #include "autograd/ops/activation/activation.h"
+#include "autograd/ops/cast/cast.h"
 #include "autograd/ops/elementwise/elementwise.h"
 #include "autograd/ops/gate/gate.h"
 #include "autograd/ops/l2_norm/l2_norm.h"
 #include "autograd/ops/linear/linear.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
 #include "autograd/ops/short_conv/short_conv.h"
+#include "autograd/transfer.h"
 
 namespace weft {
 namespace {
@@ -57,7 +59,7 @@ DeltaRuleLayerConfig delta_rule_layer_config(const MixerSite& site, const Option
 }
 
 DeltaRuleState::DeltaRuleState(const DeltaRuleLayerConfig& config, std::int64_t sequences, DType dtype)
-    : matrices(Tensor::zeros({sequences, config.value_heads, config.d_k, config.d_v}, dtype)) {
+    : matrices(Tensor::zeros({sequences, config.value_heads, config.d_k, config.d_v}, accumulator_dtype(dtype))) {
   if (config.taps == 0) return;
   const std::int64_t keys = config.key_heads * config.d_k, values = config.value_heads * config.d_v;
   conv_q = Tensor::zeros({sequences, keys, config.taps - 1}, dtype);
@@ -127,11 +129,15 @@ DeltaRuleLayer::Inputs DeltaRuleLayer::inputs(Tape& tape, const Var& x, const Do
   const Var q = convolved(tape, x, *wq_, conv_q_, documents, tail(&DeltaRuleState::conv_q)).reshape(keys);
   const Var k = convolved(tape, x, *wk_, conv_k_, documents, tail(&DeltaRuleState::conv_k)).reshape(keys);
   const Var v = convolved(tape, x, *wv_, conv_v_, documents, tail(&DeltaRuleState::conv_v));
-  const Var strength = sigmoid(tape, linear(tape, x, tape.parameter(*wb_)));
+  // Beside activations in bf16, decays and write strengths are f32.
+  const auto exact = [&](const Var& value) {
+    return value.value.defined() ? cast(tape, value, accumulator_dtype(x.dtype())) : value;
+  };
+  const Var strength = sigmoid(tape, exact(linear(tape, x, tape.parameter(*wb_))));
   return {.q = l2_norm(tape, q, kKeyNormEps),
           .k = l2_norm(tape, k, kKeyNormEps),
           .v = v.reshape({T, config_.value_heads, config_.d_v}),
-          .g = decay(tape, x),
+          .g = exact(decay(tape, x)),
           .beta = config_.negative_eigenvalues ? weft::scale(tape, strength, 2.0) : strength};
 }
 
@@ -162,7 +168,7 @@ Var DeltaRuleLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& docume
   const Inputs in = inputs(tape, x, documents, carried);
   const Var initial = carried == nullptr ? Var{} : Tape::constant(carried->matrices);
   const auto [o, final_state] = delta_rule(tape, in.q, in.k, in.v, in.g, in.beta, initial, documents, scale());
-  if (carried != nullptr) carried->matrices.copy_from(final_state.value);
+  if (carried != nullptr) copy(carried->matrices, final_state.value, tape.stream());
   return output(tape, x, o);
 }
 
