@@ -9,7 +9,7 @@
 #include "autograd/cuda/cuda_check.h"
 #include "autograd/cuda/cuda_memory.h"
 #include "autograd/transfer.h"
-#include "modules/families/delta_rule/delta_rule.h"
+#include "modules/families/delta_rule/delta_tensor.cuh"
 #include "tests/support/gpu.h"
 #include "tests/support/random.h"
 
@@ -113,6 +113,22 @@ Times time(DeltaDecay decay, std::int64_t T, std::int64_t H, std::int64_t D, DTy
       std::max(delta_rule_forward_cuda_workspace(forward), delta_rule_backward_cuda_workspace(backward));
   const Tensor workspace({static_cast<std::int64_t>(bytes / 4 + 1)}, DType::f32, memory);
   const Launch launch{stream, workspace.raw(), bytes};
+  if (dtype == DType::bf16) {
+    // The stages one by one, on what lies in the workspace.
+    using namespace delta_tensor;
+    auto* records = static_cast<Operands*>(workspace.raw());
+    auto* entries = reinterpret_cast<bf16*>(records + chunks.count * H);
+    bf16 *dexits = entries + chunks.count * H * D * D, *W = dexits + chunks.count * H * D * D, *Y = W + T * H * D;
+    const GradientSources sources{entries, dexits, W, Y, records, nullptr, nullptr};
+    const double ms[] = {
+        median_ms(stream, repeats, [&] { make_operands(problem, records, launch); }),
+        median_ms(stream, repeats, [&] { walk_states(problem, records, o.raw(), st.raw(), nullptr, nullptr, launch); }),
+        median_ms(stream, repeats, [&] { walk_states(problem, records, nullptr, nullptr, entries, W, launch); }),
+        median_ms(stream, repeats, [&] { retreat_states(backward, records, dexits, Y, launch); }),
+        median_ms(stream, repeats, [&] { chunk_gradients(backward, sources, launch); })};
+    std::printf("  operands %.3f, walk %.3f, walk for backward %.3f, retreat %.3f, gradients %.3f ms\n", ms[0], ms[1],
+                ms[2], ms[3], ms[4]);
+  }
   return {median_ms(stream, repeats, [&] { delta_rule_forward_cuda(forward, launch); }),
           median_ms(stream, repeats, [&] { delta_rule_backward_cuda(backward, launch); })};
 }

@@ -32,7 +32,7 @@ struct Operands {
 };
 
 // Queries and keys times decays to and from the boundaries between blocks, and inside the blocks on the diagonal to and
-// from their middle rows.
+// from their first rows: a reference further down would let later tokens change how earlier ones are rounded.
 struct LevelTiles {
   bf16 k16[kC * kLd];  // boundaries of 16 rows between the blocks 0 | 1 and 2 | 3
   bf16 k32[kC * kLd];  // the boundary in the middle of the chunk
@@ -50,13 +50,14 @@ __device__ inline int query_row16(int block) {
 }
 
 struct BlockDecays {
+  float log_first[kBlocks][kD];  // of the first rows
   float log_total[kBlocks][kD];
   float total[kBlocks][kD];  // 2^log_total
-  int unbounded[kBlocks];    // whether some channel decays by more than the middle row can serve as a reference for
+  int unbounded[kBlocks];    // whether some channel decays by more than the first row can serve as a reference for
 };
-// Log decay, base 2, from a block's first or last row to its middle up to which factors and their products stay finite
-// in bf16 and fp32: 8 steps of a gate bounded by -5 are 57.7.
-inline constexpr float kReach = 60.0f;
+// Log decay, base 2, from a block's first row to its last up to which factors and their products stay finite in bf16
+// and fp32: 15 steps of a gate bounded by -5 are 108.2.
+inline constexpr float kReach = 110.0f;
 // Nothing is left below; sums of larger numbers would lose the digits of the small ones.
 inline constexpr float kNothingLeft = -1000.0f;
 
@@ -110,27 +111,25 @@ __device__ __forceinline__ void make_levels(const ChunkRows& chunk, const bf16* 
   constexpr bool kHalves = kRows < kBlock;
   const int thread = static_cast<int>(threadIdx.x), x = thread % (kD / 2) * 2, part = thread / (kD / 2);
   const int first = part * kRows, block = first / kBlock, row = first % kBlock;
-  float2 from_start[kRows], sum{0.0f, 0.0f}, middle;
+  float2 from_start[kRows], sum{0.0f, 0.0f};
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     sum = sum + log2_decays(chunk, first + r, x);
     from_start[r] = sum;
   }
-  float2 total = sum;
+  float2 total = sum, reference = from_start[0];
+  if (row == 0) *reinterpret_cast<float2*>(&decays.log_first[block][x]) = reference;
   if constexpr (kHalves) {
     *reinterpret_cast<float2*>(&halves[part][x]) = sum;
     __syncthreads();
-    middle = load_pair(&halves[block * 2][x]);
-    const float2 before = row == 0 ? float2{0.0f, 0.0f} : middle;
+    reference = load_pair(&decays.log_first[block][x]);
+    const float2 middle = load_pair(&halves[block * 2][x]), before = row == 0 ? float2{0.0f, 0.0f} : middle;
     total = middle + load_pair(&halves[block * 2 + 1][x]);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) from_start[r] = before + from_start[r];
-  } else {
-    middle = from_start[kBlock / 2 - 1];
   }
-  const float2 above = from_start[0] - middle, below = middle - from_start[kRows - 1];
-  const bool bounded = above.x <= kReach && above.y <= kReach && below.x <= kReach && below.y <= kReach;
-  if (!bounded) decays.unbounded[block] = 1;
+  const float2 reach = reference - from_start[kRows - 1];
+  if (!(reach.x <= kReach && reach.y <= kReach)) decays.unbounded[block] = 1;
   if (row == 0) {
     *reinterpret_cast<float2*>(&decays.log_total[block][x]) = total;
     *reinterpret_cast<float2*>(&decays.total[block][x]) = exp2_pair(total);
@@ -162,7 +161,7 @@ __device__ __forceinline__ void make_levels(const ChunkRows& chunk, const bf16* 
     if (unbounded) {
       *reinterpret_cast<float2*>(tiles.sums(block) + own * kD + x) = from_start[r];
     } else {
-      const float2 up = exp2_pair(from_start[r] - middle), down = exp2_pair(middle - from_start[r]);
+      const float2 up = exp2_pair(from_start[r] - reference), down = exp2_pair(reference - from_start[r]);
       store_pair(&tiles.diagonal[block][0][own * kLd + x], key * up);
       store_pair(&tiles.diagonal[block][1][own * kLd + x], key * down);
       store_pair(&tiles.diagonal[block][2][own * kLd + x], query * up);

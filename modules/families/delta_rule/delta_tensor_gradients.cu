@@ -303,10 +303,9 @@ __device__ __forceinline__ void pair_gradients(const Shared& shared, const Chunk
   FragmentC query[2] = {}, reader[2] = {}, writer[2] = {};
   multiply_rows(shared, row, as_columns, 0, row, 1, channel, query, reader);
   take_rows(query, reader, queries, 0, as_rows, 0,
-            [&](int r, int x) { return exp2_pair(from_start(r, x) - from_start(kBlock / 2 - 1, x)); });
+            [&](int r, int x) { return exp2_pair(from_start(r, x) - from_start(0, x)); });
   multiply_columns(shared, row, queries, 0, as_rows, 0, row, 1, channel, writer);
-  take_columns(writer, as_columns, 0,
-               [&](int r, int x) { return exp2_pair(from_start(kBlock / 2 - 1, x) - from_start(r, x)); });
+  take_columns(writer, as_columns, 0, [&](int r, int x) { return exp2_pair(from_start(0, x) - from_start(r, x)); });
 }
 
 // Where the gradients of queries and keys go; sums over the value heads of a key head wait in fp32.

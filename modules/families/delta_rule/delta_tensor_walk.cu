@@ -38,15 +38,42 @@ __device__ void prefetch(Stage& to, const Operands& from, const ChunkRows& chunk
   tile::commit_copies();
 }
 
+// The index-th chunk of a document, without a look at the table, which the chain would wait for.
+__device__ inline ChunkRows chunk_of(const DeltaRuleProblem& p, int first_token, int end_token, std::int64_t index,
+                                     int h) {
+  const int begin = first_token + static_cast<int>(index) * kC;
+  return ChunkRows(p, Chunk{.document = 0, .index = 0, .begin = begin, .end = min(begin + kC, end_token)}, h);
+}
+
 // sum[0], sum[1] += rows [row, row + 16) of `left` times 16 columns of `right`, contracted over `steps` x 16.
 __device__ inline void multiply(FragmentC (&sum)[2], const bf16* left, int ld_left, int row, const bf16* right,
                                 int column, int first, int end) {
+#pragma unroll 4
   for (int s = first; s < end; ++s) {
     const FragmentA a = load_a(SharedMatrix(left, ld_left), row, 16 * s);
     FragmentB b[2];
     load_b(b, SharedMatrix(right, kColumnsLd), 16 * s, column);
     mma(sum[0], a, b[0]);
     mma(sum[1], a, b[1]);
+  }
+}
+// All of kD, as two chains of half the length.
+__device__ inline void multiply_channels(FragmentC (&sum)[2], const bf16* left, int row, const bf16* right,
+                                         int column) {
+  FragmentC second[2] = {};
+#pragma unroll
+  for (int s = 0; s < kD / 16; ++s) {
+    const FragmentA a = load_a(SharedMatrix(left, kLd), row, 16 * s);
+    FragmentB b[2];
+    load_b(b, SharedMatrix(right, kColumnsLd), 16 * s, column);
+    FragmentC* const chain = s % 2 == 0 ? sum : second;
+    mma(chain[0], a, b[0]);
+    mma(chain[1], a, b[1]);
+  }
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum[t].x[e] += second[t].x[e];
   }
 }
 // The same for the transpose of `left`: rows of the product are its columns.
@@ -141,15 +168,17 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(DeltaRuleProblem p, cons
   const std::int64_t state = (document * p.H + h) * kD * kD + first;
   const int warp = static_cast<int>(threadIdx.x) / 32, row = warp % 4 * 16, column = warp / 4 * 16, blocks = warp % 4;
   const auto* v = static_cast<const bf16*>(p.v) + first;
+  const int first_token = p.cu_seqlens[document], end_token = p.cu_seqlens[document + 1];
+  const auto rows_of = [&](std::int64_t c) { return chunk_of(p, first_token, end_token, c - begin, h); };
   const auto fetch = [&](std::int64_t c) {
-    const ChunkRows chunk(p, p.chunks[c], h);
+    const ChunkRows chunk = rows_of(c);
     prefetch(shared.stages[(c - begin) % 2], records[c * p.H + h], chunk, v + chunk.value, kOutputs);
   };
   FragmentC S[kTiles];
   load_state(S, p.s0 == nullptr ? nullptr : static_cast<const float*>(p.s0) + state);
   if (begin < end) fetch(begin);
   for (std::int64_t c = begin; c < end; ++c) {
-    const ChunkRows chunk(p, p.chunks[c], h);
+    const ChunkRows chunk = rows_of(c);
     const Stage& in = shared.stages[(c - begin) % 2];
     round_state(S, shared.state, kOutputs ? nullptr : kept.entries + (c * p.H + h) * kD * kD + first);
     tile::wait_copies<0>();
@@ -157,14 +186,14 @@ __global__ void __launch_bounds__(kThreads) walk_kernel(DeltaRuleProblem p, cons
     if (c + 1 < end) fetch(c + 1);
     // R = V - K_in S.
     FragmentC R[2] = {}, O[2] = {};
-    multiply(R, in.k_entry, kLd, row, shared.state, column, 0, kD / 16);
+    multiply_channels(R, in.k_entry, row, shared.state, column);
     for_rows(row, column, [&](int t, int e, int i, int y) {
       const float2 values = load_pair(in.columns + i * kColumnsLd + y);
       R[t].x[e] = values.x - R[t].x[e];
       R[t].x[e + 1] = values.y - R[t].x[e + 1];
       store_pair(shared.right + i * kColumnsLd + y, in.beta[i] * float2{R[t].x[e], R[t].x[e + 1]});
     });
-    if (kOutputs) multiply(O, in.q_entry, kLd, row, shared.state, column, 0, kD / 16);
+    if (kOutputs) multiply_channels(O, in.q_entry, row, shared.state, column);
     __syncthreads();
     // W = R - B (beta R), U = beta W.
     FragmentC sum[2] = {};
@@ -198,15 +227,17 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t state = (document * a.H + h) * kD * kD + first;
   const int warp = static_cast<int>(threadIdx.x) / 32, row = warp % 4 * 16, column = warp / 4 * 16, block = warp % 4;
   const auto* d_o = static_cast<const bf16*>(a.d_o) + first;
+  const int first_token = a.cu_seqlens[document], end_token = a.cu_seqlens[document + 1];
+  const auto rows_of = [&](std::int64_t c) { return chunk_of(a, first_token, end_token, c - begin, h); };
   const auto fetch = [&](std::int64_t c) {
-    const ChunkRows chunk(a, a.chunks[c], h);
+    const ChunkRows chunk = rows_of(c);
     prefetch(shared.stages[(end - c) % 2], records[c * a.H + h], chunk, d_o + chunk.value, true);
   };
   FragmentC dS[kTiles];
   load_state(dS, a.dst == nullptr ? nullptr : static_cast<const float*>(a.dst) + state);
   if (begin < end) fetch(end - 1);
   for (std::int64_t c = end - 1; c >= begin; --c) {
-    const ChunkRows chunk(a, a.chunks[c], h);
+    const ChunkRows chunk = rows_of(c);
     const Stage& in = shared.stages[(end - c) % 2];
     round_state(dS, shared.state, dexits + (c * a.H + h) * kD * kD + first);
     tile::wait_copies<0>();
@@ -214,7 +245,7 @@ __global__ void __launch_bounds__(kThreads)
     if (c > begin) fetch(c - 1);
     // dU = K_out dS' + P^T dO.
     FragmentC Y[2] = {}, sum[2] = {};
-    multiply(Y, in.k_exit, kLd, row, shared.state, column, 0, kD / 16);
+    multiply_channels(Y, in.k_exit, row, shared.state, column);
     multiply_transposed(Y, in.P, kSquareLd, row, in.columns, column, block, kBlocks);
     for_rows(row, column, [&](int t, int e, int i, int y) {
       store_pair(shared.right + i * kColumnsLd + y, in.beta[i] * float2{Y[t].x[e], Y[t].x[e + 1]});
