@@ -164,11 +164,15 @@ Plan plan_of(const BlockChoice& a) {
 }
 
 struct Arrays {
-  std::int32_t *key_row, *first_block;
+  std::int32_t *key_row, *first_block, *tile_row, *first_tile;
   float *lse, *scores;
 };
 Arrays carve(DeviceCarver& carver, const BlockChoice& a, const Plan& p) {
-  return {carver.take<std::int32_t>(a.N + 1), carver.take<std::int32_t>(a.N + 1),
+  const auto table = [&] { return carver.take<std::int32_t>(a.N + 1); };
+  return {table(),
+          table(),
+          table(),
+          table(),
           carver.take<float>(p.denominators ? a.T * a.H_Q : 0),
           carver.take<float>(p.scores ? p.slab * p.lists * p.blocks : 0)};
 }
@@ -230,11 +234,19 @@ void block_choice_cuda(const BlockChoice& args, const Launch& launch) {
         WEFT_CHECK_LAUNCH();
       }
     }
+    const bool hopper = plan.scores && choice_hopper_fits(args);
+    RowTables tiles{};
+    if (hopper) {
+      tiles = lay_out_row(args.cu_seqlens, args.N, {}, choice_hopper_queries(), arrays.tile_row, arrays.first_tile,
+                          launch.stream);
+    }
     for (std::int64_t begin = 0; begin < args.T; begin += plan.slab) {
       a.begin = static_cast<int>(begin);
       a.end = static_cast<int>(std::min(begin + plan.slab, args.T));
       const std::int64_t tokens = a.end - a.begin;
-      if (plan.scores && choice_mma_fits(args)) {
+      if (hopper) {
+        choice_scores_hopper(a, tiles, launch.stream);
+      } else if (plan.scores && choice_mma_fits(args)) {
         choice_scores_mma(a, launch.stream);
       } else if (plan.scores) {
         score_blocks<T><<<blocks_for(tokens * a.H_KV, kWarps), kWarps * kWarp, 0, stream>>>(a);

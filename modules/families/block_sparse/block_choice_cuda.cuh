@@ -62,4 +62,9 @@ inline bool choice_mma_fits(const BlockChoice& args) {
 void choice_denominators_mma(const ChoiceArguments& a, float* lse, std::int64_t T, const Stream& stream);
 void choice_scores_mma(const ChoiceArguments& a, const Stream& stream);
 
+// Hopper: softmax scores for groups of 16 heads; `tiles` counts tiles of choice_hopper_queries() queries.
+bool choice_hopper_fits(const BlockChoice& args);
+int choice_hopper_queries();
+void choice_scores_hopper(const ChoiceArguments& a, const RowTables& tiles, const Stream& stream);
+
 }  // namespace weft::block_sparse

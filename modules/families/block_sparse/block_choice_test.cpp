@@ -241,6 +241,8 @@ TEST(BlockChoiceGpu, IsThatOfPlainLoops) {
     if (c.H_KV == 1) c.G = 20;
     c.D = 128;
     cases.push_back(c);
+    c.G = 16;
+    cases.push_back(c);
   }
   for (std::size_t i = 0; i < cases.size(); ++i) {
     const Case& c = cases[i];
@@ -283,6 +285,22 @@ TEST(BlockChoiceGpu, IsThatOfPlainLoops) {
       }
       EXPECT_LE(different, idx.numel() / 100);
     }
+  }
+}
+
+// Rows that take more than one slab of scores, against documents alone that take one.
+TEST(BlockChoiceGpu, DoesNotDependOnSlabsOrNeighbours) {
+  WEFT_NEEDS_GPU();
+  const std::int32_t L = 3000;
+  const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{L, L});
+  const Case c{{.block = 4, .selected = 9, .first = 1, .local = 2}, {8, 4}, BlockScore::overlap_sum, 4, 16, 64};
+  const std::int64_t S = c.span.count(L);
+  const Tensor q = normal({2 * L, 64, c.D}, 1), k = normal({2 * S, c.H_KV, c.D}, 2);
+  const Tensor idx = choice_on_gpu(c, q, k, {}, *documents, DType::bf16);
+  for (std::int64_t n = 0; n < 2; ++n) {
+    const Tensor alone = choice_on_gpu(c, q.rows(n * L, (n + 1) * L), k.rows(n * S, (n + 1) * S), {},
+                                       *Documents::single(L), DType::bf16);
+    EXPECT_TRUE(bitwise_equal(alone, idx.rows(n * L, (n + 1) * L)));
   }
 }
 

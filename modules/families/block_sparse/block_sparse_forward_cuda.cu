@@ -3,7 +3,7 @@
 // block_sparse_forward_mma.cu.
 #include <cub/block/block_scan.cuh>
 
-#include "modules/families/block_sparse/block_sparse_mma.cuh"
+#include "modules/families/block_sparse/span_hopper.cuh"
 
 namespace weft::block_sparse {
 namespace {
@@ -90,10 +90,11 @@ __global__ void __launch_bounds__(kWarps* kWarp) forward_rows(const ForwardRows<
 }
 
 struct Tables {
-  std::int32_t *key_row, *first_block;
+  std::int32_t *key_row, *first_block, *tile_row, *first_tile;
 };
 Tables carve(DeviceCarver& carver, std::int64_t N) {
-  return {carver.take<std::int32_t>(N + 1), carver.take<std::int32_t>(N + 1)};
+  const auto table = [&] { return carver.take<std::int32_t>(N + 1); };
+  return {table(), table(), table(), table()};
 }
 
 }  // namespace
@@ -125,6 +126,12 @@ void block_sparse_forward_cuda(const BlockSparseForward& args, const Launch& lau
   const Selection selection = selection_of(in);
   const RowTables row =
       lay_out_row(in.cu_seqlens, in.N, in.span, selection.block, tables.key_row, tables.first_block, launch.stream);
+  const std::int64_t G = in.shape.H_Q / in.shape.H_KV;
+  if (in.idx == nullptr && mma_fits(in) && span_tiles_fit(G) && hopper_here()) {
+    const RowTables tiles =
+        lay_out_row(in.cu_seqlens, in.N, {}, kSpanRows / G, tables.tile_row, tables.first_tile, launch.stream);
+    return span_forward_hopper(args, row, tiles, launch.stream);
+  }
   if (mma_fits(in)) return forward_mma(args, row, selection, launch.stream);
   dispatch_cuda(in.dtype, "block-sparse attention", [&]<class T>() {
     const ForwardRows<T> a{.row = row,
