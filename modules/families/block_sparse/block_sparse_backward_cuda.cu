@@ -2,6 +2,7 @@
 // lists of block_plan_cuda.cuh. This file holds the launcher and the path for any element type and width; widths of the
 // tensor cores go to block_sparse_backward_mma.cu.
 #include "modules/families/block_sparse/block_sparse_backward_device.cuh"
+#include "modules/families/block_sparse/span_hopper.cuh"
 
 namespace weft::block_sparse {
 namespace {
@@ -202,7 +203,9 @@ void block_sparse_backward_cuda(const BlockSparseBackward& args, const Launch& l
       WEFT_CHECK_LAUNCH();
     }
     if (!keys || in.shape.S == 0) return;
-    if (mma_fits(in)) {
+    if (mma_fits(in) && hopper_here()) {
+      key_gradients_hopper(a, grid, launch.stream);
+    } else if (mma_fits(in)) {
       key_gradients_mma(a, grid, launch.stream);
     } else {
       key_gradients<T><<<grid, kWarps * kWarp, 0, stream>>>(a, packs);

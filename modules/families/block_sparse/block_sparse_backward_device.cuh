@@ -57,5 +57,6 @@ __device__ inline KeyWork key_work(const BackwardArguments& a, int item) {
 // Tensor-core kernels; widths that mma_fits().
 void query_gradients_mma(const BackwardArguments& a, const Stream& stream);
 void key_gradients_mma(const BackwardArguments& a, dim3 grid, const Stream& stream);
+void key_gradients_hopper(const BackwardArguments& a, dim3 grid, const Stream& stream);
 
 }  // namespace weft::block_sparse
