@@ -13,6 +13,7 @@ constexpr int kThreads = 256;
 template <class T>
 struct Shape {
   int S, H, D, r, l, stride;
+  bool packs;  // widths are multiples of 8
   const T *x, *w1, *w2;
   const float *pe, *b1;
   const std::int32_t* tokens;  // [S] of each block, its first
@@ -72,16 +73,16 @@ struct Hidden {
   float* hidden;              // [S, H, r]
   T* y;                       // [S, H, D]
   int M, N, K;
+  bool packs = s.packs;
   static constexpr bool kAlongA = true, kAlongB = true;
 
   using Row = const T*;
   __device__ Row row(int h, int m) const { return s.token(s.tokens[m], h); }
-  __device__ float a(int, Row row, int, int k) const {
-    return to_float(row[static_cast<std::int64_t>(k / s.D) * s.H * s.D + k % s.D]);
+  __device__ const T* a(int, Row row, int, int k) const {
+    return row + static_cast<std::int64_t>(k / s.D) * s.H * s.D + k % s.D;
   }
-  __device__ float b(int h, int k, int n) const {
-    return to_float(s.w1[(static_cast<std::int64_t>(h) * K + k) * N + n]);
-  }
+  __device__ float map(float x) const { return x; }
+  __device__ const T* b(int h, int k, int n) const { return s.w1 + (static_cast<std::int64_t>(h) * K + k) * N + n; }
   __device__ void store(int h, Row, int m, int n, float sum) const {
     const std::int64_t at = (static_cast<std::int64_t>(m) * s.H + h) * N + n;
     if (bias != nullptr) {
@@ -99,14 +100,14 @@ struct Output {
   const float *hidden, *means;
   T* y;
   int M, N, K;
+  bool packs = s.packs;
   static constexpr bool kAlongA = true, kAlongB = true;
 
   using Row = const float*;
   __device__ Row row(int h, int m) const { return hidden + (static_cast<std::int64_t>(m) * s.H + h) * K; }
-  __device__ float a(int, Row row, int, int k) const { return silu(row[k]); }
-  __device__ float b(int h, int k, int n) const {
-    return to_float(s.w2[(static_cast<std::int64_t>(h) * K + k) * N + n]);
-  }
+  __device__ const float* a(int, Row row, int, int k) const { return row + k; }
+  __device__ float map(float x) const { return silu(x); }
+  __device__ const T* b(int h, int k, int n) const { return s.w2 + (static_cast<std::int64_t>(h) * K + k) * N + n; }
   __device__ void store(int h, Row, int m, int n, float sum) const {
     const std::int64_t at = (static_cast<std::int64_t>(m) * s.H + h) * N + n;
     y[at] = from_float<T>(means[at] + sum);
@@ -122,14 +123,14 @@ struct HiddenGradient {
   const T* dy;
   float *hidden, *da;  // [S, H, r]
   int M, N, K;
+  bool packs = s.packs;
   static constexpr bool kAlongA = true, kAlongB = false;
 
   using Row = const T*;
   __device__ Row row(int h, int m) const { return dy + (static_cast<std::int64_t>(m) * s.H + h) * K; }
-  __device__ float a(int, Row row, int, int k) const { return to_float(row[k]); }
-  __device__ float b(int h, int k, int n) const {
-    return to_float(s.w2[(static_cast<std::int64_t>(h) * N + n) * K + k]);
-  }
+  __device__ const T* a(int, Row row, int, int k) const { return row + k; }
+  __device__ float map(float x) const { return x; }
+  __device__ const T* b(int h, int k, int n) const { return s.w2 + (static_cast<std::int64_t>(h) * N + n) * K + k; }
   __device__ void store(int h, Row, int m, int n, float sum) const {
     const std::int64_t at = (static_cast<std::int64_t>(m) * s.H + h) * N + n;
     const float x = hidden[at];
@@ -151,14 +152,16 @@ struct OutputWeights {
   float* dw2;  // [H, r, D]
   Write write;
   int M, N, K;
+  bool packs = s.packs;
   static constexpr bool kAlongA = false, kAlongB = true;
 
   struct Row {};
   __device__ Row row(int, int) const { return {}; }
-  __device__ float a(int h, Row, int m, int k) const { return z[(static_cast<std::int64_t>(k) * s.H + h) * M + m]; }
-  __device__ float b(int h, int k, int n) const {
-    return to_float(dy[(static_cast<std::int64_t>(k) * s.H + h) * N + n]);
+  __device__ const float* a(int h, Row, int m, int k) const {
+    return z + (static_cast<std::int64_t>(k) * s.H + h) * M + m;
   }
+  __device__ float map(float x) const { return x; }
+  __device__ const T* b(int h, int k, int n) const { return dy + (static_cast<std::int64_t>(k) * s.H + h) * N + n; }
   __device__ void store(int h, Row, int m, int n, float sum) const {
     put(dw2 + (static_cast<std::int64_t>(h) * M + m) * N + n, sum, write);
   }
@@ -173,16 +176,16 @@ struct HiddenWeights {
   float* dw1;           // [H, l D, r]
   Write write;
   int M, N, K;
+  bool packs = s.packs;
   static constexpr bool kAlongA = false, kAlongB = true;
 
   using Row = std::int64_t;  // of x, from the block's first token on
   __device__ Row row(int h, int m) const { return (static_cast<std::int64_t>(m / s.D) * s.H + h) * s.D + m % s.D; }
-  __device__ float a(int, Row row, int, int k) const {
-    return to_float(s.x[static_cast<std::int64_t>(s.tokens[k]) * s.H * s.D + row]);
+  __device__ const T* a(int, Row row, int, int k) const {
+    return s.x + static_cast<std::int64_t>(s.tokens[k]) * s.H * s.D + row;
   }
-  __device__ float b(int h, int k, int n) const {
-    return to_float(da[(static_cast<std::int64_t>(k) * s.H + h) * N + n]);
-  }
+  __device__ float map(float x) const { return x; }
+  __device__ const Da* b(int h, int k, int n) const { return da + (static_cast<std::int64_t>(k) * s.H + h) * N + n; }
   __device__ void store(int h, Row, int m, int n, float sum) const {
     const std::int64_t at = static_cast<std::int64_t>(h) * M + m;
     if (da_sum != nullptr) sum += s.pe[at] * da_sum[h * N + n];
@@ -251,6 +254,7 @@ struct TokenGradient {
   T* dx;
   Write write;
   int M, N, K;
+  bool packs = s.packs;
   static constexpr bool kAlongA = true, kAlongB = false;
 
   struct Row {
@@ -262,14 +266,15 @@ struct TokenGradient {
     const int place = z % s.stride;
     return {cell.block, cell.first, cell.last, place < cell.tokens ? cell.token + place : -1};
   }
-  __device__ float a(int z, const Row& row, int, int k) const {
+  __device__ const Da* a(int z, const Row& row, int, int k) const {
     const int block = row.block - k / s.r;
-    if (block < row.first || block >= row.last) return 0.0f;
-    return to_float(da[(static_cast<std::int64_t>(block) * s.H + z / s.stride) * s.r + k % s.r]);
+    if (block < row.first || block >= row.last) return nullptr;
+    return da + (static_cast<std::int64_t>(block) * s.H + z / s.stride) * s.r + k % s.r;
   }
-  __device__ float b(int z, int k, int n) const {
+  __device__ float map(float x) const { return x; }
+  __device__ const T* b(int z, int k, int n) const {
     const int offset = z % s.stride + k / s.r * s.stride;
-    return to_float(s.w1[((static_cast<std::int64_t>(z / s.stride) * s.l + offset) * s.D + n) * s.r + k % s.r]);
+    return s.w1 + ((static_cast<std::int64_t>(z / s.stride) * s.l + offset) * s.D + n) * s.r + k % s.r;
   }
   __device__ void store(int z, const Row& row, int, int n, float sum) const {
     if (row.token < 0) return;
@@ -288,6 +293,12 @@ struct TokenGradient {
 
 // --- launching -----------------------------------------------------------------------------------------------------
 
+bool aligned(std::initializer_list<const void*> bases) {
+  bool all = true;
+  for (const void* base : bases) all = all && reinterpret_cast<std::uintptr_t>(base) % 16 == 0;
+  return all;
+}
+
 template <class T>
 Shape<T> shape_of(const CompressionInputs& in, const std::int32_t* tokens) {
   return {.S = static_cast<int>(in.S),
@@ -296,6 +307,7 @@ Shape<T> shape_of(const CompressionInputs& in, const std::int32_t* tokens) {
           .r = static_cast<int>(in.r),
           .l = in.span.length,
           .stride = in.span.stride,
+          .packs = in.D % 8 == 0 && in.r % 8 == 0 && aligned({in.x, in.w1, in.w2}),
           .x = static_cast<const T*>(in.x),
           .w1 = static_cast<const T*>(in.w1),
           .w2 = static_cast<const T*>(in.w2),
@@ -399,7 +411,8 @@ void backward(const CompressionBackward& args, const Launch& launch) {
   DeviceCarver carver(launch.workspace);
   const Arrays a = carve(carver, args.in, true);
   const RowTables row = find_blocks(args.in, a, launch.stream);
-  const Shape<T> s = shape_of<T>(args.in, a.tokens);
+  Shape<T> s = shape_of<T>(args.in, a.tokens);
+  s.packs = s.packs && aligned({args.dy});
   const auto* dy = static_cast<const T*>(args.dy);
   if (s.w2 == nullptr) return backward_from<T, T>(args, s, a, row, dy, launch);
   find_hidden<T>(s, a, nullptr, launch.stream);

@@ -103,6 +103,14 @@ OP_TEST(Compression, IsItsFormulaAndDifferentiable) {
 
 // More blocks than a work item holds, wide heads, and a document shorter than a block.
 OP_TEST(Compression, LongDocuments) {
+  const Case wide{.form = Form::mlp, .span = {8, 4}, .lengths = {300, 7, 150}, .D = 72, .r = 80};
+  check_op({.name = "compression of whole packs",
+            .inputs = roles(wide.inputs()),
+            .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(wide, tape, in)}; }});
+  const Case linear{.form = Form::linear, .span = {6, 2}, .lengths = {30, 7}, .D = 16};
+  check_op({.name = "linear compression of whole packs",
+            .inputs = roles(linear.inputs()),
+            .function = [&](Tape& tape, std::span<const Var> in) { return std::vector{apply(linear, tape, in)}; }});
   const Case c{.form = Form::mlp, .span = {8, 4}, .lengths = {300, 7, 150}, .D = 12, .r = 17};
   const std::vector<Tensor> inputs = c.inputs();
   check_op({.name = "compression", .inputs = roles(inputs), .function = [&](Tape& tape, std::span<const Var> in) {
