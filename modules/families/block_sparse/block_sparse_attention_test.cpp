@@ -41,7 +41,8 @@ OP_TEST(BlockSparseAttention, IsAWellBehavedOperation) {
   for (const BlockSparseCase& c :
        {BlockSparseCase{.documents = documents_of({40, 3}), .block = 8, .n = 3, .G = 2, .D = 5, .D_V = 3},
         BlockSparseCase{.documents = documents_of({30}), .n = 0, .span = {4, 2}, .G = 2, .D = 4, .D_V = 6},
-        BlockSparseCase{.documents = documents_of({20, 3}), .block = 4, .n = 3, .G = 3, .D = 64, .D_V = 64}}) {
+        BlockSparseCase{.documents = documents_of({20, 3}), .block = 4, .n = 3, .G = 3, .D = 64, .D_V = 64},
+        BlockSparseCase{.documents = documents_of({20, 3}), .n = 0, .span = {4, 2}, .G = 2, .D = 64, .D_V = 64}}) {
     const BlockSparseTensors in = random_tensors(c);
     check_op({.name = c.n == 0 ? "span attention" : "block-sparse attention",
               .inputs = {in.q, in.k, in.v},

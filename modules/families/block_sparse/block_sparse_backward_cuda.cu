@@ -158,6 +158,8 @@ std::size_t block_sparse_backward_cuda_workspace(const BlockSparseBackward& args
   DeviceCarver carver(nullptr);
   carver.take<float>(args.in.shape.T * args.in.shape.H_Q);
   carver.take<float>(extents_of(args.in, bounds).parts);
+  carver.take<std::int32_t>(args.in.N + 1);
+  carver.take<std::int32_t>(args.in.N + 1);
   return carver.used() + device_plan_workspace(args.in);
 }
 
@@ -168,6 +170,8 @@ void block_sparse_backward_cuda(const BlockSparseBackward& args, const Launch& l
   DeviceCarver carver(launch.workspace);
   auto* const delta = carver.take<float>(in.shape.T * in.shape.H_Q);
   auto* const parts = carver.take<float>(extents_of(in, device_plan_bounds(in)).parts);
+  auto* const tile_row = carver.take<std::int32_t>(in.N + 1);
+  auto* const first_tile = carver.take<std::int32_t>(in.N + 1);
   const DevicePlan plan = build_device_plan(in, launch, carver);
   const Extents e = extents_of(in, plan);
   const BackwardArguments a{.plan = plan,
@@ -196,7 +200,11 @@ void block_sparse_backward_cuda(const BlockSparseBackward& args, const Launch& l
   const bool keys = args.dk != nullptr || args.dv != nullptr;
   dispatch_cuda(in.dtype, "block-sparse attention", [&]<class T>() {
     const bool packs = rows_in_packs<T>(in.shape.D, {in.q, in.k}) && rows_in_packs<T>(in.shape.D_V, {in.v, args.d_o});
-    if (mma_fits(in)) {
+    const std::int64_t G = in.shape.H_Q / in.shape.H_KV;
+    if (in.idx == nullptr && mma_fits(in) && span_tiles_fit(G) && hopper_here()) {
+      const RowTables tiles = lay_out_row(in.cu_seqlens, in.N, {}, kSpanRows / G, tile_row, first_tile, launch.stream);
+      span_query_gradients_hopper(a, tiles, launch.stream);
+    } else if (mma_fits(in)) {
       query_gradients_mma(a, launch.stream);
     } else {
       query_gradients<T><<<blocks_for(in.shape.T * in.shape.H_Q, kWarps), kWarps * kWarp, 0, stream>>>(a, packs);

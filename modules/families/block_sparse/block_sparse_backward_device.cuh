@@ -56,6 +56,8 @@ __device__ inline KeyWork key_work(const BackwardArguments& a, int item) {
 
 // Tensor-core kernels; widths that mma_fits().
 void query_gradients_mma(const BackwardArguments& a, const Stream& stream);
+// For keys that stand for spans, span_tiles_fit(); `tiles` counts tiles of kSpanRows / G queries.
+void span_query_gradients_hopper(const BackwardArguments& a, const RowTables& tiles, const Stream& stream);
 void key_gradients_mma(const BackwardArguments& a, dim3 grid, const Stream& stream);
 void key_gradients_hopper(const BackwardArguments& a, dim3 grid, const Stream& stream);
 
