@@ -164,14 +164,15 @@ __device__ MatrixView<T> transposed(const T* data, int ld) {
 
 namespace detail {
 
-inline constexpr int kProductDepth = 32;    // of a staged slice
-inline constexpr int kProductColumns = 64;  // of a tile
-inline constexpr int kProductPad = 4;       // keeps rows of a slice aligned and off each other's banks
+template <class Real>
+inline constexpr int kProductDepth = 128 / sizeof(Real);  // of a staged slice
+inline constexpr int kProductColumns = 64;                // of a tile
+inline constexpr int kProductPad = 4;                     // keeps rows of a slice aligned and off each other's banks
 
 template <class Real>
 struct ProductSlices {
-  Real a[kProductDepth * (64 + kProductPad)];  // [depth, rows]
-  Real b[kProductDepth * (kProductColumns + kProductPad)];
+  Real a[kProductDepth<Real> * (64 + kProductPad)];  // [depth, rows]
+  Real b[kProductDepth<Real> * (kProductColumns + kProductPad)];
 };
 template <class Real>
 __device__ ProductSlices<Real>& product_slices() {
@@ -180,13 +181,13 @@ __device__ ProductSlices<Real>& product_slices() {
 }
 
 // The s-th element of a slice that this thread carries: lanes follow what is contiguous in memory.
-template <int kExtent>
+template <int kExtent, int kDepth>
 __device__ void slice_element(int s, bool along_depth, int& x, int& k) {
   const int e = block_thread() + s * kBlockThreads;
   if (along_depth) {
     const int lane = e % 32, group = e / 32;
-    k = lane % 8 + 8 * (group % (kProductDepth / 8));
-    x = lane / 8 + 4 * (group / (kProductDepth / 8));
+    k = lane % 8 + 8 * (group % (kDepth / 8));
+    x = lane / 8 + 4 * (group / (kDepth / 8));
   } else {
     x = e % kExtent;
     k = e / kExtent;
@@ -199,7 +200,7 @@ __device__ void fetch_slice(const T* from, int x_stride, int k_stride, int X, in
 #pragma unroll
   for (int s = 0; s < kCount; ++s) {
     int x, k;
-    slice_element<kExtent>(s, k_stride == 1, x, k);
+    slice_element<kExtent, kProductDepth<Real>>(s, k_stride == 1, x, k);
     to[s] = x < X && k < K ? static_cast<Real>(to_float(from[x * x_stride + k * k_stride])) : Real(0);
   }
 }
@@ -208,7 +209,7 @@ __device__ void put_slice(const Real (&from)[kCount], bool along_depth, Real* to
 #pragma unroll
   for (int s = 0; s < kCount; ++s) {
     int x, k;
-    slice_element<kExtent>(s, along_depth, x, k);
+    slice_element<kExtent, kProductDepth<Real>>(s, along_depth, x, k);
     to[k * (kExtent + kProductPad) + x] = from[s];
   }
 }
@@ -222,7 +223,8 @@ __device__ void product_tile(const MatrixView<A>& a, const MatrixView<B>& b, int
                              Real (&acc)[kRows / 16][4]) {
   using namespace detail;
   constexpr int kMine = kRows / 16;
-  constexpr int kA = kRows * kProductDepth / kBlockThreads, kB = kProductColumns * kProductDepth / kBlockThreads;
+  constexpr int kDepth = kProductDepth<Real>;
+  constexpr int kA = kRows * kDepth / kBlockThreads, kB = kProductColumns * kDepth / kBlockThreads;
   ProductSlices<Real>& slices = product_slices<Real>();
   const int my_row = block_thread() / 16 * kMine, my_column = block_thread() % 16 * 4;
 #pragma unroll
@@ -236,12 +238,12 @@ __device__ void product_tile(const MatrixView<A>& a, const MatrixView<B>& b, int
     fetch_slice<kProductColumns>(b.data + k * b.row, b.column, b.row, N, K - k, next_b);
   };
   fetch(0);
-  for (int k = 0; k < K; k += kProductDepth) {
+  for (int k = 0; k < K; k += kDepth) {
     put_slice<kRows>(next_a, a.column == 1, slices.a);
     put_slice<kProductColumns>(next_b, b.row == 1, slices.b);
     __syncthreads();
-    if (k + kProductDepth < K) fetch(k + kProductDepth);
-    const int depth = K - k < kProductDepth ? K - k : kProductDepth;
+    if (k + kDepth < K) fetch(k + kDepth);
+    const int depth = K - k < kDepth ? K - k : kDepth;
 #pragma unroll 4
     for (int i = 0; i < depth; ++i) {
       const Pack<Real, kMine> left =

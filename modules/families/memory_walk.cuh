@@ -12,7 +12,7 @@
 //   Arrays                                  what a chunk is worked on with
 //   kStateFirst                             whether the memory, or the arrays, are to be in shared memory
 //   state_floats(problem), kept_floats(problem), line_floats(problem), arrays(problem, backward, layout)
-//   Kernel(problem, arrays, memory)
+//   Kernel(args, arrays, memory)
 //   begin(n, h, state)                      the memory at the start of document n
 //   between_chunks(state)                   fills in what is not kept
 //   forward(span, state, out)               advances the state; reads into out [T, ...] unless it is null
@@ -131,112 +131,109 @@ struct MemoryWalkPlan {
 
 namespace detail {
 
-template <class Kernel>
+template <class Kernel, class Args>
 class MemoryWalkCuda {
  public:
-  using Problem = typename Kernel::Problem;
   using Plan = MemoryWalkPlan<Kernel>;
 
-  __device__ MemoryWalkCuda(const Problem& p, const Plan& plan, float* workspace, float* shared)
+  __device__ MemoryWalkCuda(const Args& p, const Plan& plan, float* workspace, float* shared)
       : p_(p),
         plan_(plan),
         workspace_(workspace),
         memory_{shared, workspace + plan.scratch_at + blockIdx.x * plan.scratch},
         kernel_(p, plan.arrays, memory_) {}
 
-  __device__ void forward(const typename Kernel::Forward& a) {
-    float* state = memory_[plan_.state];
+  __device__ void forward() {
     for (std::int64_t task = blockIdx.x; task < plan_.tasks; task += gridDim.x) {
-      const std::int64_t n = task / p_.H, h = task % p_.H;
-      kernel_.begin(n, h, state);
-      for (std::int64_t i = 0, count = chunk_count(n); i < count; ++i) {
-        kernel_.forward(span(n, h, i), state, Kernel::output(a));
-      }
-      kernel_.finish(a, n, h, state);
+      n_ = task / p_.H;
+      h_ = task % p_.H;
+      kernel_.begin(n_, h_, state());
+      for (int i = 0; i < chunk_count(); ++i) kernel_.forward(span(i), state(), Kernel::output(p_));
+      kernel_.finish(p_, n_, h_, state());
     }
   }
 
-  __device__ void backward(const typename Kernel::Backward& a) {
-    float *state = memory_[plan_.state], *dstate = memory_[plan_.dstate];
+  __device__ void backward() {
     for (std::int64_t task = blockIdx.x; task < plan_.tasks; task += gridDim.x) {
-      const std::int64_t first = task / p_.H, h = task % p_.H;
-      float* line = workspace_ + task * plan_.L;
-      block_for(static_cast<int>(plan_.L), [&](int i) { line[i] = 0.0F; });
-      for (std::int64_t n = first; n < p_.N; n += plan_.lines) {
-        kernel_.begin_gradient(a, n, h, dstate);
-        backward_document(a, n, h, state, dstate, line);
-        kernel_.finish_gradient(a, n, h, dstate, line);
+      h_ = task % p_.H;
+      line_ = workspace_ + task * plan_.L;
+      block_for(static_cast<int>(plan_.L), [&](int i) { line_[i] = 0.0F; });
+      for (n_ = task / p_.H; n_ < p_.N; n_ += plan_.lines) {
+        kernel_.begin_gradient(p_, n_, h_, dstate());
+        backward_document();
+        kernel_.finish_gradient(p_, n_, h_, dstate(), line_);
       }
     }
   }
 
  private:
-  __device__ std::int64_t length(std::int64_t n) const { return p_.cu_seqlens[n + 1] - p_.cu_seqlens[n]; }
-  __device__ std::int64_t phase(std::int64_t n) const {
+  __device__ float* state() const { return memory_[plan_.state]; }
+  __device__ float* dstate() const { return memory_[plan_.dstate]; }
+
+  // Of the block's document.
+  __device__ std::int64_t length() const { return p_.cu_seqlens[n_ + 1] - p_.cu_seqlens[n_]; }
+  __device__ std::int64_t phase() const {
     const std::int32_t* phases = Kernel::phases(p_);
-    return phases == nullptr ? 0 : phases[n];
+    return phases == nullptr ? 0 : phases[n_];
   }
-  __device__ std::int64_t chunk_count(std::int64_t n) const {
-    return length(n) == 0 ? 0 : (phase(n) + length(n) + plan_.C - 1) / plan_.C;
+  __device__ int chunk_count() const {
+    return length() == 0 ? 0 : static_cast<int>((phase() + length() + plan_.C - 1) / plan_.C);
   }
-  __device__ MemorySpan span(std::int64_t n, std::int64_t h, std::int64_t chunk) const {
-    const std::int64_t offset = chunk * plan_.C - phase(n);  // of the chunk's first token in the document, may be < 0
+  __device__ MemorySpan span(int chunk) const {
+    const std::int64_t offset = chunk * plan_.C - phase();  // of the chunk's first token in the document, may be < 0
     const std::int64_t begin = offset > 0 ? offset : 0, full = offset + plan_.C;
-    const std::int64_t end = full < length(n) ? full : length(n);
-    return {h, p_.cu_seqlens[n] + begin, end - begin, begin - offset, end == full, end == length(n)};
+    const std::int64_t end = full < length() ? full : length();
+    return {h_, p_.cu_seqlens[n_] + begin, end - begin, begin - offset, end == full, end == length()};
   }
 
-  // The memory before chunk i > 0.
-  __device__ void keep(const float* state, float* to) {
-    block_for(static_cast<int>(plan_.kept), [&](int i) { to[i] = state[i]; });
+  // Where the memory before the first chunk of stretch > 0 is kept, and that before the i-th chunk of a stretch.
+  __device__ float* checkpoint(int stretch) const {
+    const std::int64_t before = p_.cu_seqlens[n_] / plan_.C + (Kernel::phases(p_) == nullptr ? 0 : n_);
+    return workspace_ + plan_.checkpoints_at + ((before / plan_.stretch + stretch - 1) * p_.H + h_) * plan_.kept;
   }
-  __device__ void restore(const float* from, float* state) {
-    block_for(static_cast<int>(plan_.kept), [&](int i) { state[i] = from[i]; });
-    kernel_.between_chunks(state);
+  __device__ float* entry(int i) const { return memory_.global + plan_.entries_at + i * plan_.kept; }
+  __device__ void keep(float* to) const {
+    const float* from = state();
+    block_for(static_cast<int>(plan_.kept), [&](int i) { to[i] = from[i]; });
   }
+  __device__ void restore(const float* from) const {
+    float* to = state();
+    block_for(static_cast<int>(plan_.kept), [&](int i) { to[i] = from[i]; });
+    kernel_.between_chunks(to);
+  }
+  __device__ void begin() const { kernel_.begin(n_, h_, state()); }
+  __device__ void advance(int i) const { kernel_.forward(span(i), state(), nullptr); }
 
-  __device__ void backward_document(const typename Kernel::Backward& a, std::int64_t n, std::int64_t h, float* state,
-                                    float* dstate, float* line) {
-    const std::int64_t chunks = chunk_count(n), K = plan_.stretch;
+  __device__ void backward_document() const {
+    const int chunks = chunk_count(), K = static_cast<int>(plan_.stretch), last_stretch = (chunks - 1) / K;
     if (chunks == 0) return;
-    const std::int64_t before = p_.cu_seqlens[n] / plan_.C + (Kernel::phases(p_) == nullptr ? 0 : n);
-    const auto checkpoint = [&](std::int64_t stretch) {  // of the first chunk of stretch > 0
-      return workspace_ + plan_.checkpoints_at + ((before / K + stretch - 1) * p_.H + h) * plan_.kept;
-    };
-    float* entries = memory_.global + plan_.entries_at;
-    const std::int64_t last_stretch = (chunks - 1) / K;
-    kernel_.begin(n, h, state);
-    for (std::int64_t i = 0; i < last_stretch * K; ++i) {
-      kernel_.forward(span(n, h, i), state, nullptr);
-      if ((i + 1) % K == 0) keep(state, checkpoint((i + 1) / K));
+    begin();
+    for (int i = 0; i < last_stretch * K; ++i) {
+      advance(i);
+      if ((i + 1) % K == 0) keep(checkpoint((i + 1) / K));
     }
-    for (std::int64_t stretch = last_stretch; stretch >= 0; --stretch) {
-      const std::int64_t first = stretch * K, last = (first + K < chunks ? first + K : chunks) - 1;
-      if (stretch < last_stretch) load_entry(n, h, stretch == 0 ? nullptr : checkpoint(stretch), state);
-      for (std::int64_t i = first; i < last; ++i) {
-        if (i > 0) keep(state, entries + (i - first) * plan_.kept);
-        kernel_.forward(span(n, h, i), state, nullptr);
+    for (int stretch = last_stretch; stretch >= 0; --stretch) {
+      const int first = stretch * K, last = (first + K < chunks ? first + K : chunks) - 1;
+      if (stretch < last_stretch) stretch == 0 ? begin() : restore(checkpoint(stretch));
+      for (int i = first; i < last; ++i) {
+        if (i > 0) keep(entry(i - first));
+        advance(i);
       }
-      for (std::int64_t i = last; i >= first; --i) {
-        if (i < last) load_entry(n, h, i == 0 ? nullptr : entries + (i - first) * plan_.kept, state);
-        kernel_.backward(a, span(n, h, i), state, dstate, line);
+      for (int i = last; i >= first; --i) {
+        if (i < last) i == 0 ? begin() : restore(entry(i - first));
+        kernel_.backward(p_, span(i), state(), dstate(), line_);
       }
-    }
-  }
-  // Null: the memory at the start of the document.
-  __device__ void load_entry(std::int64_t n, std::int64_t h, const float* from, float* state) {
-    if (from == nullptr) {
-      kernel_.begin(n, h, state);
-    } else {
-      restore(from, state);
     }
   }
 
-  const Problem& p_;
+  const Args& p_;
   const Plan& plan_;
   float* workspace_;
   BlockMemory memory_;
   Kernel kernel_;
+  // What the block is at.
+  std::int64_t n_ = 0, h_ = 0;
+  float* line_ = nullptr;
 };
 
 template <class Kernel>
@@ -244,7 +241,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     memory_forward_kernel(const __grid_constant__ typename Kernel::Forward a,
                           const __grid_constant__ MemoryWalkPlan<Kernel> plan, float* workspace) {
   extern __shared__ float4 shared[];
-  MemoryWalkCuda<Kernel>(a, plan, workspace, reinterpret_cast<float*>(shared)).forward(a);
+  MemoryWalkCuda<Kernel, typename Kernel::Forward>(a, plan, workspace, reinterpret_cast<float*>(shared)).forward();
 }
 
 template <class Kernel>
@@ -252,7 +249,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     memory_backward_kernel(const __grid_constant__ typename Kernel::Backward a,
                            const __grid_constant__ MemoryWalkPlan<Kernel> plan, float* workspace) {
   extern __shared__ float4 shared[];
-  MemoryWalkCuda<Kernel>(a, plan, workspace, reinterpret_cast<float*>(shared)).backward(a);
+  MemoryWalkCuda<Kernel, typename Kernel::Backward>(a, plan, workspace, reinterpret_cast<float*>(shared)).backward();
 }
 
 // target [heads, width] = or += elements [at, at + width) of the lines [lines, heads, L], each head's own, summed.

@@ -6,29 +6,42 @@
 namespace weft {
 namespace {
 
-constexpr Dispatch<FastWeightForward> kForward{
-    "fast_weight_memory forward", [](const FastWeightForward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "fast_weight_memory", [&]<class T>() {
-        FastWeightWalk<T>(args, FastWeightPass::forward, launch.workspace).forward(args);
-      });
-    }};
-constexpr Dispatch<FastWeightBackward> kBackward{
-    "fast_weight_memory backward", [](const FastWeightBackward& args, const Launch& launch) {
-      dispatch_real(args.dtype, "fast_weight_memory", [&]<class T>() {
-        FastWeightWalk<T>(args, FastWeightPass::backward, launch.workspace).backward(args);
-      });
-    }};
-constexpr Dispatch<FastWeightContinue> kContinue{
-    "fast_weight_memory continue", [](const FastWeightContinue& args, const Launch& launch) {
-      dispatch_real(args.dtype, "fast_weight_memory", [&]<class T>() {
-        FastWeightWalk<T>(args, FastWeightPass::proceed, launch.workspace).proceed(args);
-      });
-    }};
-
-std::size_t workspace(const FastWeightProblem& p, FastWeightPass pass) {
+std::size_t cpu_workspace(const FastWeightProblem& p, FastWeightPass pass) {
   return dispatch_real(p.dtype, "fast_weight_memory",
                        [&]<class T>() { return FastWeightWalk<T>(p, pass, nullptr).bytes(); });
 }
+
+constexpr Dispatch<FastWeightForward> kForward{
+    .op = "fast_weight_memory forward",
+    .cpu =
+        [](const FastWeightForward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "fast_weight_memory", [&]<class T>() {
+            FastWeightWalk<T>(args, FastWeightPass::forward, launch.workspace).forward(args);
+          });
+        },
+    .cuda = WEFT_ON_CUDA(fast_weight_forward_cuda),
+    .cpu_workspace = [](const FastWeightForward& args) { return cpu_workspace(args, FastWeightPass::forward); },
+    .cuda_workspace = WEFT_ON_CUDA(fast_weight_forward_cuda_workspace)};
+constexpr Dispatch<FastWeightBackward> kBackward{
+    .op = "fast_weight_memory backward",
+    .cpu =
+        [](const FastWeightBackward& args, const Launch& launch) {
+          dispatch_real(args.dtype, "fast_weight_memory", [&]<class T>() {
+            FastWeightWalk<T>(args, FastWeightPass::backward, launch.workspace).backward(args);
+          });
+        },
+    .cuda = WEFT_ON_CUDA(fast_weight_backward_cuda),
+    .cpu_workspace = [](const FastWeightBackward& args) { return cpu_workspace(args, FastWeightPass::backward); },
+    .cuda_workspace = WEFT_ON_CUDA(fast_weight_backward_cuda_workspace)};
+constexpr Dispatch<FastWeightContinue> kContinue{
+    .op = "fast_weight_memory continue",
+    .cpu =
+        [](const FastWeightContinue& args, const Launch& launch) {
+          dispatch_real(args.dtype, "fast_weight_memory", [&]<class T>() {
+            FastWeightWalk<T>(args, FastWeightPass::proceed, launch.workspace).proceed(args);
+          });
+        },
+    .cpu_workspace = [](const FastWeightContinue& args) { return cpu_workspace(args, FastWeightPass::proceed); }};
 
 // What backward reads: the inputs alone.
 struct FastWeightSaved {
@@ -40,11 +53,12 @@ struct FastWeightSaved {
   void backward(Backward& pass) const;
 };
 
-FastWeightProblem problem(const FastWeightInputs& in, const Documents& documents, const FastWeightConfig& config) {
+FastWeightProblem problem(const FastWeightInputs& in, const FastWeights& initial, const Documents& documents,
+                          const FastWeightConfig& config, const Stream& stream) {
   return {.dtype = in.q.dtype(),
           .config = config,
           .T = in.q.dim(0),
-          .N = documents.count(),
+          .N = documents.count_on(stream),
           .H = in.q.dim(1),
           .d_m = in.q.dim(2),
           .d_h = in.w0.dim(1),
@@ -57,13 +71,13 @@ FastWeightProblem problem(const FastWeightInputs& in, const Documents& documents
           .w0 = in.w0.value.raw(),
           .w1 = in.w1.value.raw(),
           .w2 = in.w2.value.raw(),
-          .cu_seqlens = documents.cu_seqlens().data()};
+          .cu_seqlens = documents.cu_seqlens_on(stream),
+          .initial_weights = raw_or_null(initial.weights.value),
+          .initial_momentum = raw_or_null(initial.momentum.value)};
 }
 
 void FastWeightSaved::backward(Backward& pass) const {
-  FastWeightBackward args{problem(in, *documents, config)};
-  args.initial_weights = raw_or_null(initial.weights.value);
-  args.initial_momentum = raw_or_null(initial.momentum.value);
+  FastWeightBackward args{problem(in, initial, *documents, config, pass.tape().stream())};
   const Tensor dout = pass.grad_or_zero(0);
   const Tensor dweights = pass.grad(1), dmomentum = pass.grad(2);
   args.dout = dout.raw();
@@ -81,7 +95,7 @@ void FastWeightSaved::backward(Backward& pass) const {
   gradients.next(args.dw2, args.write_dw2);
   gradients.next(args.dinitial_weights, args.write_dinitial_weights);
   gradients.next(args.dinitial_momentum, args.write_dinitial_momentum);
-  kBackward(args, pass.launch(fast_weight_backward_workspace(args)));
+  kBackward.run(pass, args);
 }
 
 // [N, H, P]
@@ -106,9 +120,14 @@ void check_inputs(const FastWeightInputs& in, const Documents& documents, const 
                  (in.w1.shape() == Shape{q[1], q[2], w0[1]}),
              "fast_weight_memory: w0 {}, w1 {}, w2 {} for q {}", w0.str(), in.w1.shape().str(), in.w2.shape().str(),
              q.str());
-  for (const Var* x : {&in.k, &in.v, &in.eta, &in.mu, &in.lambda, &in.w0, &in.w1, &in.w2}) {
-    WEFT_CHECK(!x->value.defined() || x->dtype() == in.q.dtype(), "fast_weight_memory: {} among {}",
-               name_of(x->dtype()), name_of(in.q.dtype()));
+  for (const Var* x : {&in.k, &in.v, &in.w0, &in.w1, &in.w2}) {
+    WEFT_CHECK(x->dtype() == in.q.dtype(), "fast_weight_memory: {} among {}", name_of(x->dtype()),
+               name_of(in.q.dtype()));
+  }
+  const DType rates = accumulator_dtype(in.q.dtype());
+  for (const Var* x : {&in.eta, &in.mu, &in.lambda}) {
+    WEFT_CHECK(!x->value.defined() || x->dtype() == rates, "fast_weight_memory: rates in {}, expected {}",
+               name_of(x->dtype()), name_of(rates));
   }
   WEFT_CHECK(config.chunk > 0, "fast_weight_memory: chunks of {} tokens", config.chunk);
 }
@@ -117,19 +136,17 @@ void check_inputs(const FastWeightInputs& in, const Documents& documents, const 
 std::array<Var, 3> run(Tape& tape, const FastWeightInputs& in, const FastWeights& initial,
                        const DocumentsPtr& documents, const FastWeightConfig& config, bool final_state) {
   check_inputs(in, *documents, config);
-  FastWeightForward args{problem(in, *documents, config)};
-  args.initial_weights = raw_or_null(initial.weights.value);
-  args.initial_momentum = raw_or_null(initial.momentum.value);
+  FastWeightForward args{problem(in, initial, *documents, config, tape.stream())};
   const Tensor out = tape.empty(in.q.shape(), in.q.dtype());
   args.out = out.raw();
   Tensor weights, momentum;
   if (final_state) {
-    weights = tape.empty(state_shape(in, *documents), in.q.dtype());
+    weights = tape.empty({args.N, args.H, 3 * args.d_m * args.d_h}, accumulator_dtype(in.q.dtype()));
     momentum = tape.empty(weights.shape(), in.q.dtype());
     args.final_weights = weights.raw();
     args.final_momentum = momentum.raw();
   }
-  kForward(args, tape.launch(fast_weight_forward_workspace(args)));
+  kForward.run(tape, args);
   return tape.record(
       "fast_weight_memory",
       {in.q, in.k, in.v, in.eta, in.mu, in.lambda, in.w0, in.w1, in.w2, initial.weights, initial.momentum},
@@ -139,16 +156,6 @@ std::array<Var, 3> run(Tape& tape, const FastWeightInputs& in, const FastWeights
 }
 
 }  // namespace
-
-std::size_t fast_weight_forward_workspace(const FastWeightForward& args) {
-  return workspace(args, FastWeightPass::forward);
-}
-std::size_t fast_weight_backward_workspace(const FastWeightBackward& args) {
-  return workspace(args, FastWeightPass::backward);
-}
-std::size_t fast_weight_continue_workspace(const FastWeightContinue& args) {
-  return workspace(args, FastWeightPass::proceed);
-}
 
 Var fast_weight_memory(Tape& tape, const FastWeightInputs& in, const DocumentsPtr& documents,
                        const FastWeightConfig& config) {
@@ -163,9 +170,9 @@ FastWeightOutput fast_weight_memory_with_state(Tape& tape, const FastWeightInput
     check_inputs(in, *documents, config);
     const Shape expected = state_shape(in, *documents);
     for (const Var* x : {&initial.weights, &initial.momentum}) {
-      WEFT_CHECK(x->shape() == expected && x->dtype() == in.q.dtype(),
+      WEFT_CHECK(x->shape() == expected && x->dtype() == accumulator_dtype(in.q.dtype()),
                  "fast_weight_memory: initial state {} {}, expected {} {}", x->shape().str(), name_of(x->dtype()),
-                 expected.str(), name_of(in.q.dtype()));
+                 expected.str(), name_of(accumulator_dtype(in.q.dtype())));
     }
   }
   const auto [out, weights, momentum] = run(tape, in, initial, documents, config, true);
@@ -219,7 +226,7 @@ Tensor fast_weight_continue(Tape& tape, const FastWeightInputs& in, const Docume
       "fast_weight_memory: state {} {} of chunks of {} tokens, expected {} {} and {}", state.weights.shape().str(),
       name_of(state.weights.dtype()), state.keys.dim(2), expected.str(), name_of(in.q.dtype()), config.chunk);
   const Tensor out = tape.empty(in.q.shape(), in.q.dtype());
-  FastWeightContinue args{problem(in, documents, config)};
+  FastWeightContinue args{problem(in, {}, documents, config, tape.stream())};
   args.pending = state.pending.data();
   args.pending_keys = state.keys.raw();
   args.pending_values = state.values.raw();
@@ -227,7 +234,7 @@ Tensor fast_weight_continue(Tape& tape, const FastWeightInputs& in, const Docume
   args.weights = state.weights.raw();
   args.momentum = state.momentum.raw();
   args.out = out.raw();
-  kContinue(args, tape.launch(fast_weight_continue_workspace(args)));
+  kContinue.run(tape, args);
   for (std::int64_t n = 0; n < documents.count(); ++n) {
     std::int32_t& pending = state.pending[static_cast<std::size_t>(n)];
     pending = static_cast<std::int32_t>((pending + documents.length(n)) % config.chunk);

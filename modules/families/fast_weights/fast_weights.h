@@ -48,30 +48,28 @@ struct FastWeightProblem {
   DType dtype;
   FastWeightConfig config;
   std::int64_t T, N, H, d_m, d_h;
-  const void* q;                   // [T, H, d_m]
-  const void* k;                   // [T, H, d_m]
-  const void* v;                   // [T, H, d_m]
-  const void* eta;                 // [T, H, 3] rates of W0, W1, W2
-  const void* mu;                  // [T, H] or null: no momentum
-  const void* lambda;              // [T, H] or null: nothing is forgotten
-  const void* w0;                  // [H, d_h, d_m] weights at the start of a document
-  const void* w1;                  // [H, d_m, d_h]
-  const void* w2;                  // [H, d_h, d_m]
-  const std::int32_t* cu_seqlens;  // [N + 1]
+  const void* q;                           // [T, H, d_m]
+  const void* k;                           // [T, H, d_m]
+  const void* v;                           // [T, H, d_m]
+  const void* eta;                         // [T, H, 3] rates of W0, W1, W2
+  const void* mu;                          // [T, H] or null: no momentum
+  const void* lambda;                      // [T, H] or null: nothing is forgotten
+  const void* w0;                          // [H, d_h, d_m] weights at the start of a document
+  const void* w1;                          // [H, d_m, d_h]
+  const void* w2;                          // [H, d_h, d_m]
+  const std::int32_t* cu_seqlens;          // [N + 1]
+  const void* initial_weights = nullptr;   // [N, H, P] or null: w0, w1, w2
+  const void* initial_momentum = nullptr;  // [N, H, P] or null: zero
 };
 
 struct FastWeightForward : FastWeightProblem {
-  const void* initial_weights = nullptr;   // [N, H, P] or null: w0, w1, w2
-  const void* initial_momentum = nullptr;  // [N, H, P] or null: zero
-  void* out = nullptr;                     // [T, H, d_m]
-  void* final_weights = nullptr;           // [N, H, P] or null, then a write that nothing reads is left out
-  void* final_momentum = nullptr;          // [N, H, P] or null, as final_weights
+  void* out = nullptr;             // [T, H, d_m]
+  void* final_weights = nullptr;   // [N, H, P] or null, then a write that nothing reads is left out
+  void* final_momentum = nullptr;  // [N, H, P] or null, as final_weights
 };
 
 // A null gradient is not wanted. The weights between chunks are computed again, nothing but the inputs is saved.
 struct FastWeightBackward : FastWeightProblem {
-  const void* initial_weights = nullptr;
-  const void* initial_momentum = nullptr;
   const void* dout = nullptr;             // [T, H, d_m]
   const void* dfinal_weights = nullptr;   // [N, H, P] or null: zero
   const void* dfinal_momentum = nullptr;  // [N, H, P] or null: zero
@@ -110,10 +108,12 @@ struct FastWeightContinue : FastWeightProblem {
   void* out = nullptr;                    // [T, H, d_m]
 };
 
-std::size_t fast_weight_forward_workspace(const FastWeightForward& args);
-std::size_t fast_weight_backward_workspace(const FastWeightBackward& args);
-std::size_t fast_weight_continue_workspace(const FastWeightContinue& args);
+void fast_weight_forward_cuda(const FastWeightForward& args, const Launch& launch);
+void fast_weight_backward_cuda(const FastWeightBackward& args, const Launch& launch);
+std::size_t fast_weight_forward_cuda_workspace(const FastWeightForward& args);
+std::size_t fast_weight_backward_cuda_workspace(const FastWeightBackward& args);
 
+// In the accumulator type: eta, mu, lambda and states.
 struct FastWeightInputs {
   Var q, k, v;     // [T, H, d_m]
   Var eta;         // [T, H, 3]

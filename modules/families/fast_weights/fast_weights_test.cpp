@@ -1,5 +1,6 @@
 // Values and gradients: the oracle against finite differences, the kernels against the oracle.
 #include <algorithm>
+#include <functional>
 
 #include "modules/families/fast_weights/fast_weights_test_cases.h"
 #include "tests/support/op_check.h"
@@ -66,7 +67,8 @@ TEST(FastWeightOracle, AgreesWithFiniteDifferences) {
 OpCase op_case(const MemoryCase& c) {
   const MemoryTensors in = make_tensors(c);
   OpCase op{.name = c.str(),
-            .inputs = {in.q, in.k, in.v, in.eta, in.w0, in.w1, in.w2, in.mu, in.lambda},
+            .inputs = {in.q, in.k, in.v, vector_input(in.eta), weight(in.w0), weight(in.w1), weight(in.w2),
+                       vector_input(in.mu), vector_input(in.lambda)},
             .function =
                 [c](Tape& tape, std::span<const Var> x) {
                   const FastWeightInputs from{x[0], x[1], x[2], x[3], x[7], x[8], x[4], x[5], x[6]};
@@ -75,12 +77,13 @@ OpCase op_case(const MemoryCase& c) {
                       fast_weight_memory_with_state(tape, from, initial, documents_of(c), c.config);
                   return std::vector{out, final.weights, final.momentum};
                 },
+            .bf16 = kBf16TestTimeTraining,
             .finite_difference = difference_tolerance(c.config)};
-  if (c.initial_state) op.inputs.insert(op.inputs.end(), {in.weights, in.momentum});
+  if (c.initial_state) op.inputs.insert(op.inputs.end(), {vector_input(in.weights), vector_input(in.momentum)});
   return op;
 }
 
-TEST(FastWeights, PassesTheOperationCheck) {
+OP_TEST(FastWeights, PassesTheOperationCheck) {
   for (const FastWeightConfig& config : all_configs(4)) {
     if (config.orthogonalise) continue;
     check_op(op_case({.lengths = {14, 3}, .config = config, .H = 1, .d_m = 3}));
@@ -90,7 +93,7 @@ TEST(FastWeights, PassesTheOperationCheck) {
 
 // Four tokens make a Z that is nearly singular, and fp32 as far from fp64 as its inputs are, magnified. The test below
 // asks for more.
-TEST(FastWeights, PassesTheOperationCheckOrthogonalised) {
+OP_TEST(FastWeights, PassesTheOperationCheckOrthogonalised) {
   for (const FastWeightConfig& config : all_configs(4)) {
     if (!config.orthogonalise) continue;
     for (OpCase op :
@@ -120,7 +123,8 @@ TEST(FastWeights, EqualsTheDefinition) {
 
 // Orthogonalisation magnifies rounding. fp32 is as close to fp64 as the tolerances ask, or as fp64 is to itself when
 // its inputs move by a few units of fp32 rounding.
-TEST(FastWeights, SinglePrecisionIsAsGoodAsItsInputsWhenOrthogonalised) {
+void expect_single_precision_as_good_as_its_inputs(
+    const std::function<MemoryResult(const MemoryCase&, const MemoryTensors&)>& evaluate_single) {
   for (const FastWeightConfig& config : all_configs(32)) {
     if (!config.orthogonalise) continue;
     const MemoryCase c{.lengths = {130, 70}, .config = config, .d_m = 8, .d_h = 12, .initial_state = true};
@@ -134,7 +138,7 @@ TEST(FastWeights, SinglePrecisionIsAsGoodAsItsInputsWhenOrthogonalised) {
       const Tensor noise = normal(t.shape(), ++seed, 4.0 * 0x1p-24);
       for (std::int64_t i = 0; i < t.numel(); ++i) t.data<double>()[i] *= 1.0 + noise.data<double>()[i];
     }
-    const MemoryResult expected = evaluate(c, exact), nearby = evaluate(c, moved), got = evaluate(c, single);
+    const MemoryResult expected = evaluate(c, exact), nearby = evaluate(c, moved), got = evaluate_single(c, single);
     std::vector<Distance> conditions;
     for_each_pair(nearby, expected,
                   [&](const Field& a, const Field& b) { conditions.push_back(distance(*a.tensor, *b.tensor)); });
@@ -146,6 +150,17 @@ TEST(FastWeights, SinglePrecisionIsAsGoodAsItsInputsWhenOrthogonalised) {
           << a.name;
     });
   }
+}
+TEST(FastWeights, SinglePrecisionIsAsGoodAsItsInputsWhenOrthogonalised) {
+  expect_single_precision_as_good_as_its_inputs(
+      [](const MemoryCase& c, const MemoryTensors& x) { return evaluate(c, x); });
+}
+TEST(FastWeightsGpu, SinglePrecisionIsAsGoodAsItsInputsWhenOrthogonalised) {
+  WEFT_NEEDS_GPU();
+  expect_single_precision_as_good_as_its_inputs([](const MemoryCase& c, const MemoryTensors& x) {
+    const OnGpu gpu;
+    return evaluate(c, x);
+  });
 }
 
 // Chunks of several blocks of rows, chains with checkpoints (more than 32 writes), chunks of one token, and widths that

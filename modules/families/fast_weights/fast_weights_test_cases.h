@@ -5,9 +5,11 @@
 #include <fmt/format.h>
 #include <numeric>
 
+#include "autograd/transfer.h"
 #include "modules/families/fast_weights/fast_weights.h"
 #include "modules/families/fast_weights/fast_weights_reference.h"
 #include "modules/families/operation_arguments.h"
+#include "tests/support/gpu.h"
 #include "tests/support/packed_tensors.h"
 #include "tests/support/random.h"
 
@@ -139,19 +141,21 @@ inline FastWeightInputs constants(const MemoryTensors& t) {
 
 // The operation on a tape in hostile memory; the dtype is that of the inputs.
 inline MemoryResult evaluate(const MemoryCase& c, const MemoryTensors& in) {
-  Tape tape(heap_allocator(Hygiene::hostile));
-  const auto leaf = [&](const Tensor& x) { return x.defined() ? tape.leaf(x) : Var{}; };
-  const FastWeightInputs x{leaf(in.q),      leaf(in.k),  leaf(in.v),  leaf(in.eta), leaf(in.mu),
-                           leaf(in.lambda), leaf(in.w0), leaf(in.w1), leaf(in.w2)};
+  const Stream stream = on_gpu() ? gpu_stream() : Stream{};
+  Tape tape(on_gpu() ? gpu_memory() : heap_allocator(Hygiene::hostile), Tape::Mode::record, stream);
+  const auto leaf = [&](const Tensor& x) { return x.defined() ? tape.leaf(tape.here(x)) : Var{}; };
+  const auto parameter = [&](const Tensor& x) { return tape.leaf(tape.here(x), accumulator_dtype(x.dtype())); };
+  const FastWeightInputs x{leaf(in.q),      leaf(in.k),       leaf(in.v),       leaf(in.eta),    leaf(in.mu),
+                           leaf(in.lambda), parameter(in.w0), parameter(in.w1), parameter(in.w2)};
   const FastWeights initial{leaf(in.weights), leaf(in.momentum)};
   std::vector<Var> outputs;
-  std::vector<Tensor> seeds{in.dout};
+  std::vector<Tensor> seeds{tape.here(in.dout)};
   MemoryResult r;
-  const auto keep = [](const Tensor& t) { return cast(t, t.dtype()); };
+  const auto keep = [&](const Tensor& t) { return cast(to_host(t, stream), t.dtype()); };
   if (in.dweights.defined()) {
     const FastWeightOutput y = fast_weight_memory_with_state(tape, x, initial, documents_of(c), c.config);
     outputs = {y.out, y.final.weights, y.final.momentum};
-    seeds = {in.dout, in.dweights, in.dmomentum};
+    seeds = {tape.here(in.dout), tape.here(in.dweights), tape.here(in.dmomentum)};
     r.weights = keep(y.final.weights.value);
     r.momentum = keep(y.final.momentum.value);
   } else if (in.weights.defined()) {
