@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "autograd/ops/activation/activation.h"
+#include "autograd/ops/cast/cast.h"
 #include "autograd/ops/elementwise/elementwise.h"
 #include "autograd/ops/gate/gate.h"
 #include "autograd/ops/l2_norm/l2_norm.h"
@@ -132,12 +133,16 @@ class SwaTtt final : public Mixer {
     return scale(tape, l2_norm(tape, by_head(rows), d_m * 1e-6), std::sqrt(d_m));
   }
   Var rates(Tape& tape, const Var& x) const {
-    const Var logits = linear(tape, x, tape.parameter(*w_eta_), tape.parameter(*b_eta_));
+    const Var logits = rate_logits(tape, x, *w_eta_, *b_eta_);
     const Var eta = c_.eta_max > 0.0 ? scale(tape, sigmoid(tape, logits), c_.eta_max) : softplus(tape, logits);
     return eta.reshape({x.dim(0), c_.memory_heads, 3});
   }
   static Var fraction(Tape& tape, const Var& x, Parameter& weight, Parameter& bias) {
-    return sigmoid(tape, linear(tape, x, tape.parameter(weight), tape.parameter(bias)));
+    return sigmoid(tape, rate_logits(tape, x, weight, bias));
+  }
+  // In the type of the memory's arithmetic.
+  static Var rate_logits(Tape& tape, const Var& x, Parameter& weight, Parameter& bias) {
+    return cast(tape, linear(tape, x, tape.parameter(weight), tape.parameter(bias)), accumulator_dtype(x.dtype()));
   }
 
   SwaTttConfig c_;
