@@ -5,10 +5,19 @@
 #include "autograd/cuda/kernel_timer.h"
 #include "autograd/cuda/map_cuda.h"
 #include "autograd/documents.h"
+#include "autograd/ops/activation/activation.h"
 #include "autograd/ops/cast/cast.h"
+#include "autograd/ops/columns/columns.h"
+#include "autograd/ops/decay_gate/decay_gate.h"
 #include "autograd/ops/elementwise/elementwise.h"
 #include "autograd/ops/embedding/embedding.h"
+#include "autograd/ops/feature_map/feature_map.h"
+#include "autograd/ops/forget_gate/forget_gate.h"
 #include "autograd/ops/gate/gate.h"
+#include "autograd/ops/head_skip/head_skip.h"
+#include "autograd/ops/l2_norm/l2_norm.h"
+#include "autograd/ops/lrpe/lrpe.h"
+#include "autograd/ops/repeat_heads/repeat_heads.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
 #include "autograd/ops/rope/rope.h"
 #include "autograd/ops/short_conv/short_conv.h"
@@ -79,6 +88,7 @@ class OpsSpeedGpu : public ::testing::Test {
     const double seconds = median_seconds(stream_, [&](int) { launcher(args, launch); });
     fmt::print("{:<34} {:8.1f} us {:8.1f} MB {:7.0f} GB/s {:6.3f} of copy\n", name, 1e6 * seconds, 1e-6 * bytes,
                1e-9 * bytes / seconds, bytes / seconds / copy_rate_);
+    std::fflush(stdout);
   }
 
   Stream stream_;
@@ -91,7 +101,7 @@ constexpr double kRow = 2.0 * kN;  // bytes of one [kT, kD] in bf16
 
 TEST_F(OpsSpeedGpu, RowsOf2048) {
   bfloat16 *a = bf16_array(kN), *b = bf16_array(kN), *c = bf16_array(kN), *y = bf16_array(kN), *z = bf16_array(kN);
-  float *weight = f32_array(kD), *rstd = f32_array(kT * 16), *gates = f32_array(kT * 16), *dweight = f32_array(kD);
+  float *weight = f32_array(4096), *rstd = f32_array(kT * 16), *gates = f32_array(kT * 16), *dweight = f32_array(4096);
 
   time("add", 3 * kRow, add_cuda, AddForward{.dtype = DType::bf16, .N = kN, .a = a, .b = b, .y = y});
   const auto norm = [&](std::int64_t R, std::int64_t D, std::int64_t H, const void* residual) {
@@ -272,6 +282,144 @@ TEST_F(OpsSpeedGpu, CastRopeEmbeddingConvolution) {
       .write_dbias = Write::overwrite};
   time("short_convolution backward", 3 * kRow, short_convolution_backward_cuda, convolution_backward,
        short_convolution_backward_cuda_workspace(convolution_backward));
+}
+
+TEST_F(OpsSpeedGpu, GatesHeadsAndColumns) {
+  bfloat16 *a = bf16_array(kN), *b = bf16_array(kN), *y = bf16_array(kN), *twice = bf16_array(2 * kN);
+  float *g = f32_array(kN), *row = f32_array(kT * 16), *vector = f32_array(kD);
+  constexpr std::int64_t kH = 16, kW = 128;
+  const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>(16, kT / 16));
+
+  time("l2_norm forward, heads of 128", 2 * kRow, l2_norm_forward_cuda,
+       L2NormForward{.dtype = DType::bf16, .R = kT * kH, .D = kW, .eps = 1e-6, .x = a, .y = y, .rnorm = row});
+  time("l2_norm backward, heads of 128", 3 * kRow, l2_norm_backward_cuda,
+       L2NormBackward{.dtype = DType::bf16,
+                      .R = kT * kH,
+                      .D = kW,
+                      .x = a,
+                      .rnorm = row,
+                      .dy = b,
+                      .dx = y,
+                      .write_dx = Write::overwrite});
+  time("silu forward", 2 * kRow, activation_forward_cuda,
+       ActivationForward{.dtype = DType::bf16,
+                         .result_dtype = DType::bf16,
+                         .function = ActivationFunction::silu,
+                         .N = kN,
+                         .scale = 1.0,
+                         .x = a,
+                         .y = y});
+  time("log_sigmoid forward, to f32", 3 * kRow, activation_forward_cuda,
+       ActivationForward{.dtype = DType::bf16,
+                         .result_dtype = DType::f32,
+                         .function = ActivationFunction::log_sigmoid,
+                         .N = kN,
+                         .scale = 1.0,
+                         .x = a,
+                         .y = g});
+  time("forget_gate forward", 4 * kRow, forget_gate_forward_cuda,
+       ForgetGateForward{.dtype = DType::bf16, .N = kN, .gamma = 0.3, .z = a, .k = y, .g = g});
+  for (const auto function : {DecayGateFunction::softplus, DecayGateFunction::bounded}) {
+    const DecayGateProblem problem{.dtype = DType::bf16,
+                                   .function = function,
+                                   .T = kT,
+                                   .H = kH,
+                                   .W = kW,
+                                   .bound = -5.0,
+                                   .f = a,
+                                   .a_log = row,
+                                   .dt_bias = vector};
+    DecayGateForward forward{problem};
+    forward.g = g;
+    time("decay_gate forward, per channel", 3 * kRow, decay_gate_forward_cuda, forward);
+    DecayGateBackward backward{problem};
+    backward.dg = g;
+    backward.df = y;
+    backward.da_log = vector;
+    backward.ddt_bias = vector;
+    time("decay_gate backward, per channel", 4 * kRow, decay_gate_backward_cuda, backward,
+         decay_gate_backward_cuda_workspace(backward));
+  }
+  time("split_columns", 2 * kRow, split_columns_cuda,
+       SplitColumns{.dtype = DType::bf16,
+                    .T = kT * kH,
+                    .H = 1,
+                    .A = 64,
+                    .B = 64,
+                    .x = a,
+                    .a = b,
+                    .write_a = Write::overwrite,
+                    .b = y,
+                    .write_b = Write::overwrite});
+  time("join_columns, shared part", (0.5 + 0.5 / kH + 1) * kRow, join_columns_cuda,
+       JoinColumns{.dtype = DType::bf16,
+                   .T = kT,
+                   .H = kH,
+                   .A = 64,
+                   .B = 64,
+                   .a = a,
+                   .b = b,
+                   .y = y,
+                   .write_y = Write::overwrite});
+  time("repeat_heads backward, 16 to 2", 1.125 * kRow, repeat_heads_backward_cuda,
+       RepeatHeadsBackward{
+           .dtype = DType::bf16, .T = kT, .G = 2, .H = kH, .D = kW, .dy = a, .dx = y, .write_dx = Write::overwrite});
+  time("head_skip forward", 3 * kRow, head_skip_forward_cuda,
+       HeadSkipForward{.dtype = DType::bf16, .T = kT, .H = kH, .D = kW, .o = a, .x = b, .scale = row, .y = y});
+  const HeadSkipBackward skip{.dtype = DType::bf16,
+                              .T = kT,
+                              .H = kH,
+                              .D = kW,
+                              .x = a,
+                              .scale = row,
+                              .dy = b,
+                              .dx = y,
+                              .write_dx = Write::overwrite,
+                              .dscale = vector,
+                              .write_dscale = Write::overwrite};
+  time("head_skip backward", 3 * kRow, head_skip_backward_cuda, skip, head_skip_backward_cuda_workspace(skip));
+  time("softmax_pair forward, heads of 64", 3 * kRow, feature_map_forward_cuda,
+       FeatureMapForward{
+           .dtype = DType::bf16, .map = FeatureMap::softmax_pair, .R = kN / 64, .D = 64, .x = a, .y = twice});
+  time("softmax_pair backward", 4 * kRow, feature_map_backward_cuda,
+       FeatureMapBackward{.dtype = DType::bf16,
+                          .map = FeatureMap::softmax_pair,
+                          .R = kN / 64,
+                          .D = 64,
+                          .x = a,
+                          .y = nullptr,
+                          .dy = twice,
+                          .dx = y,
+                          .write_dx = Write::overwrite});
+  constexpr std::int64_t kTaylorRows = kT * 12;  // features of 16 channels
+  time("taylor forward, width 16", 2.0 * kTaylorRows * (16 + 153), feature_map_forward_cuda,
+       FeatureMapForward{
+           .dtype = DType::bf16, .map = FeatureMap::taylor, .R = kTaylorRows, .D = 16, .x = a, .y = twice});
+  time("taylor backward, width 16", 2.0 * kTaylorRows * (32 + 153), feature_map_backward_cuda,
+       FeatureMapBackward{.dtype = DType::bf16,
+                          .map = FeatureMap::taylor,
+                          .R = kTaylorRows,
+                          .D = 16,
+                          .x = a,
+                          .y = nullptr,
+                          .dy = twice,
+                          .dx = y,
+                          .write_dx = Write::overwrite});
+  const LrpeProblem encoding{.dtype = DType::bf16,
+                             .T = kT,
+                             .H = kH,
+                             .D = kW,
+                             .positions = documents->positions_on(stream_),
+                             .x = a,
+                             .theta = vector};
+  LrpeForward encode{encoding};
+  encode.y = twice;
+  time("lrpe forward", 3 * kRow, lrpe_forward_cuda, encode);
+  LrpeBackward decode{encoding};
+  decode.dy = twice;
+  decode.dx = y;
+  decode.dtheta = row;
+  time("lrpe backward", 4 * kRow, lrpe_backward_cuda, decode, lrpe_backward_cuda_workspace(decode));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <omp.h>
 
+#include "autograd/transfer.h"
 #include "tests/support/op_check.h"
 
 namespace weft {
@@ -132,26 +133,26 @@ TEST(ShortConvolution, IsCausal) {
 }
 
 // Two documents computed in one go, in two or more pieces with the state carried, and token by token: the same bits.
-TEST(ShortConvolution, StateContinuesBitwise) {
-  const std::int64_t C = 259;
+void check_states(const std::shared_ptr<Allocator>& memory, const Stream& stream, DType dtype) {
+  const std::int64_t C = 264;
+  const auto host = [&](const Tensor& t) { return cast(to_host(t, stream), dtype); };
   for (const std::int64_t w : {2, 4, 8}) {
-    const Tensor x = cast(normal({2 * 20, C}, 1), DType::f32), weight = cast(normal({C, w}, 2), DType::f32);
-    const Tensor bias = cast(normal({C}, 3), DType::f32);
-    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
+    const Tensor x = cast(normal({2 * 20, C}, 1), dtype), weight = cast(normal({C, w}, 2), dtype);
+    const Tensor bias = cast(normal({C}, 3), accumulator_dtype(dtype));
+    Tape tape(memory, Tape::Mode::inference, stream);
     const auto apply = [&](const Tensor& input, const DocumentsPtr& documents, const Tensor& state) {
-      return cast(short_convolution(tape, Tape::constant(input), Tape::constant(weight), Tape::constant(bias),
-                                    documents, Activation::silu, state)
-                      .value,
-                  DType::f32);
+      return host(short_convolution(tape, Tape::constant(tape.here(input)), Tape::constant(tape.here(weight)),
+                                    Tape::constant(tape.here(bias)), documents, Activation::silu, state)
+                      .value);
     };
     const Tensor whole = apply(x, Documents::from_lengths(std::vector<std::int32_t>{20, 20}), {});
     for (const std::vector<std::int32_t>& pieces :
          {std::vector<std::int32_t>{11, 9}, std::vector<std::int32_t>{1, 2, 0, 3, 14},
           std::vector<std::int32_t>(20, 1)}) {
-      const Tensor state = Tensor::zeros({2, C, w - 1}, DType::f32);
+      const Tensor state = tape.here(Tensor::zeros({2, C, w - 1}, dtype));
       std::int64_t at = 0;
       for (const std::int32_t n : pieces) {
-        const Tensor piece = Tensor::empty({2 * n, C}, DType::f32);
+        const Tensor piece = Tensor::empty({2 * n, C}, dtype);
         piece.rows(0, n).copy_from(x.rows(at, at + n));
         piece.rows(n, 2 * n).copy_from(x.rows(20 + at, 20 + at + n));
         const Tensor y = apply(piece, Documents::from_lengths(std::vector<std::int32_t>{n, n}), state);
@@ -159,12 +160,47 @@ TEST(ShortConvolution, StateContinuesBitwise) {
         EXPECT_TRUE(bitwise_equal(y.rows(n, 2 * n), whole.rows(20 + at, 20 + at + n))) << "w " << w << " at " << at;
         at += n;
       }
+      const Tensor inputs = cast(x, DType::f64), kept = cast(to_host(state, stream), DType::f64);
       for (std::int64_t c = 0; c < C; ++c) {
         for (std::int64_t i = 0; i < w - 1; ++i) {
-          EXPECT_EQ(state.data<float>()[c * (w - 1) + i], x.data<float>()[(20 - (w - 1) + i) * C + c]);
+          EXPECT_EQ(kept.data<double>()[c * (w - 1) + i], inputs.data<double>()[(20 - (w - 1) + i) * C + c]);
         }
       }
     }
+  }
+}
+
+TEST(ShortConvolution, StateContinuesBitwise) {
+  check_states(heap_allocator(Hygiene::hostile), {}, DType::f32);
+}
+
+TEST(ShortConvolutionGpu, StateContinuesBitwise) {
+  WEFT_NEEDS_GPU();
+  for (const DType dtype : {DType::f32, DType::bf16}) check_states(testing::gpu_memory(), testing::gpu_stream(), dtype);
+}
+
+TEST(ShortConvolutionGpu, PackedIsAloneBitwise) {
+  WEFT_NEEDS_GPU();
+  const Stream stream = testing::gpu_stream();
+  const DType dtype = DType::bf16;
+  const std::int64_t C = 264;
+  const Tensor x = cast(normal({kTotal, C}, 1), dtype), dy = cast(normal({kTotal, C}, 2), dtype);
+  const Tensor weight = cast(normal({C, 4}, 3), dtype);
+  const auto gpu_run = [&](std::int64_t begin, std::int64_t end, const DocumentsPtr& documents) {
+    Tape tape(testing::gpu_memory(), Tape::Mode::record, stream);
+    const Var leaf = tape.leaf(tape.here(x.rows(begin, end)));
+    const Var y = short_convolution(tape, leaf, tape.leaf(tape.here(weight), DType::f32), documents, Activation::silu);
+    tape.backward(y, tape.here(dy.rows(begin, end)));
+    return Result{cast(to_host(y.value, stream), dtype), cast(to_host(tape.gradient(leaf), stream), dtype)};
+  };
+  const DocumentsPtr documents = Documents::from_lengths(kLengths);
+  const Result packed = gpu_run(0, kTotal, documents);
+  for (std::int64_t n = 0; n < documents->count(); ++n) {
+    const std::int64_t b = documents->begin(n), e = documents->end(n);
+    if (b == e) continue;
+    const Result alone = gpu_run(b, e, Documents::single(e - b));
+    EXPECT_TRUE(bitwise_equal(packed.y.rows(b, e), alone.y)) << "document " << n;
+    EXPECT_TRUE(bitwise_equal(packed.dx.rows(b, e), alone.dx)) << "document " << n;
   }
 }
 
