@@ -3,12 +3,37 @@
 
 namespace weft {
 
-__device__ inline float device_sigmoid(float x) {
-  return __fdividef(1.0f, 1.0f + expf(-x));
+// e^x and 1/x of the special-function unit: relative errors of 2^-22 + |x| 2^-24 and 2^-23; 1/infinity = 0.
+__device__ inline float device_exp(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.4426950408889634f * x));
+  return y;
 }
-// log(1 + e^x)
+__device__ inline float device_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ inline float device_sigmoid(float x) {
+  return device_reciprocal(1.0f + device_exp(-x));
+}
+
+// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|), the latter by log(1 + u) = 2 atanh(u / (2 + u)): the series to s^15 is
+// within 1e-9 for s <= 1/3. Relative precision holds however small the result. NaN stays.
 __device__ inline float device_softplus(float x) {
-  return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)));
+  const float u = device_exp(-fabsf(x));
+  const float s = u * device_reciprocal(2.0f + u);
+  const float v = s * s;
+  float sum = 1.0f / 15.0f;
+  sum = sum * v + 1.0f / 13.0f;
+  sum = sum * v + 1.0f / 11.0f;
+  sum = sum * v + 1.0f / 9.0f;
+  sum = sum * v + 1.0f / 7.0f;
+  sum = sum * v + 1.0f / 5.0f;
+  sum = sum * v + 1.0f / 3.0f;
+  sum = sum * v + 1.0f;
+  return fmaxf(x, 0.0f) + 2.0f * s * sum;
 }
 
 struct DeviceSilu {
@@ -22,20 +47,21 @@ struct DeviceSilu {
 struct DeviceSigmoid {
   __device__ float value(float x) const { return device_sigmoid(x); }
   __device__ float slope(float x) const {
-    const float e = expf(-fabsf(x));
-    return __fdividef(e, (1.0f + e) * (1.0f + e));
+    const float e = device_exp(-fabsf(x));
+    const float r = device_reciprocal(1.0f + e);
+    return e * r * r;
   }
 };
 
 // scale log(sigma(x))
 struct DeviceLogSigmoid {
   float scale;
-  __device__ float value(float x) const { return x != x ? x : -scale * device_softplus(-x); }
+  __device__ float value(float x) const { return -scale * device_softplus(-x); }
   __device__ float slope(float x) const { return scale * device_sigmoid(-x); }
 };
 
 struct DeviceSoftplus {
-  __device__ float value(float x) const { return x != x ? x : device_softplus(x); }  // fmaxf drops NaN
+  __device__ float value(float x) const { return device_softplus(x); }
   __device__ float slope(float x) const { return device_sigmoid(x); }
 };
 

@@ -43,7 +43,10 @@ __global__ void __launch_bounds__(kColumnThreads)
   const std::int64_t end = begin + rows < R ? begin + rows : R;
   float sums[kSums][kN] = {};
   if (column < W) {
-    for (std::int64_t row = begin + part; row < end; row += kColumnRows) f.template add<kN>(row, column, sums);
+    const auto shared_by_rows = f.template prepare<kN>(column);
+    for (std::int64_t row = begin + part; row < end; row += kColumnRows) {
+      f.template add<kN>(shared_by_rows, row, column, sums);
+    }
   }
   __shared__ float shared[kColumnRows][kSums * kN][32];
 #pragma unroll
@@ -114,8 +117,15 @@ struct PutTotal {
   }
 };
 
-// lines[count, kSums, W] of column_blocks(R, W): f.template add<kN>(row, column, float (&sums)[kSums][kN]) adds what
-// columns [column, column + kN) of a row give. kN divides W.
+// Packs of floats that a functor prepares for its columns.
+template <int kN, int kCount = 1>
+struct ColumnPacks {
+  float data[kCount][kN];
+};
+
+// lines[count, kSums, W] of column_blocks(R, W): f.template add<kN>(prepared, row, column, float (&sums)[kSums][kN])
+// adds what columns [column, column + kN) of a row give, with what f.template prepare<kN>(column) returned. kN divides
+// W.
 template <int kN, int kSums, class F>
 void column_sums(const Launch& launch, std::int64_t R, std::int64_t W, float* lines, const F& f) {
   if (W == 0) return;

@@ -9,11 +9,12 @@
 
 namespace weft {
 
-// kN elements of T, sixteen bytes or one element, as they came from memory: bf16 pairs share a register until used.
+// kN elements of T, 16 or 8 bytes or one element, as they came from memory: bf16 pairs share a register until used.
 template <class T, int kN>
 class HeldPack {
  public:
-  static_assert(kN == 1 || kN * sizeof(T) == 16, "sixteen bytes or one element");
+  static_assert(kN == 1 || kN * sizeof(T) == 16 || kN * sizeof(T) == 8, "16 or 8 bytes or one element");
+  static constexpr int kWords = kN == 1 ? 1 : kN * sizeof(T) / 4;
   static constexpr int kPerWord = kN == 1 ? 1 : 4 / sizeof(T);
 
   HeldPack() = default;
@@ -27,6 +28,9 @@ class HeldPack {
     HeldPack pack;
     if constexpr (kN == 1) {
       pack.words_[0] = __float_as_uint(to_float(*from));
+    } else if constexpr (kWords == 2) {
+      const uint2 words = *reinterpret_cast<const uint2*>(from);
+      pack.words_[0] = words.x, pack.words_[1] = words.y;
     } else {
       const uint4 words = *reinterpret_cast<const uint4*>(from);
       pack.words_[0] = words.x, pack.words_[1] = words.y, pack.words_[2] = words.z, pack.words_[3] = words.w;
@@ -38,7 +42,7 @@ class HeldPack {
     HeldPack pack;
     if constexpr (kPerWord == 2) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kWords; ++i) {
         const __nv_bfloat162 pair = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
         pack.words_[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
       }
@@ -51,6 +55,8 @@ class HeldPack {
   __device__ void store(T* to) const {
     if constexpr (kN == 1) {
       *to = from_float<T>(__uint_as_float(words_[0]));
+    } else if constexpr (kWords == 2) {
+      *reinterpret_cast<uint2*>(to) = uint2{words_[0], words_[1]};
     } else {
       *reinterpret_cast<uint4*>(to) = uint4{words_[0], words_[1], words_[2], words_[3]};
     }
@@ -61,7 +67,7 @@ class HeldPack {
   }
 
  private:
-  std::uint32_t words_[kN == 1 ? 1 : 4];
+  std::uint32_t words_[kWords];
 };
 
 template <int kLanesT, int kPacksT, int kNT>

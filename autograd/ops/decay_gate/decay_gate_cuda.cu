@@ -8,7 +8,7 @@ namespace weft {
 namespace {
 
 struct SoftplusDecay {
-  __device__ float value(float rate, float z) const { return z != z ? z : -rate * device_softplus(z); }
+  __device__ float value(float rate, float z) const { return -rate * device_softplus(z); }
   __device__ void gradient(float rate, float z, float dg, float& dz, float& da_log) const {
     dz = -rate * device_sigmoid(z) * dg;
     da_log = value(rate, z) * dg;
@@ -45,16 +45,14 @@ struct Channels {
         C(p.H * p.W),
         width(static_cast<std::uint32_t>(p.W)) {}
 
+  // Rates, then biases.
   template <int kN>
-  __device__ void load(std::int64_t t, std::int64_t c, float (&rate)[kN], float (&z)[kN]) const {
-    float bias[kN];
-    load_pack(f + t * C + c, z);
-    load_pack(dt_bias + c, bias);
+  __device__ ColumnPacks<kN, 2> prepare(std::int64_t c) const {
+    ColumnPacks<kN, 2> packs;
+    load_pack(dt_bias + c, packs.data[1]);
 #pragma unroll
-    for (int i = 0; i < kN; ++i) {
-      z[i] += bias[i];
-      rate[i] = expf(a_log[width.quotient(static_cast<std::uint32_t>(c) + i)]);
-    }
+    for (int i = 0; i < kN; ++i) packs.data[0][i] = expf(a_log[width.quotient(static_cast<std::uint32_t>(c) + i)]);
+    return packs;
   }
 };
 
@@ -66,11 +64,12 @@ struct Decay {
 
   template <int kN>
   __device__ void at(std::int64_t t, std::int64_t c) const {
-    float rate[kN], z[kN];
-    channels.load(t, c, rate, z);
+    const ColumnPacks<kN, 2> packs = channels.template prepare<kN>(c);
+    float f[kN];
+    load_pack(channels.f + t * channels.C + c, f);
 #pragma unroll
-    for (int i = 0; i < kN; ++i) z[i] = function.value(rate[i], z[i]);
-    store_pack(g + t * channels.C + c, z);
+    for (int i = 0; i < kN; ++i) f[i] = function.value(packs.data[0][i], f[i] + packs.data[1][i]);
+    store_pack(g + t * channels.C + c, f);
   }
 };
 
@@ -84,14 +83,19 @@ struct DecayGradients {
   Function function;
 
   template <int kN>
-  __device__ void add(std::int64_t t, std::int64_t c, float (&sums)[2][kN]) const {
-    float rate[kN], z[kN], dg_c[kN], dz[kN];
-    channels.load(t, c, rate, z);
+  __device__ ColumnPacks<kN, 2> prepare(std::int64_t c) const {
+    return channels.template prepare<kN>(c);
+  }
+
+  template <int kN>
+  __device__ void add(const ColumnPacks<kN, 2>& packs, std::int64_t t, std::int64_t c, float (&sums)[2][kN]) const {
+    float f[kN], dg_c[kN], dz[kN];
+    load_pack(channels.f + t * channels.C + c, f);
     load_pack(dg + t * channels.C + c, dg_c);
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
       float da_log;
-      function.gradient(rate[i], z[i], dg_c[i], dz[i], da_log);
+      function.gradient(packs.data[0][i], f[i] + packs.data[1][i], dg_c[i], dz[i], da_log);
       sums[0][i] += dz[i];
       sums[1][i] += da_log;
     }
@@ -99,7 +103,16 @@ struct DecayGradients {
   }
 };
 
-constexpr int kPack = 4;
+// The first half of a line is for ddt_bias.
+struct PutFirst {
+  PutTotal put;
+  std::int64_t C;
+  __device__ void operator()(std::int64_t at, float total) const {
+    if (at < C) put(at, total);
+  }
+};
+
+constexpr int kPack = 8;
 
 // Element type of the gate inputs: f32 or bf16.
 template <class T>
@@ -143,7 +156,7 @@ void decay_gate_backward_cuda(const DecayGateBackward& a, const Launch& launch) 
   });
   // lines [count, 2, C]
   if (a.ddt_bias != nullptr) {
-    add_groups(launch, lines, count, 2 * C, C, 1, PutTotal{static_cast<float*>(a.ddt_bias), a.write_ddt_bias});
+    add_lines(launch, lines, count, 2 * C, PutFirst{{static_cast<float*>(a.ddt_bias), a.write_ddt_bias}, C});
   }
   if (a.da_log != nullptr) {
     add_groups(launch, lines + C, count, 2 * C, a.H, a.W, PutTotal{static_cast<float*>(a.da_log), a.write_da_log});

@@ -54,7 +54,14 @@ struct RowGradients {
   RowBackward a;
 
   template <int kN>
-  __device__ void add(std::int64_t r, std::int64_t column, float (&sums)[1][kN]) const {
+  __device__ ColumnPacks<kN> prepare(std::int64_t column) const {
+    ColumnPacks<kN> row{};
+    if (a.function == RowFunction::mul) load_pack(static_cast<const float*>(a.row) + column, row.data[0]);
+    return row;
+  }
+
+  template <int kN>
+  __device__ void add(const ColumnPacks<kN>& row, std::int64_t r, std::int64_t column, float (&sums)[1][kN]) const {
     const std::int64_t at = r * a.D + column;
     float dy[kN];
     load_pack(static_cast<const T*>(a.dy) + at, dy);
@@ -63,15 +70,14 @@ struct RowGradients {
       for (int i = 0; i < kN; ++i) sums[0][i] += dy[i];
       return;
     }
-    float x[kN], row[kN];
+    float x[kN];
     load_pack(static_cast<const T*>(a.x) + at, x);
-    load_pack(static_cast<const float*>(a.row) + column, row);
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
       sums[0][i] += dy[i] * x[i];
-      row[i] *= dy[i];
+      dy[i] *= row.data[0][i];
     }
-    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + at, row, a.write_dx);
+    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + at, dy, a.write_dx);
   }
 };
 

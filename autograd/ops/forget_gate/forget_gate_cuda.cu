@@ -12,13 +12,15 @@ struct Forget {
   __device__ void operator()(float z, float& k, float& g) const {
     k = free * device_sigmoid(-z);
     if (gamma == 0.0f) {
-      g = z != z ? z : -device_softplus(-z);
+      g = -device_softplus(-z);
     } else {
       g = k < 0.5f ? log1pf(-k) : logf(gamma + free * device_sigmoid(z));
     }
   }
   // What is open of f, (1 - gamma) sigma / f: for gamma = 0 it is 1, however small f.
-  __device__ float share(float s) const { return gamma == 0.0f ? 1.0f : free * s / (gamma + free * s); }
+  __device__ float share(float s) const {
+    return gamma == 0.0f ? 1.0f : free * s * device_reciprocal(gamma + free * s);
+  }
 };
 
 struct ForgetGradient : Forget {

@@ -29,19 +29,28 @@ struct Skip {
   }
 };
 
+// Sums of dy x, and dx on the way.
 template <class T>
-struct SkipProducts {
-  const T* x;
-  const T* dy;
-  std::int64_t W;
+struct SkipGradients {
+  HeadSkipBackward a;
 
   template <int kN>
-  __device__ void add(std::int64_t row, std::int64_t column, float (&sums)[1][kN]) const {
-    float a[kN], b[kN];
-    load_pack(x + row * W + column, a);
-    load_pack(dy + row * W + column, b);
+  __device__ float prepare(std::int64_t column) const {
+    return static_cast<const float*>(a.scale)[static_cast<std::uint32_t>(column) / static_cast<std::uint32_t>(a.D)];
+  }
+
+  template <int kN>
+  __device__ void add(float scale, std::int64_t row, std::int64_t column, float (&sums)[1][kN]) const {
+    const std::int64_t at = row * a.H * a.D + column;
+    float x[kN], dy[kN];
+    load_pack(static_cast<const T*>(a.x) + at, x);
+    load_pack(static_cast<const T*>(a.dy) + at, dy);
 #pragma unroll
-    for (int c = 0; c < kN; ++c) sums[0][c] += a[c] * b[c];
+    for (int c = 0; c < kN; ++c) {
+      sums[0][c] += x[c] * dy[c];
+      dy[c] *= scale;
+    }
+    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + at, dy, a.write_dx);
   }
 };
 
@@ -74,24 +83,23 @@ void head_skip_backward_cuda(const HeadSkipBackward& a, const Launch& launch) {
   dispatch_cuda(a.dtype, "head_skip", [&]<class T>() {
     constexpr int kN = 16 / sizeof(T);
     const std::int64_t W = a.H * a.D;
-    const auto* dy = static_cast<const T*>(a.dy);
-    if (a.dx != nullptr) {
-      map_rows<kN>(launch, a.T, W, fits<T>(a.dy, a.D) && fits<T>(a.dx, a.D),
-                   Skip<T>{.o = nullptr,
-                           .x = dy,
-                           .scale = static_cast<const float*>(a.scale),
-                           .y = static_cast<T*>(a.dx),
-                           .write = a.write_dx,
-                           .W = W,
-                           .D = a.D});
+    const bool aligned = fits<T>(a.x, a.D) && fits<T>(a.dy, a.D) && fits<T>(a.dx, a.D);
+    if (a.dscale == nullptr) {
+      if (a.dx == nullptr) return;
+      return map_rows<kN>(launch, a.T, W, aligned,
+                          Skip<T>{.o = nullptr,
+                                  .x = static_cast<const T*>(a.dy),
+                                  .scale = static_cast<const float*>(a.scale),
+                                  .y = static_cast<T*>(a.dx),
+                                  .write = a.write_dx,
+                                  .W = W,
+                                  .D = a.D});
     }
-    if (a.dscale == nullptr) return;
     auto* lines = static_cast<float*>(launch.workspace);
-    const SkipProducts<T> products{static_cast<const T*>(a.x), dy, W};
-    if (fits<T>(a.x, a.D) && fits<T>(a.dy, a.D)) {
-      column_sums<kN, 1>(launch, a.T, W, lines, products);
+    if (aligned) {
+      column_sums<kN, 1>(launch, a.T, W, lines, SkipGradients<T>{a});
     } else {
-      column_sums<1, 1>(launch, a.T, W, lines, products);
+      column_sums<1, 1>(launch, a.T, W, lines, SkipGradients<T>{a});
     }
     add_groups(launch, lines, column_blocks(a.T, W).count, W, a.H, a.D,
                PutTotal{static_cast<float*>(a.dscale), a.write_dscale});

@@ -45,19 +45,25 @@ struct EncodeGradients {
   Divider width;
 
   template <int kN>
-  __device__ void add(std::int64_t t, std::int64_t c, float (&sums)[1][kN]) const {
+  __device__ ColumnPacks<kN> prepare(std::int64_t c) const {
+    ColumnPacks<kN> theta;
+    load_pack(static_cast<const float*>(a.theta) + c, theta.data[0]);
+    return theta;
+  }
+
+  template <int kN>
+  __device__ void add(const ColumnPacks<kN>& theta, std::int64_t t, std::int64_t c, float (&sums)[1][kN]) const {
     const std::int64_t h = width.quotient(static_cast<std::uint32_t>(c));
     const T* dy = static_cast<const T*>(a.dy) + (t * a.H + h) * 2 * a.D + c - h * a.D;
-    float x[kN], theta[kN], dy_cos[kN], dy_sin[kN];
+    float x[kN], dy_cos[kN], dy_sin[kN];
     load_pack(static_cast<const T*>(a.x) + t * a.H * a.D + c, x);
-    load_pack(static_cast<const float*>(a.theta) + c, theta);
     load_pack(dy, dy_cos);
     load_pack(dy + a.D, dy_sin);
     const std::int32_t position = a.positions[t];
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
       float cos, sin;
-      turn(position, theta[i], cos, sin);
+      turn(position, theta.data[0][i], cos, sin);
       sums[0][i] += static_cast<float>(position) * x[i] * (cos * dy_sin[i] - sin * dy_cos[i]);
       x[i] = cos * dy_cos[i] + sin * dy_sin[i];
     }

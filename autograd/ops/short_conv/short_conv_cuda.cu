@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kAhead = 4;  // tokens asked for at once
-constexpr int kBackwardAhead = 2;
+constexpr int kBackwardAhead = 4;
 
 // weight [C, w] -> taps of kN channels.
 template <int kTaps, int kN, class T>
@@ -27,60 +27,75 @@ __device__ void load_taps(const T* weight, std::int64_t channel, int w, float (&
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
-template <class T, int kTaps, int kN>
+// kExact: w = kTaps.
+template <class T, int kTaps, bool kExact, int kN>
 __global__ void __launch_bounds__(kThreads) convolution_forward_kernel(ShortConvolutionForward a) {
   const std::int64_t channel = (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kN;
   const Chunk chunk = a.chunks.chunks[blockIdx.x];
   if (channel >= a.C || chunk.begin >= chunk.end) return;
-  const int w = static_cast<int>(a.w), first_tap = kTaps - w;
-  const T* x = static_cast<const T*>(a.x) + channel;
-  T* y = static_cast<T*>(a.y) + channel;
+  const int w = kExact ? kTaps : static_cast<int>(a.w), first_tap = kTaps - w;
+  const int tokens = chunk.end - chunk.begin;
+  const T* x = static_cast<const T*>(a.x) + chunk.begin * a.C + channel;
+  T* y = static_cast<T*>(a.y) + chunk.begin * a.C + channel;
   float taps[kTaps][kN], bias[kN] = {};
   load_taps<kTaps, kN>(static_cast<const T*>(a.weight), channel, w, taps);
   if (a.bias != nullptr) load_pack(static_cast<const float*>(a.bias) + channel, bias);
+  const bool silu = a.activation == ConvolutionActivation::silu;
 
-  // inputs[j] of the token at hand is the one kTaps - 1 - j tokens before it; kAhead more tokens follow.
+  // inputs[i + j] is what tap j of token i of a group of kAhead reads.
   constexpr int kPast = kTaps - 1;
-  HeldPack<T, kN> inputs[kPast + kAhead];
+  float inputs[kPast + kAhead][kN];
 #pragma unroll
   for (int j = 0; j < kPast; ++j) {
-    inputs[j] = HeldPack<T, kN>::zero();
+#pragma unroll
+    for (int c = 0; c < kN; ++c) inputs[j][c] = 0.0f;
     if (j < first_tap) continue;
     if (chunk.index > 0) {
-      inputs[j] = HeldPack<T, kN>::load(x + (chunk.begin - kPast + j) * a.C);
+      load_pack(x + (j - kPast) * a.C, inputs[j]);
     } else if (a.state != nullptr) {
       const T* state = static_cast<const T*>(a.state) + (chunk.document * a.C + channel) * (w - 1) + j - first_tap;
-      float before[kN];
 #pragma unroll
-      for (int c = 0; c < kN; ++c) before[c] = to_float(state[c * (w - 1)]);
-      inputs[j] = HeldPack<T, kN>::rounded(before);
+      for (int c = 0; c < kN; ++c) inputs[j][c] = to_float(state[c * (w - 1)]);
     }
   }
-  for (std::int64_t t = chunk.begin; t < chunk.end; t += kAhead) {
+  HeldPack<T, kN> next[kAhead];
+  const auto fetch = [&](int first) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      inputs[kPast + i] = t + i < chunk.end ? HeldPack<T, kN>::load(x + (t + i) * a.C) : HeldPack<T, kN>::zero();
+      next[i] = first + i < tokens ? HeldPack<T, kN>::load(x + (first + i) * a.C) : HeldPack<T, kN>::zero();
     }
+  };
+  fetch(0);
+  for (int first = 0; first < tokens; first += kAhead) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      if (t + i >= chunk.end) break;
+#pragma unroll
+      for (int c = 0; c < kN; ++c) inputs[kPast + i][c] = next[i][c];
+    }
+    fetch(first + kAhead);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (first + i >= tokens) break;
       float u[kN];
 #pragma unroll
       for (int c = 0; c < kN; ++c) u[c] = bias[c];
 #pragma unroll
       for (int j = 0; j < kTaps; ++j) {
-        if (j < first_tap) continue;
+        if (!kExact && j < first_tap) continue;
 #pragma unroll
         for (int c = 0; c < kN; ++c) u[c] += taps[j][c] * inputs[i + j][c];
       }
-      if (a.activation == ConvolutionActivation::silu) {
+      if (silu) {
 #pragma unroll
         for (int c = 0; c < kN; ++c) u[c] *= device_sigmoid(u[c]);
       }
-      store_pack(y + (t + i) * a.C, u);
+      store_pack(y + (first + i) * a.C, u);
     }
 #pragma unroll
-    for (int j = 0; j < kPast; ++j) inputs[j] = inputs[j + kAhead];
+    for (int j = 0; j < kPast; ++j) {
+#pragma unroll
+      for (int c = 0; c < kN; ++c) inputs[j][c] = inputs[j + kAhead][c];
+    }
   }
 }
 
@@ -99,22 +114,24 @@ __global__ void __launch_bounds__(kThreads) advance_state_kernel(ShortConvolutio
 
 // --- backward --------------------------------------------------------------------------------------------------------
 
-// Blocks of threads that share out the chunks of one strip of channels; each makes a line of the sums.
+// Blocks of threads that share out the chunks of one strip of channels; each makes a line of the sums. As many as an
+// H100 holds at once.
+constexpr int kResidentBlocks = 3;
+
 std::int64_t walkers(const ShortConvolutionBackward& a, int kN) {
-  constexpr std::int64_t kBlocks = 1056;
+  constexpr std::int64_t kBlocks = 132 * kResidentBlocks;
   const std::int64_t strips = (a.C + kThreads * kN - 1) / (kThreads * kN);
   return std::clamp<std::int64_t>(kBlocks / strips, 1, std::max<std::int64_t>(1, a.chunks.count));
 }
 
 // lines [gridDim.x, w + 1, C]: gradients of the taps, then of the bias.
-template <class T, int kTaps, int kN>
-__global__ void __launch_bounds__(kThreads) convolution_backward_kernel(ShortConvolutionBackward a, float* lines) {
+template <class T, int kTaps, bool kExact, int kN>
+__global__ void __launch_bounds__(kThreads, kTaps == 4 ? kResidentBlocks : 2)
+    convolution_backward_kernel(ShortConvolutionBackward a, float* lines) {
   const std::int64_t channel = (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kN;
   if (channel >= a.C) return;
-  const int w = static_cast<int>(a.w), first_tap = kTaps - w;
-  const T* x = static_cast<const T*>(a.x) + channel;
-  const T* dy = static_cast<const T*>(a.dy) + channel;
-  T* dx = a.dx == nullptr ? nullptr : static_cast<T*>(a.dx) + channel;
+  const int w = kExact ? kTaps : static_cast<int>(a.w), first_tap = kTaps - w;
+  const bool silu = a.activation == ConvolutionActivation::silu;
   float taps[kTaps][kN], bias[kN] = {};
   load_taps<kTaps, kN>(static_cast<const T*>(a.weight), channel, w, taps);
   if (a.bias != nullptr) load_pack(static_cast<const float*>(a.bias) + channel, bias);
@@ -124,80 +141,91 @@ __global__ void __launch_bounds__(kThreads) convolution_backward_kernel(ShortCon
   for (std::int64_t e = blockIdx.x; e < a.chunks.count; e += gridDim.x) {
     const Chunk chunk = a.chunks.chunks[e];
     if (chunk.begin >= chunk.end) continue;
-    const std::int64_t document_end = a.cu_seqlens[chunk.document + 1];
-    // du of the w - 1 tokens after the chunk reaches its dx.
-    const std::int64_t halo = dx == nullptr ? 0 : w - 1;
-    const std::int64_t stop = chunk.end + halo < document_end ? chunk.end + halo : document_end;
-    float inputs[kTaps][kN];  // those of tokens t - kPast .. t
-    float du[kTaps][kN];      // likewise
+    // Tokens count from the chunk's first. du of the w - 1 after it reaches its dx.
+    const int tokens = chunk.end - chunk.begin;
+    const int in_document = a.cu_seqlens[chunk.document + 1] - chunk.begin;
+    const int halo = tokens + (a.dx == nullptr ? 0 : w - 1);
+    const int stop = halo < in_document ? halo : in_document;
+    // dx of token t - kPast is complete at t.
+    const int last = a.dx == nullptr ? tokens : tokens + kPast;
+    const std::int64_t start = chunk.begin * a.C + channel;
+    const T* x = static_cast<const T*>(a.x) + start;
+    const T* dy = static_cast<const T*>(a.dy) + start;
+    T* dx = static_cast<T*>(a.dx) + start;
+
+    // Token i of a group of kBackwardAhead reads inputs[i .. i + kPast]; du[i + k] reaches dx of the token kPast
+    // before.
+    float inputs[kPast + kBackwardAhead][kN], du[kPast + kBackwardAhead][kN];
 #pragma unroll
-    for (int j = 0; j < kTaps; ++j) {
+    for (int j = 0; j < kPast; ++j) {
 #pragma unroll
       for (int c = 0; c < kN; ++c) inputs[j][c] = du[j][c] = 0.0f;
-      if (j > 0 && j - 1 >= first_tap && chunk.index > 0) load_pack(x + (chunk.begin - kPast + j - 1) * a.C, inputs[j]);
+      if (j >= first_tap && chunk.index > 0) load_pack(x + (j - kPast) * a.C, inputs[j]);
     }
-    // dx of token t - kPast is complete at t.
-    const std::int64_t last = dx == nullptr ? chunk.end : chunk.end + kPast;
-    for (std::int64_t first = chunk.begin; first < last; first += kBackwardAhead) {
-      float next_x[kBackwardAhead][kN], next_dy[kBackwardAhead][kN];
+    HeldPack<T, kN> next_x[kBackwardAhead], next_dy[kBackwardAhead];
+    const auto fetch = [&](int first) {
 #pragma unroll
       for (int i = 0; i < kBackwardAhead; ++i) {
-#pragma unroll
-        for (int c = 0; c < kN; ++c) next_x[i][c] = next_dy[i][c] = 0.0f;
-        if (first + i >= stop) continue;
-        load_pack(x + (first + i) * a.C, next_x[i]);
-        load_pack(dy + (first + i) * a.C, next_dy[i]);
+        const bool there = first + i < stop;
+        next_x[i] = there ? HeldPack<T, kN>::load(x + (first + i) * a.C) : HeldPack<T, kN>::zero();
+        next_dy[i] = there ? HeldPack<T, kN>::load(dy + (first + i) * a.C) : HeldPack<T, kN>::zero();
       }
+    };
+    fetch(0);
+    for (int first = 0; first < last; first += kBackwardAhead) {
 #pragma unroll
       for (int i = 0; i < kBackwardAhead; ++i) {
-        const std::int64_t t = first + i;
-        if (t >= last) break;
-#pragma unroll
-        for (int j = 0; j < kPast; ++j) {
-#pragma unroll
-          for (int c = 0; c < kN; ++c) {
-            inputs[j][c] = inputs[j + 1][c];
-            du[j][c] = du[j + 1][c];
-          }
-        }
 #pragma unroll
         for (int c = 0; c < kN; ++c) {
-          inputs[kPast][c] = next_x[i][c];
-          du[kPast][c] = next_dy[i][c];  // 0 beyond the document
+          inputs[kPast + i][c] = next_x[i][c];
+          du[kPast + i][c] = next_dy[i][c];  // 0 beyond the document
         }
-        if (a.activation == ConvolutionActivation::silu && t < stop) {
+      }
+      fetch(first + kBackwardAhead);
+#pragma unroll
+      for (int i = 0; i < kBackwardAhead; ++i) {
+        const int t = first + i;
+        if (t >= last) break;
+        if (silu) {
           float u[kN];
 #pragma unroll
           for (int c = 0; c < kN; ++c) u[c] = bias[c];
 #pragma unroll
           for (int j = 0; j < kTaps; ++j) {
-            if (j < first_tap) continue;
+            if (!kExact && j < first_tap) continue;
 #pragma unroll
-            for (int c = 0; c < kN; ++c) u[c] += taps[j][c] * inputs[j][c];
+            for (int c = 0; c < kN; ++c) u[c] += taps[j][c] * inputs[i + j][c];
           }
 #pragma unroll
-          for (int c = 0; c < kN; ++c) du[kPast][c] *= DeviceSilu{}.slope(u[c]);
+          for (int c = 0; c < kN; ++c) du[kPast + i][c] = t < stop ? du[kPast + i][c] * DeviceSilu{}.slope(u[c]) : 0.0f;
         }
-        if (lines != nullptr && t < chunk.end) {
+        if (t < tokens) {
 #pragma unroll
           for (int j = 0; j < kTaps; ++j) {
-            if (j < first_tap) continue;
+            if (!kExact && j < first_tap) continue;
 #pragma unroll
-            for (int c = 0; c < kN; ++c) dtaps[j][c] += du[kPast][c] * inputs[j][c];
+            for (int c = 0; c < kN; ++c) dtaps[j][c] += du[kPast + i][c] * inputs[i + j][c];
           }
 #pragma unroll
-          for (int c = 0; c < kN; ++c) dbias[c] += du[kPast][c];
+          for (int c = 0; c < kN; ++c) dbias[c] += du[kPast + i][c];
         }
-        const std::int64_t back = t - kPast;
-        if (dx == nullptr || back < chunk.begin) continue;
+        if (a.dx == nullptr || t < kPast) continue;
         float sum[kN] = {};
 #pragma unroll
         for (int k = 0; k < kTaps; ++k) {
-          if (k >= w) continue;
+          if (!kExact && k >= w) continue;
 #pragma unroll
-          for (int c = 0; c < kN; ++c) sum[c] += taps[kPast - k][c] * du[k][c];
+          for (int c = 0; c < kN; ++c) sum[c] += taps[kPast - k][c] * du[i + k][c];
         }
-        store_pack(dx + back * a.C, sum, a.write_dx);
+        store_pack(dx + (t - kPast) * a.C, sum, a.write_dx);
+      }
+#pragma unroll
+      for (int j = 0; j < kPast; ++j) {
+#pragma unroll
+        for (int c = 0; c < kN; ++c) {
+          inputs[j][c] = inputs[j + kBackwardAhead][c];
+          du[j][c] = du[j + kBackwardAhead][c];
+        }
       }
     }
   }
@@ -226,9 +254,10 @@ struct PutFilter {
 
 template <class F>
 void dispatch_taps(std::int64_t w, F&& f) {
-  if (w <= 4) return f.template operator()<4>();
   static_assert(kMaxConvolutionTaps == 8);
-  f.template operator()<8>();
+  if (w == 4) return f.template operator()<4, true>();
+  if (w < 4) return f.template operator()<4, false>();
+  f.template operator()<8, false>();
 }
 
 // Channels of a thread in the backward, which keeps sums for each tap.
@@ -257,15 +286,15 @@ void short_convolution_forward_cuda(const ShortConvolutionForward& a, const Laun
                          packs_fit<kPack>(static_cast<const T*>(a.y), a.C) &&
                          packs_fit<kPack>(static_cast<const float*>(a.bias), a.C);
     if (a.chunks.count * a.C > 0) {
-      dispatch_taps(a.w, [&]<int kTaps>() {
+      dispatch_taps(a.w, [&]<int kTaps, bool kExact>() {
         const auto grid = [&](int kN) {
           return dim3(static_cast<unsigned>(a.chunks.count),
                       static_cast<unsigned>((a.C + kThreads * kN - 1) / (kThreads * kN)));
         };
         if (aligned) {
-          convolution_forward_kernel<T, kTaps, kPack><<<grid(kPack), kThreads, 0, stream>>>(a);
+          convolution_forward_kernel<T, kTaps, kExact, kPack><<<grid(kPack), kThreads, 0, stream>>>(a);
         } else {
-          convolution_forward_kernel<T, kTaps, 1><<<grid(1), kThreads, 0, stream>>>(a);
+          convolution_forward_kernel<T, kTaps, kExact, 1><<<grid(1), kThreads, 0, stream>>>(a);
         }
       });
       WEFT_CHECK_LAUNCH();
@@ -288,11 +317,11 @@ void short_convolution_backward_cuda(const ShortConvolutionBackward& a, const La
   const std::int64_t count = line_count(a);
   dispatch_cuda(a.dtype, "short_convolution", [&]<class T>() {
     constexpr int kPack = kBackwardChannels;
-    dispatch_taps(a.w, [&]<int kTaps>() {
+    dispatch_taps(a.w, [&]<int kTaps, bool kExact>() {
       const auto run = [&]<int kN>() {
         const dim3 grid(static_cast<unsigned>(count),
                         static_cast<unsigned>((a.C + kThreads * kN - 1) / (kThreads * kN)));
-        convolution_backward_kernel<T, kTaps, kN><<<grid, kThreads, 0, cuda_stream(launch.stream)>>>(a, lines);
+        convolution_backward_kernel<T, kTaps, kExact, kN><<<grid, kThreads, 0, cuda_stream(launch.stream)>>>(a, lines);
       };
       if (backward_aligned<T>(a)) {
         run.template operator()<kPack>();
