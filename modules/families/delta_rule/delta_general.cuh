@@ -4,6 +4,7 @@
 // kColumns. All shared memory is fp32; rows are padded by one element against bank conflicts.
 #pragma once
 
+#include "autograd/carver.h"
 #include "autograd/cuda/cuda_check.h"
 #include "autograd/cuda/pack.h"
 #include "modules/families/delta_rule/delta_chunk.cuh"
@@ -147,6 +148,31 @@ __device__ inline void level_factors(const float* g, float* factors) {
   }
 }
 
+// What backward keeps in its workspace.
+struct Intermediates {
+  Pairs pairs;
+  float* entries;          // [chunk_count, H, d_k, d_v] states at the entries of chunks
+  float* dexits;           // [chunk_count, H, d_k, d_v] gradients of the states at their exits
+  float* W;                // [T, H, d_v] prediction errors
+  float* Y;                // [T, H, d_v] gradients of the u_t
+  float *sum_dq, *sum_dk;  // [T, H_K, d_k] sums over the value heads of a key head so far
+
+  Intermediates(const DeltaRuleBackward& a, void* workspace) {
+    Carver<float> carver(static_cast<float*>(workspace));
+    const std::int64_t chunks = a.chunk_count * a.H, sums = a.H == a.H_K ? 0 : a.T * a.H_K * a.d_k;
+    pairs.B = carver.take(chunks * kRows * kRows);
+    pairs.P = carver.take(chunks * kRows * kRows);
+    entries = carver.take(chunks * a.d_k * a.d_v);
+    dexits = carver.take(chunks * a.d_k * a.d_v);
+    W = carver.take(a.T * a.H * a.d_v);
+    Y = carver.take(a.T * a.H * a.d_v);
+    sum_dq = carver.take(sums);
+    sum_dk = carver.take(sums);
+    bytes = static_cast<std::size_t>(carver.used()) * sizeof(float);
+  }
+  std::size_t bytes;
+};
+
 // Launches with that much dynamic shared memory.
 template <class... Parameters, class... Arguments>
 void launch_kernel(void (*kernel)(Parameters...), dim3 grid, std::size_t shared, const Launch& launch,
@@ -162,6 +188,8 @@ void launch_kernel(void (*kernel)(Parameters...), dim3 grid, std::size_t shared,
 void make_pairs(const DeltaRuleProblem& p, const Pairs& pairs, const Launch& launch);
 // Entry states [chunk_count, H, d_k, d_v] and prediction errors [T, H, d_v].
 void make_entries(const DeltaRuleProblem& p, const Pairs& pairs, float* entries, float* errors, const Launch& launch);
+// The gradient of the states: the values', the initial states', dexits and Y.
+void retreat(const DeltaRuleBackward& a, const Intermediates& kept, const Launch& launch);
 inline std::size_t walk_floats(const DeltaRuleProblem& p) {
   return static_cast<std::size_t>(p.d_k * kLd + kRows * (p.d_k + 1) + p.d_k + 2 * kTile + 2 * kSquare + kRows);
 }

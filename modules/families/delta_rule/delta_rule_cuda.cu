@@ -15,9 +15,14 @@ void check(const DeltaRuleProblem& p) {
        p.d_k, p.C, kDeltaCudaKeyWidth, kDeltaCudaChunk);
 }
 
-// Whether the kernels for tensor cores take it; the size of the workspace must not depend on where tensors lie.
+// Whether the kernels for tensor cores take it, and the current device has the shared memory for them (Hopper; the
+// general kernels run from 8.0 on). The size of the workspace must not depend on where tensors lie.
 bool on_tensor_cores(const DeltaRuleProblem& p) {
-  return p.dtype == DType::bf16 && p.d_k == kD && p.d_v == kD && p.C == delta_tensor::kC;
+  if (p.dtype != DType::bf16 || p.d_k != kD || p.d_v != kD || p.C != delta_tensor::kC) return false;
+  int device = 0, shared_bytes = 0;
+  WEFT_CUDA_CALL(cudaGetDevice(&device));
+  WEFT_CUDA_CALL(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return static_cast<std::size_t>(shared_bytes) >= delta_tensor::largest_shared_bytes();
 }
 void check_alignment(std::initializer_list<const void*> tensors) {
   for (const void* x : tensors) {

@@ -200,6 +200,8 @@ void walk_states(const DeltaRuleProblem& p, const Operands* records, void* o, vo
                  const Launch& launch);
 // The gradients of the values and initial states, those at the exits of chunks [chunk_count, H, D, D] and of the u_t.
 void retreat_states(const DeltaRuleBackward& a, const Operands* records, bf16* dexits, bf16* Y, const Launch& launch);
+// Shared memory of the largest of these kernels.
+std::size_t largest_shared_bytes();
 // All other gradients.
 struct GradientSources {
   const bf16 *entries, *dexits, *W, *Y;
