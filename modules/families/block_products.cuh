@@ -180,39 +180,42 @@ __device__ ProductSlices<Real>& product_slices() {
   return *reinterpret_cast<ProductSlices<Real>*>(raw);
 }
 
-// The s-th element of a slice that this thread carries: lanes follow what is contiguous in memory.
-template <int kExtent, int kDepth>
-__device__ void slice_element(int s, bool along_depth, int& x, int& k) {
-  const int e = block_thread() + s * kBlockThreads;
-  if (along_depth) {
-    const int lane = e % 32, group = e / 32;
-    k = lane % 8 + 8 * (group % (kDepth / 8));
-    x = lane / 8 + 4 * (group / (kDepth / 8));
-  } else {
-    x = e % kExtent;
-    k = e / kExtent;
-  }
-}
+// The elements of a slice [depth, extent] that this thread carries, the s-th of them `step` after the one before: lanes
+// follow what is contiguous in memory.
+template <int kExtent, class Real>
+struct SlicePart {
+  static constexpr int kDepth = kProductDepth<Real>;
+  static constexpr int kCount = kExtent * kDepth / kBlockThreads;
+  int x, k, x_step, k_step;  // x along the rows or columns of the product, k along its depth
 
-// Element (x, k) of an operand, x along the rows or columns of the product and k along its depth; zero outside.
-template <int kExtent, class Real, class T, int kCount>
-__device__ void fetch_slice(const T* from, int x_stride, int k_stride, int X, int K, Real (&to)[kCount]) {
-#pragma unroll
-  for (int s = 0; s < kCount; ++s) {
-    int x, k;
-    slice_element<kExtent, kProductDepth<Real>>(s, k_stride == 1, x, k);
-    to[s] = x < X && k < K ? static_cast<Real>(to_float(from[x * x_stride + k * k_stride])) : Real(0);
+  __device__ explicit SlicePart(bool along_depth) {
+    constexpr int kGroups = kDepth / 8;
+    const int warp = block_warp(), lane = block_lane();
+    x = along_depth ? lane / 8 + 4 * (warp / kGroups) : block_thread() % kExtent;
+    k = along_depth ? lane % 8 + 8 * (warp % kGroups) : block_thread() / kExtent;
+    x_step = along_depth ? 4 * (kBlockWarps / kGroups) : 0;
+    k_step = along_depth ? 0 : kBlockThreads / kExtent;
   }
-}
-template <int kExtent, class Real, int kCount>
-__device__ void put_slice(const Real (&from)[kCount], bool along_depth, Real* to) {
+
+  // From an operand with X and K elements; zero outside.
+  template <class T>
+  __device__ void fetch(const T* from, int x_stride, int k_stride, int X, int K, Real (&to)[kCount]) const {
+    from += x * x_stride + k * k_stride;
+    const int stride = x_step * x_stride + k_step * k_stride;
 #pragma unroll
-  for (int s = 0; s < kCount; ++s) {
-    int x, k;
-    slice_element<kExtent, kProductDepth<Real>>(s, along_depth, x, k);
-    to[k * (kExtent + kProductPad) + x] = from[s];
+    for (int s = 0; s < kCount; ++s) {
+      const bool inside = x + s * x_step < X && k + s * k_step < K;
+      to[s] = inside ? static_cast<Real>(to_float(from[s * stride])) : Real(0);
+    }
   }
-}
+  __device__ void put(const Real (&from)[kCount], Real* to) const {
+    constexpr int kLine = kExtent + kProductPad;
+    to += k * kLine + x;
+    const int stride = k_step * kLine + x_step;
+#pragma unroll
+    for (int s = 0; s < kCount; ++s) to[s * stride] = from[s];
+  }
+};
 
 }  // namespace detail
 
@@ -224,7 +227,6 @@ __device__ void product_tile(const MatrixView<A>& a, const MatrixView<B>& b, int
   using namespace detail;
   constexpr int kMine = kRows / 16;
   constexpr int kDepth = kProductDepth<Real>;
-  constexpr int kA = kRows * kDepth / kBlockThreads, kB = kProductColumns * kDepth / kBlockThreads;
   ProductSlices<Real>& slices = product_slices<Real>();
   const int my_row = block_thread() / 16 * kMine, my_column = block_thread() % 16 * 4;
 #pragma unroll
@@ -232,29 +234,35 @@ __device__ void product_tile(const MatrixView<A>& a, const MatrixView<B>& b, int
 #pragma unroll
     for (int j = 0; j < 4; ++j) acc[i][j] = Real(0);
   }
-  Real next_a[kA], next_b[kB];
+  const SlicePart<kRows, Real> part_a(a.column == 1);
+  const SlicePart<kProductColumns, Real> part_b(b.row == 1);
+  Real next_a[part_a.kCount], next_b[part_b.kCount];
   const auto fetch = [&](int k) {
-    fetch_slice<kRows>(a.data + k * a.column, a.row, a.column, M, K - k, next_a);
-    fetch_slice<kProductColumns>(b.data + k * b.row, b.column, b.row, N, K - k, next_b);
+    part_a.fetch(a.data + k * a.column, a.row, a.column, M, K - k, next_a);
+    part_b.fetch(b.data + k * b.row, b.column, b.row, N, K - k, next_b);
+  };
+  const auto multiply = [&](int i) {
+    const Pack<Real, kMine> left =
+        *reinterpret_cast<const Pack<Real, kMine>*>(slices.a + i * (kRows + kProductPad) + my_row);
+    const Pack<Real, 4> right =
+        *reinterpret_cast<const Pack<Real, 4>*>(slices.b + i * (kProductColumns + kProductPad) + my_column);
+#pragma unroll
+    for (int r = 0; r < kMine; ++r) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) acc[r][c] = fma(left.data[r], right.data[c], acc[r][c]);
+    }
   };
   fetch(0);
   for (int k = 0; k < K; k += kDepth) {
-    put_slice<kRows>(next_a, a.column == 1, slices.a);
-    put_slice<kProductColumns>(next_b, b.row == 1, slices.b);
+    part_a.put(next_a, slices.a);
+    part_b.put(next_b, slices.b);
     __syncthreads();
     if (k + kDepth < K) fetch(k + kDepth);
-    const int depth = K - k < kDepth ? K - k : kDepth;
-#pragma unroll 4
-    for (int i = 0; i < depth; ++i) {
-      const Pack<Real, kMine> left =
-          *reinterpret_cast<const Pack<Real, kMine>*>(slices.a + i * (kRows + kProductPad) + my_row);
-      const Pack<Real, 4> right =
-          *reinterpret_cast<const Pack<Real, 4>*>(slices.b + i * (kProductColumns + kProductPad) + my_column);
-#pragma unroll
-      for (int r = 0; r < kMine; ++r) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) acc[r][c] = fma(left.data[r], right.data[c], acc[r][c]);
-      }
+    if (K - k >= kDepth) {
+#pragma unroll 8
+      for (int i = 0; i < kDepth; ++i) multiply(i);
+    } else {
+      for (int i = 0; i < K - k; ++i) multiply(i);
     }
     __syncthreads();
   }

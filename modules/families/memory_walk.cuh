@@ -192,11 +192,11 @@ class MemoryWalkCuda {
     return workspace_ + plan_.checkpoints_at + ((before / plan_.stretch + stretch - 1) * p_.H + h_) * plan_.kept;
   }
   __device__ float* entry(int i) const { return memory_.global + plan_.entries_at + i * plan_.kept; }
-  __device__ void keep(float* to) const {
+  __device__ __noinline__ void keep(float* to) const {
     const float* from = state();
     block_for(static_cast<int>(plan_.kept), [&](int i) { to[i] = from[i]; });
   }
-  __device__ void restore(const float* from) const {
+  __device__ __noinline__ void restore(const float* from) const {
     float* to = state();
     block_for(static_cast<int>(plan_.kept), [&](int i) { to[i] = from[i]; });
     kernel_.between_chunks(to);

@@ -142,7 +142,7 @@ std::array<Var, 3> run(Tape& tape, const FastWeightInputs& in, const FastWeights
   Tensor weights, momentum;
   if (final_state) {
     weights = tape.empty({args.N, args.H, 3 * args.d_m * args.d_h}, accumulator_dtype(in.q.dtype()));
-    momentum = tape.empty(weights.shape(), in.q.dtype());
+    momentum = tape.empty(weights.shape(), weights.dtype());
     args.final_weights = weights.raw();
     args.final_momentum = momentum.raw();
   }

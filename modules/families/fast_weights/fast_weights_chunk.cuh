@@ -79,7 +79,8 @@ class FastWeightChunkCuda {
     });
   }
 
-  __device__ void begin_gradient(const FastWeightBackward& a, std::int64_t n, std::int64_t h, float* dstate) const {
+  __device__ __noinline__ void begin_gradient(const FastWeightBackward& a, std::int64_t n, std::int64_t h,
+                                              float* dstate) const {
     const std::int64_t at = (n * p_.H + h) * P_;
     const auto *dW = static_cast<const float*>(a.dfinal_weights), *dZ = static_cast<const float*>(a.dfinal_momentum);
     float* dnorms = m_[a_.dnorms];
@@ -264,7 +265,7 @@ class FastWeightChunkCuda {
     block_for(static_cast<int>(s.n), [&](int i) { store_value(to[i * p_.H], value, write); });
   }
   // Gradients of rows that are not written.
-  __device__ void put_zeros(const FastWeightBackward& a, const MemorySpan& s) const {
+  __device__ __noinline__ void put_zeros(const FastWeightBackward& a, const MemorySpan& s) const {
     put_each(s, a.write_dmu == Write::overwrite ? a.dmu : nullptr, 0.0F, a.write_dmu);
     put_each(s, a.write_dlambda == Write::overwrite ? a.dlambda : nullptr, 0.0F, a.write_dlambda);
     const auto rows = [&]<class U>(U* to, int width) {

@@ -51,8 +51,8 @@ __device__ void for_each_tile(const TitansReadProblem& p, const ReadPlan& plan, 
 }
 
 template <class T>
-__device__ void load_weights(const TitansReadProblem& p, const ReadPlan& plan, std::int64_t line, std::int64_t h,
-                             float* W) {
+__device__ __noinline__ void load_weights(const TitansReadProblem& p, const ReadPlan& plan, std::int64_t line,
+                                          std::int64_t h, float* W) {
   const int P = static_cast<int>(plan.P), first = static_cast<int>(plan.first);
   if (p.state != nullptr) {
     const float* from = static_cast<const float*>(p.state) + line * p.document_stride + h * p.head_stride;
@@ -65,8 +65,9 @@ __device__ void load_weights(const TitansReadProblem& p, const ReadPlan& plan, s
 
 // Rows t .. t + n of q to the block's q, and what enters the last layer.
 template <class T>
-__device__ const float* hidden_rows(const TitansReadProblem& p, const ReadPlan& plan, const BlockMemory& memory,
-                                    std::int64_t t, int n, std::int64_t h, const float* W) {
+__device__ __noinline__ const float* hidden_rows(const TitansReadProblem& p, const ReadPlan& plan,
+                                                 const BlockMemory& memory, std::int64_t t, int n, std::int64_t h,
+                                                 const float* W) {
   const int d_k = static_cast<int>(p.d_k), m = static_cast<int>(p.m);
   const T* from = static_cast<const T*>(p.q);
   float *q = memory[plan.q], *a = memory[plan.a], *x = memory[plan.h];
