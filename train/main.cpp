@@ -23,6 +23,7 @@ class CommandLine {
     app_.require_subcommand(1);
     add_prepare();
     add_train();
+    add_plan();
     add_eval();
     add_generate();
     add_files();
@@ -47,6 +48,10 @@ class CommandLine {
     if (*generate_) {
       generate_arguments_.form = form_of(json_);
       run_generate(generate_arguments_);
+    }
+    if (*plan_) {
+      plan_arguments_.form = form_of(json_);
+      run_plan(plan_arguments_);
     }
     if (*inspect_) run_inspect(path_, form_of(json_));
     if (*report_) run_report(runs_, out_);
@@ -109,6 +114,16 @@ class CommandLine {
         ->allow_extra_args(false)
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     train_->add_option("--resume", train_arguments_.resume, "auto, never, or a checkpoint");
+  }
+
+  void add_plan() {
+    plan_ = app_.add_subcommand("plan", "What a step of a recipe will take: memory by kind, work, time");
+    plan_->add_option("recipe", plan_arguments_.recipe, "TOML recipe")->required();
+    plan_->add_option("--set", plan_arguments_.overrides, "Change a value: --set parallel.micro_batch_tokens=8192")
+        ->expected(1)
+        ->allow_extra_args(false)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    plan_->add_flag("--json", json_, "Print as JSON");
   }
 
   void add_eval() {
@@ -182,9 +197,10 @@ class CommandLine {
 
   CLI::App app_{"weft trains language models whose layers mix linear and sparse attention.", "weft"};
   CLI::App *prepare_ = nullptr, *train_ = nullptr, *eval_ = nullptr, *generate_ = nullptr, *inspect_ = nullptr,
-           *fsck_ = nullptr, *report_ = nullptr, *mixers_ = nullptr, *panel_ = nullptr;
+           *fsck_ = nullptr, *report_ = nullptr, *plan_ = nullptr, *mixers_ = nullptr, *panel_ = nullptr;
   PrepareOptions prepare_options_;
   TrainArguments train_arguments_;
+  PlanArguments plan_arguments_;
   EvalArguments eval_arguments_;
   GenerateArguments generate_arguments_;
   PanelArguments panel_arguments_;

@@ -91,6 +91,7 @@ std::shared_ptr<Allocator> cuda_allocator(int device_index) {
 
 std::shared_ptr<Allocator> lasting_memory(const Device& device) {
   if (device.planned()) return std::make_shared<Arena>(device, std::size_t{1} << 32);
+  if (device.is_cpu()) return heap_allocator();
   return cuda_allocator(device.index);
 }
 

@@ -49,7 +49,7 @@ class CudaArena final : public Allocator {
 // Host memory that the device copies from and to without the driver's help; waits for nothing.
 std::shared_ptr<Allocator> pinned_allocator();
 
-// What lives as long as a model on a device: cuda_allocator, or addresses of a planned device.
+// What outlives a step on a device: the heap, cuda_allocator, or addresses of a planned device.
 std::shared_ptr<Allocator> lasting_memory(const Device& device);
 
 // Bytes that the driver could still give.

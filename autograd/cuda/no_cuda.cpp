@@ -29,6 +29,7 @@ std::shared_ptr<Allocator> cuda_allocator(int) {
 }
 std::shared_ptr<Allocator> lasting_memory(const Device& device) {
   if (device.planned()) return std::make_shared<Arena>(device, std::size_t{1} << 32);
+  if (device.is_cpu()) return heap_allocator();
   no_cuda();
 }
 std::shared_ptr<Allocator> pinned_allocator() {

@@ -24,6 +24,14 @@ struct TrainArguments {
 };
 void run_train(World& world, const TrainArguments& arguments);
 
+struct PlanArguments {
+  std::string recipe;
+  std::vector<std::string> overrides;  // key=value
+  OutputForm form = OutputForm::text;
+};
+// Memory, work and time of a step. Error (config) if it does not fit, naming the largest parts.
+void run_plan(const PlanArguments& arguments);
+
 struct EvalArguments {
   std::string path;                    // run or checkpoint
   std::string data;                    // dataset; empty: the recipe's validation data

@@ -2,14 +2,11 @@
 #include <cmath>
 #include <numbers>
 
+#include "autograd/cuda/cuda_memory.h"
 #include "autograd/ops/rope/rope.h"
 #include "autograd/parallel_for.h"
 #include "autograd/portable_math.h"
 #include "autograd/transfer.h"
-
-#ifdef WEFT_CUDA
-#include "autograd/cuda/cuda_memory.h"
-#endif
 
 namespace weft {
 namespace {
@@ -145,14 +142,12 @@ RopeLevels RopeTable::levels() const {
           .coarse = interleaved(kRopeReach / kRopeStride, kRopeStride, magnitude_)};
 }
 
-const RopeLevels& RopeTable::levels_on([[maybe_unused]] const Stream& stream) const {
-#ifdef WEFT_CUDA
+const RopeLevels& RopeTable::levels_on(const Stream& stream) const {
   if (!on_device_.fine.defined() || on_device_.fine.device() != stream.device) {
-    const auto memory = cuda_allocator(stream.device.index);
+    const auto memory = lasting_memory(stream.device);
     const RopeLevels host = levels();
     on_device_ = {.fine = to_memory(host.fine, memory, stream), .coarse = to_memory(host.coarse, memory, stream)};
   }
-#endif
   return on_device_;
 }
 

@@ -2,12 +2,9 @@
 
 #include <limits>
 
+#include "autograd/cuda/cuda_memory.h"
 #include "autograd/ops/rows/rows_cpu.h"
 #include "autograd/transfer.h"
-
-#ifdef WEFT_CUDA
-#include "autograd/cuda/cuda_memory.h"
-#endif
 
 namespace weft {
 namespace {
@@ -75,15 +72,13 @@ RowMap::RowMap(std::vector<std::int32_t> index, std::int64_t source_rows)
 RowMapView RowMap::on(const Stream& stream) const {
   if (stream.device.is_cpu()) return {index_.data(), begin_.data(), users_.data()};
   const std::int64_t R = rows(), S = source_rows() + 1;
-#ifdef WEFT_CUDA
   if (!on_device_.defined() || on_device_.device() != stream.device) {
     std::vector<std::int32_t> all(index_);
     all.insert(all.end(), begin_.begin(), begin_.end());
     all.insert(all.end(), users_.begin(), users_.end());
     const Tensor host = Tensor::from({2 * R + S}, all);
-    on_device_ = to_memory(host, cuda_allocator(stream.device.index), stream);
+    on_device_ = to_memory(host, lasting_memory(stream.device), stream);
   }
-#endif
   const auto* tables = on_device_.data<std::int32_t>();
   return {tables, tables + R, tables + R + S};
 }

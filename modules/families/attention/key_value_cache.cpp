@@ -4,10 +4,8 @@
 #include <cstring>
 #include <limits>
 
-#include "autograd/transfer.h"
-#ifdef WEFT_CUDA
 #include "autograd/cuda/cuda_memory.h"
-#endif
+#include "autograd/transfer.h"
 
 namespace weft {
 namespace {
@@ -23,14 +21,6 @@ std::int64_t ring_pages(const AttentionOptions& options) {
 
 std::int64_t pinned_pages(const AttentionOptions& options) {
   return options.window > 0 ? pages_for(options.sink_tokens) : 0;
-}
-
-// Memory that outlives a step.
-std::shared_ptr<Allocator> lasting_memory([[maybe_unused]] const Device& device) {
-#ifdef WEFT_CUDA
-  if (!device.is_cpu()) return cuda_allocator(device.index);
-#endif
-  return heap_allocator();
 }
 
 constexpr Dispatch<CacheAppend> kAppend{
