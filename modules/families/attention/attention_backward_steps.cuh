@@ -71,6 +71,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
   std::uint32_t kv_parity = 0, handed = 0;
   int buffer = 0;
   const auto release = [&](tile::Barrier& barrier) {
+    __syncwarp();  // all lanes have read what may be overwritten now
     if (thread % 32 == 0) barrier.arrive();
   };
   const auto own_sync = [&] { tile::barrier_sync<tile::kWarpgroup>(2 + group); };

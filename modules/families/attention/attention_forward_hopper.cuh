@@ -183,6 +183,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     const int mine = 1 + group, other = 2 - group, own = 3 + group;
     if (group == 1) tile::barrier_arrive<kConsumerThreads>(1);  // the first turn is group 0's
     const auto release = [&](tile::Barrier& barrier) {
+      __syncwarp();  // all lanes have read what may be overwritten now
       if (thread % 32 == 0) barrier.arrive();
     };
 
