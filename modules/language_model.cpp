@@ -123,6 +123,14 @@ Tensor LanguageModel::decode(Tape& tape, const Tensor& tokens, ModelState& state
   return logits(tape, hidden).value;
 }
 
+std::string LanguageModel::not_recordable() const {
+  for (std::size_t l = 0; l < blocks_.size(); ++l) {
+    const std::string reason = blocks_[l].mixer().not_recordable();
+    if (!reason.empty()) return fmt::format("layers.{}: {}", l, reason);
+  }
+  return {};
+}
+
 ModelCost LanguageModel::cost(std::int64_t tokens, std::int64_t document_length) const {
   const auto T = static_cast<double>(tokens);
   const auto d = static_cast<double>(config_.width);

@@ -75,6 +75,8 @@ class LanguageModel {
   // One more token for each sequence: tokens i32 [N] -> logits [N, V].
   Tensor decode(Tape& tape, const Tensor& tokens, ModelState& state);
 
+  // Why training steps cannot be recorded, naming the first layer: Mixer::not_recordable. Empty: they can.
+  std::string not_recordable() const;
   ParameterStore& parameters() { return parameters_; }
   const LanguageModelConfig& config() const { return config_; }
   const Block& block(std::int64_t layer) const { return blocks_[static_cast<std::size_t>(layer)]; }

@@ -55,6 +55,10 @@ class Mixer {
   // state. By default, forward of a row of one-token documents.
   virtual Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state);
 
+  // Why the kernels of one row cannot be replayed for another of as many tokens and documents, as recorded steps do:
+  // shapes or tables that the host makes from the documents. Empty: they can.
+  virtual std::string not_recordable() const { return {}; }
+
   virtual std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const = 0;
 
   virtual MixerCost cost(std::int64_t tokens, std::int64_t document_length) const = 0;

@@ -86,10 +86,14 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
   reducer_.emplace(mesh_.dpcp(), model_.parameters().all());
   resume_from(resume);
   open_loader();
-  engine_.emplace(
-      model_, compute_.place(),
-      StepEngineOptions{
-          .z_loss = recipe_.model.z_loss, .graphs = recipe_.run.cuda_graphs, .micro_batches = accumulation_});
+  const std::string not_recordable = model_.not_recordable();
+  if (!place.on_cpu() && recipe_.run.cuda_graphs && !not_recordable.empty()) {
+    log_.info("steps are launched kernel by kernel, not replayed as graphs: " + not_recordable);
+  }
+  engine_.emplace(model_, place,
+                  StepEngineOptions{.z_loss = recipe_.model.z_loss,
+                                    .graphs = recipe_.run.cuda_graphs && not_recordable.empty(),
+                                    .micro_batches = accumulation_});
   matrix_rate_ = compute_.measure_matrix_rate();
   describe_start();
   start_metrics();

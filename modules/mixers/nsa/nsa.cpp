@@ -163,6 +163,9 @@ class NsaMixer final : public Mixer {
                            4.0 * compressed * (kv + (rope_ ? D : 0.0))};
   }
 
+  std::string not_recordable() const override {
+    return "the number of compressed keys depends on the lengths of the documents";
+  }
   double state_bytes(std::int64_t length) const override {
     const auto cache = [&](const AttentionOptions& options) {
       return KeyValueCache::bytes_for(length, c_.kv_heads, c_.head_dim, c_.value_dim, options, DType::f32);
