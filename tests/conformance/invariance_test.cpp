@@ -142,10 +142,6 @@ TEST_P(Precision, MatchesDouble) {
 std::string case_name(const ::testing::TestParamInfo<Case>& info) {
   return std::get<0>(info.param).name + "_" + target_name(std::get<1>(info.param));
 }
-void PrintTo(const Case& c, std::ostream* out) {
-  *out << std::get<0>(c).path << " " << target_name(std::get<1>(c));
-}
-
 const auto kSubjects = ::testing::ValuesIn(conformance_subjects());
 constexpr Target kCpu{DeviceKind::cpu, DType::f32};
 constexpr Target kGpuSingle{DeviceKind::cuda, DType::f32};

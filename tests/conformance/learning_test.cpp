@@ -48,11 +48,12 @@ class Student {
     return sums.loss / 96.0;
   }
 
-  TrainingParts parts() { return {model_, *optimizer_, guard_, policy_, progress_}; }
+  TrainingParts parts() { return {place_, model_, *optimizer_, guard_, policy_, progress_}; }
   LanguageModel& model() { return model_; }
 
  private:
   Recipe recipe_;
+  Place place_ = cpu_place();
   LanguageModel model_;
   std::optional<Optimizer> optimizer_;
   SpikeGuard guard_;
@@ -81,7 +82,8 @@ TEST_P(Learning, ACheckpointBringsItBackBitForBit) {
   SingleProcess group;
   SaveOptions options;
   options.spare_bytes = 0;
-  const SaveResult saved = save_checkpoint(workspace.path(), checkpoint_state(student.parts(), 0, 1), group, options);
+  const SaveResult saved =
+      save_checkpoint(workspace.path(), take_snapshot(student.parts(), 0, 1).state, group, options);
   ASSERT_TRUE(saved.saved) << saved.failure;
 
   Student other(GetParam().recipe, 2);

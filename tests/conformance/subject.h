@@ -37,6 +37,10 @@ inline std::string target_name(const Target& target) {
   return fmt::format("{}_{}", target.device == DeviceKind::cpu ? "cpu" : "gpu", name_of(target.dtype));
 }
 
+inline void PrintTo(const Target& target, std::ostream* out) {
+  *out << target_name(target);
+}
+
 // One layer of a subject's mixer with generic parameters: projections of unit gain, and noise on everything else, so
 // that no gradient is small for want of a signal. Takes and gives host tensors wherever it computes.
 class Layer {
