@@ -87,23 +87,27 @@ __global__ void __launch_bounds__(1024)
   if (lane == 0 && to < W) put(to, total);
 }
 
+// One block for a group of `width` columns: warps share out the lines, lanes the columns.
 template <class Put>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(1024)
     add_groups_kernel(const float* lines, std::int64_t count, std::int64_t stride, std::int64_t width, Put put) {
-  const std::int64_t first = blockIdx.x * width;
+  const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
   float sum = 0.0f;
-  for (std::int64_t at = threadIdx.x; at < count * width; at += 256) {
-    sum += lines[at / width * stride + first + at % width];
+  for (std::int64_t line = part; line < count; line += 32) {
+    const float* from = lines + line * stride + blockIdx.x * width;
+#pragma unroll 4
+    for (std::int64_t c = lane; c < width; c += 32) sum += from[c];
   }
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-  __shared__ float warps[8];
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
+  __shared__ float warps[32];
+  if (lane == 0) warps[part] = sum;
   __syncthreads();
-  if (threadIdx.x != 0) return;
-  float total = 0.0f;
-  for (const float warp : warps) total += warp;
-  put(blockIdx.x, total);
+  if (part > 0) return;
+  sum = warps[lane];
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+  if (lane == 0) put(blockIdx.x, sum);
 }
 
 }  // namespace detail
@@ -150,8 +154,8 @@ template <class Put>
 void add_groups(const Launch& launch, const float* lines, std::int64_t count, std::int64_t stride, std::int64_t groups,
                 std::int64_t width, const Put& put) {
   if (groups == 0) return;
-  detail::add_groups_kernel<<<static_cast<unsigned>(groups), 256, 0, cuda_stream(launch.stream)>>>(lines, count, stride,
-                                                                                                   width, put);
+  detail::add_groups_kernel<<<static_cast<unsigned>(groups), 1024, 0, cuda_stream(launch.stream)>>>(lines, count,
+                                                                                                    stride, width, put);
   WEFT_CHECK_LAUNCH();
 }
 

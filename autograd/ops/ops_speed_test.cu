@@ -17,6 +17,7 @@
 #include "autograd/ops/head_skip/head_skip.h"
 #include "autograd/ops/l2_norm/l2_norm.h"
 #include "autograd/ops/lrpe/lrpe.h"
+#include "autograd/ops/norm_rope/norm_rope.h"
 #include "autograd/ops/repeat_heads/repeat_heads.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
 #include "autograd/ops/rope/rope.h"
@@ -206,7 +207,6 @@ TEST_F(OpsSpeedGpu, CastRopeEmbeddingConvolution) {
        Cast{.from = DType::f32, .to = DType::bf16, .N = kN, .x = wide, .y = y, .write_y = Write::overwrite});
 
   const RopeTable table(RopeConfig{.rotary_dim = 128});
-  const RopeLevels& levels = table.levels_on(stream_);
   const DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>(16, kT / 16));
   for (const std::int64_t H : {16, 64}) {
     time(fmt::format("rope, {} heads", H).c_str(), 2 * kRow, rotate_cuda,
@@ -216,13 +216,30 @@ TEST_F(OpsSpeedGpu, CastRopeEmbeddingConvolution) {
                   .D = 128,
                   .D_r = 128,
                   .direction = 1.0,
-                  .positions = documents->positions_on(stream_),
-                  .fine = levels.fine.data<float>(),
-                  .coarse = levels.coarse.data<float>(),
+                  .angles = table.angles_on(stream_, *documents),
                   .x = a,
                   .y = y,
                   .write_y = Write::overwrite});
   }
+
+  float *weight = f32_array(128), *rstd = f32_array(kT * 16);
+  const NormRopeProblem norm_rope{.dtype = DType::bf16,
+                                  .T = kT,
+                                  .H = 16,
+                                  .D = 128,
+                                  .angles = table.angles_on(stream_, *documents),
+                                  .x = a,
+                                  .weight = weight,
+                                  .rstd = rstd};
+  NormRopeForward norm_rope_forward{norm_rope};
+  norm_rope_forward.y = y;
+  time("norm_rope, 16 heads of 128", 2 * kRow, norm_rope_forward_cuda, norm_rope_forward);
+  NormRopeBackward norm_rope_backward{norm_rope};
+  norm_rope_backward.dy = b;
+  norm_rope_backward.dx = y;
+  norm_rope_backward.dweight = weight;
+  time("norm_rope backward", 3 * kRow, norm_rope_backward_cuda, norm_rope_backward,
+       norm_rope_backward_cuda_workspace(norm_rope_backward));
 
   auto* tokens = static_cast<std::int32_t*>(block(kT * 4));
   token_kernel<<<kT / 256, 256, 0, cuda_stream(stream_)>>>(tokens, kT);
@@ -239,8 +256,8 @@ TEST_F(OpsSpeedGpu, CastRopeEmbeddingConvolution) {
                                    .dy = a,
                                    .dtable = f32_array(kVocabulary * kD),
                                    .write_dtable = Write::accumulate};
-  // Rows that occur are read and written in f32: about 23000.
-  time("embedding backward", kRow + 23000.0 * kD * 8, embedding_backward_cuda, backward,
+  // Rows that occur are read and written in f32: 32396.
+  time("embedding backward", kRow + 32396.0 * kD * 8, embedding_backward_cuda, backward,
        embedding_backward_cuda_workspace(backward));
   std::vector<std::int32_t> same(kT, 7);
   WEFT_CUDA_CALL(cudaMemcpyAsync(tokens, same.data(), kT * 4, cudaMemcpyHostToDevice, cuda_stream(stream_)));

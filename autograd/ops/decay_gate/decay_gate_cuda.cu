@@ -96,8 +96,9 @@ struct DecayGradients {
     for (int i = 0; i < kN; ++i) {
       float da_log;
       function.gradient(packs.data[0][i], f[i] + packs.data[1][i], dg_c[i], dz[i], da_log);
-      sums[0][i] += dz[i];
-      sums[1][i] += da_log;
+      // Not contracted with the products before it: every use of the kernel gives the same bits.
+      sums[0][i] = __fadd_rn(sums[0][i], dz[i]);
+      sums[1][i] = __fadd_rn(sums[1][i], da_log);
     }
     if (df != nullptr) store_pack(df + t * channels.C + c, dz, write_df);
   }

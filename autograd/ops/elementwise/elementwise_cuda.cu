@@ -74,7 +74,7 @@ struct RowGradients {
     load_pack(static_cast<const T*>(a.x) + at, x);
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
-      sums[0][i] += dy[i] * x[i];
+      sums[0][i] = fmaf(dy[i], x[i], sums[0][i]);
       dy[i] *= row.data[0][i];
     }
     if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + at, dy, a.write_dx);

@@ -47,7 +47,7 @@ struct SkipGradients {
     load_pack(static_cast<const T*>(a.dy) + at, dy);
 #pragma unroll
     for (int c = 0; c < kN; ++c) {
-      sums[0][c] += x[c] * dy[c];
+      sums[0][c] = fmaf(x[c], dy[c], sums[0][c]);
       dy[c] *= scale;
     }
     if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + at, dy, a.write_dx);

@@ -64,7 +64,8 @@ struct EncodeGradients {
     for (int i = 0; i < kN; ++i) {
       float cos, sin;
       turn(position, theta.data[0][i], cos, sin);
-      sums[0][i] += static_cast<float>(position) * x[i] * (cos * dy_sin[i] - sin * dy_cos[i]);
+      const float slope = fmaf(cos, dy_sin[i], -(sin * dy_cos[i]));
+      sums[0][i] = fmaf(static_cast<float>(position) * x[i], slope, sums[0][i]);
       x[i] = cos * dy_cos[i] + sin * dy_sin[i];
     }
     if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + t * a.H * a.D + c, x, a.write_dx);

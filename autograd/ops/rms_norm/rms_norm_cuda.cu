@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResidentBlocks)
 #pragma unroll
       for (int c = 0; c < kN; ++c) {
         const float product = x[p][c] * dy[p][c];
-        dot += product * weight[p][c];
-        dweight[p][c] += product * r;
+        dot = fmaf(product, weight[p][c], dot);
+        dweight[p][c] = fmaf(product, r, dweight[p][c]);
       }
     }
     if (a.dx == nullptr) continue;

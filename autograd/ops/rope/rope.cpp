@@ -17,45 +17,36 @@ constexpr Dispatch<Rotation> kRotate{.op = "rope",
                                      .cuda = WEFT_ON_CUDA(rotate_cuda)};
 
 // What turns the tokens of one row, kept for the backward.
-struct Angles {
-  RopeRows rows;           // on the CPU
-  RopeLevels levels;       // on a GPU, with the positions of `documents`, or `positions`
+struct Turn {
+  std::int64_t D_r;
+  RopeRows rows;      // on the CPU
+  RopeAngles angles;  // on a GPU, with their owners:
+  RopeLevels levels;
   DocumentsPtr documents;  // or null
   Tensor positions;        // or undefined
-  std::int64_t D_r;
 };
 
 template <class Place>
-void rotate(const Place& place, const Stream& stream, const Angles& angles, double direction, const Tensor& x,
-            const GradTarget& y) {
-  Rotation args{.dtype = x.dtype(),
-                .T = x.dim(0),
-                .H = x.dim(1),
-                .D = x.dim(2),
-                .D_r = angles.D_r,
-                .direction = direction,
-                .x = x.raw(),
-                .y = y.raw(),
-                .write_y = y.write};
-  if (stream.device.is_cpu()) {
-    args.cos = angles.rows.cos.raw();
-    args.sin = angles.rows.sin.raw();
-  } else {
-    args.positions =
-        angles.documents != nullptr ? angles.documents->positions_on(stream) : angles.positions.data<std::int32_t>();
-    args.fine = angles.levels.fine.data<float>();
-    args.coarse = angles.levels.coarse.data<float>();
-  }
-  kRotate.run(place, args);
+void rotate(const Place& place, const Turn& turn, double direction, const Tensor& x, const GradTarget& y) {
+  const bool on_cpu = place.device().is_cpu();
+  kRotate.run(place, {.dtype = x.dtype(),
+                      .T = x.dim(0),
+                      .H = x.dim(1),
+                      .D = x.dim(2),
+                      .D_r = turn.D_r,
+                      .direction = direction,
+                      .cos = on_cpu ? turn.rows.cos.raw() : nullptr,
+                      .sin = on_cpu ? turn.rows.sin.raw() : nullptr,
+                      .angles = turn.angles,
+                      .x = x.raw(),
+                      .y = y.raw(),
+                      .write_y = y.write});
 }
 
 struct RopeSaved {
-  Angles angles;
+  Turn turn;
 
-  void backward(Backward& pass) const {
-    const Tensor dy = pass.grad(0);
-    rotate(pass, pass.tape().stream(), angles, -1.0, dy, pass.target(0));
-  }
+  void backward(Backward& pass) const { rotate(pass, turn, -1.0, pass.grad(0), pass.target(0)); }
 };
 
 void check(const Var& x, std::int64_t tokens, const RopeTable& table) {
@@ -65,66 +56,61 @@ void check(const Var& x, std::int64_t tokens, const RopeTable& table) {
              x.dim(2));
 }
 
-Var turned(Tape& tape, const Var& x, const Angles& angles) {
+Var turned(Tape& tape, const Var& x, const Turn& turn) {
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  rotate(tape, tape.stream(), angles, 1.0, x.value, {y, Write::overwrite});
-  return tape.record("rope", {x}, y, [&] { return RopeSaved{angles}; });
-}
-
-void check_reach(std::int64_t position) {
-  if (position >= kRopeReach) {
-    config_error("rope: position {}; on a GPU positions end at {}", position, kRopeReach - 1);
-  }
+  rotate(tape, turn, 1.0, x.value, {y, Write::overwrite});
+  return tape.record("rope", {x}, y, [&] { return RopeSaved{turn}; });
 }
 
 }  // namespace
 
 Var rope(Tape& tape, const Var& x, const DocumentsPtr& documents, const RopeTable& table) {
   check(x, documents->tokens(), table);
-  Angles angles{.rows = {}, .levels = {}, .documents = documents, .positions = {}, .D_r = table.rotary_dim()};
+  Turn turn{.D_r = table.rotary_dim(), .rows = {}, .angles = {}, .levels = {}, .documents = documents, .positions = {}};
   if (tape.device().is_cpu()) {
-    angles.rows = table.rows(documents, x.dtype());
+    turn.rows = table.rows(documents, x.dtype());
   } else {
-    check_reach(documents->max_position());
-    angles.levels = table.levels_on(tape.stream());
+    turn.angles = table.angles_on(tape.stream(), *documents);
+    turn.levels = table.levels_on(tape.stream());
   }
-  return turned(tape, x, angles);
+  return turned(tape, x, turn);
 }
 
 Var rope(Tape& tape, const Var& x, std::span<const std::int32_t> positions, const RopeTable& table) {
   const auto n = static_cast<std::int64_t>(positions.size());
   check(x, n, table);
-  if (!tape.device().is_cpu()) {
-    for (const std::int32_t p : positions) {
-      WEFT_CHECK(p >= 0, "rope: position {}", p);
-      check_reach(p);
-    }
-    const Tensor here = tape.empty({n}, DType::i32);
-    copy(here, Tensor::from({n}, std::vector<std::int32_t>(positions.begin(), positions.end())), tape.stream());
-    return rope(tape, x, here, table);
+  if (tape.device().is_cpu()) {
+    const Shape shape{n, table.rotary_dim() / 2};
+    const RopeRows rows{tape.empty(shape, x.dtype()), tape.empty(shape, x.dtype())};
+    table.build(positions, rows);
+    return turned(
+        tape, x,
+        {.D_r = table.rotary_dim(), .rows = rows, .angles = {}, .levels = {}, .documents = nullptr, .positions = {}});
   }
-  const Shape shape{x.dim(0), table.rotary_dim() / 2};
-  const RopeRows rows{tape.empty(shape, x.dtype()), tape.empty(shape, x.dtype())};
-  table.build(positions, rows);
-  return turned(tape, x,
-                {.rows = rows, .levels = {}, .documents = nullptr, .positions = {}, .D_r = table.rotary_dim()});
+  for (const std::int32_t p : positions) {
+    WEFT_CHECK(p >= 0 && p < kRopeReach, "rope: position {}; on a GPU they end at {}", p, kRopeReach - 1);
+  }
+  const Tensor here = tape.empty({n}, DType::i32);
+  copy(here, Tensor::from({n}, positions), tape.stream());
+  return rope(tape, x, here, table);
 }
 
 Var rope(Tape& tape, const Var& x, const Tensor& positions, const RopeTable& table) {
   WEFT_CHECK(positions.rank() == 1 && positions.dtype() == DType::i32 && positions.device() == tape.device(),
              "rope: positions {} {}", positions.shape().str(), name_of(positions.dtype()));
-  if (tape.device().is_cpu())
-    return rope(
-        tape, x,
-        std::span<const std::int32_t>(positions.data<std::int32_t>(), static_cast<std::size_t>(positions.numel())),
-        table);
+  const auto* data = positions.data<std::int32_t>();
+  if (tape.device().is_cpu()) {
+    return rope(tape, x, std::span<const std::int32_t>(data, static_cast<std::size_t>(positions.numel())), table);
+  }
   check(x, positions.dim(0), table);
+  const RopeLevels& levels = table.levels_on(tape.stream());
   return turned(tape, x,
-                {.rows = {},
-                 .levels = table.levels_on(tape.stream()),
+                {.D_r = table.rotary_dim(),
+                 .rows = {},
+                 .angles = {data, levels.fine.data<float>(), levels.coarse.data<float>()},
+                 .levels = levels,
                  .documents = nullptr,
-                 .positions = positions,
-                 .D_r = table.rotary_dim()});
+                 .positions = positions});
 }
 
 }  // namespace weft

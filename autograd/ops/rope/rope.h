@@ -42,6 +42,13 @@ struct RopeLevels {
   Tensor coarse;  // [kRopeReach / kRopeStride, D_r/2, 2]
 };
 
+// Where kernels of a GPU find the angles of T tokens.
+struct RopeAngles {
+  const std::int32_t* positions = nullptr;  // [T]
+  const float* fine = nullptr;              // RopeLevels
+  const float* coarse = nullptr;
+};
+
 // Cos and sin of one row, [T, D_r/2] each, shared by all heads.
 struct RopeRows {
   Tensor cos, sin;
@@ -65,6 +72,8 @@ class RopeTable {
   RopeLevels levels() const;
   // Those in the memory of a GPU, copied there on first use.
   const RopeLevels& levels_on(const Stream& stream) const;
+  // The angles of a row on a GPU. Error (config) if its positions go beyond kRopeReach.
+  RopeAngles angles_on(const Stream& stream, const Documents& documents) const;
 
  private:
   // Cos and sin of the first multiples of a stride, [count, D_r/2].
@@ -87,14 +96,12 @@ class RopeTable {
 struct Rotation {
   DType dtype;
   std::int64_t T, H, D, D_r;
-  double direction;                         // +1, or -1 for the transpose
-  const void* cos = nullptr;                // [T, D_r/2], on the CPU
-  const void* sin = nullptr;                // [T, D_r/2]
-  const std::int32_t* positions = nullptr;  // [T], on a GPU
-  const float* fine = nullptr;              // RopeLevels
-  const float* coarse = nullptr;
-  const void* x;  // [T, H, D]
-  void* y;        // [T, H, D]; may be x
+  double direction;           // +1, or -1 for the transpose
+  const void* cos = nullptr;  // [T, D_r/2], on the CPU
+  const void* sin = nullptr;  // [T, D_r/2]
+  RopeAngles angles = {};     // on a GPU
+  const void* x;              // [T, H, D]
+  void* y;                    // [T, H, D]; may be x
   Write write_y;
 };
 

@@ -3,28 +3,13 @@
 #include "autograd/cuda/map_cuda.h"
 #include "autograd/cuda/map_rows.h"
 #include "autograd/cuda/row_tile.h"
-#include "autograd/ops/rope/rope.h"
+#include "autograd/ops/rope/rope_angles.cuh"
 
 namespace weft {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kHeads = 4;  // of one thread at once
-
-// Cos and sin of kN channels of one position, magnitude included.
-template <int kN>
-__device__ void angles(const Rotation& a, std::int32_t position, int channel, float (&cos)[kN], float (&sin)[kN]) {
-  const std::int64_t half = a.D_r / 2;
-  float fine[2 * kN], coarse[2 * kN];
-  load_pack(static_cast<const float*>(a.fine) + 2 * (position % kRopeStride * half + channel), fine);
-  load_pack(static_cast<const float*>(a.coarse) + 2 * (position / kRopeStride * half + channel), coarse);
-  const auto direction = static_cast<float>(a.direction);
-#pragma unroll
-  for (int i = 0; i < kN; ++i) {
-    cos[i] = coarse[2 * i] * fine[2 * i] - coarse[2 * i + 1] * fine[2 * i + 1];
-    sin[i] = direction * (coarse[2 * i + 1] * fine[2 * i] + coarse[2 * i] * fine[2 * i + 1]);
-  }
-}
 
 // Lanes of a token: `parts` groups of heads, each of `packs` packs.
 struct Lanes {
@@ -44,7 +29,10 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(Rotation a, Lanes lane
   const T* x = static_cast<const T*>(a.x) + t * a.H * a.D;
   T* y = static_cast<T*>(a.y) + t * a.H * a.D;
   float cos[kN], sin[kN];
-  angles(a, a.positions[t], channel, cos, sin);
+  rope_angles(a.angles, half, t, channel, cos, sin);
+  const auto direction = static_cast<float>(a.direction);
+#pragma unroll
+  for (int i = 0; i < kN; ++i) sin[i] *= direction;
   for (std::int64_t first = part; first < a.H; first += kHeads * lanes.parts) {
     HeldPack<T, kN> left[kHeads], right[kHeads];
 #pragma unroll

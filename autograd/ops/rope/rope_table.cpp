@@ -151,6 +151,16 @@ const RopeLevels& RopeTable::levels_on(const Stream& stream) const {
   return on_device_;
 }
 
+RopeAngles RopeTable::angles_on(const Stream& stream, const Documents& documents) const {
+  if (documents.max_position() >= kRopeReach) {
+    config_error("rope: position {}; on a GPU positions end at {}", documents.max_position(), kRopeReach - 1);
+  }
+  const RopeLevels& there = levels_on(stream);
+  return {.positions = documents.positions_on(stream),
+          .fine = there.fine.data<float>(),
+          .coarse = there.coarse.data<float>()};
+}
+
 RopeRows RopeTable::rows(const DocumentsPtr& documents, DType dtype) const {
   if (cached_for_.lock() != documents || cached_.cos.dtype() != dtype) {
     const Shape shape{documents->tokens(), static_cast<std::int64_t>(turns_.size())};

@@ -11,7 +11,8 @@ namespace weft {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kAhead = 4;  // tokens asked for at once
+constexpr int kChannels = 4;  // of a thread, if aligned: its inputs, taps and sums must stay in registers
+constexpr int kAhead = 4;     // tokens asked for at once
 constexpr int kBackwardAhead = 4;
 
 // weight [C, w] -> taps of kN channels.
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(kThreads) advance_state_kernel(ShortConvolutio
 
 // Blocks of threads that share out the chunks of one strip of channels; each makes a line of the sums. As many as an
 // H100 holds at once.
-constexpr int kResidentBlocks = 3;
+constexpr int kResidentBlocks = 4;
 
 std::int64_t walkers(const ShortConvolutionBackward& a, int kN) {
   constexpr std::int64_t kBlocks = 132 * kResidentBlocks;
@@ -126,7 +127,9 @@ std::int64_t walkers(const ShortConvolutionBackward& a, int kN) {
 
 // lines [gridDim.x, w + 1, C]: gradients of the taps, then of the bias.
 template <class T, int kTaps, bool kExact, int kN>
-__global__ void __launch_bounds__(kThreads, kTaps == 4 ? kResidentBlocks : 2)
+__global__ void __launch_bounds__(kThreads, kTaps == 8       ? 2
+                                            : sizeof(T) == 2 ? kResidentBlocks
+                                                             : 3)
     convolution_backward_kernel(ShortConvolutionBackward a, float* lines) {
   const std::int64_t channel = (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kN;
   if (channel >= a.C) return;
@@ -204,10 +207,10 @@ __global__ void __launch_bounds__(kThreads, kTaps == 4 ? kResidentBlocks : 2)
           for (int j = 0; j < kTaps; ++j) {
             if (!kExact && j < first_tap) continue;
 #pragma unroll
-            for (int c = 0; c < kN; ++c) dtaps[j][c] += du[kPast + i][c] * inputs[i + j][c];
+            for (int c = 0; c < kN; ++c) dtaps[j][c] = fmaf(du[kPast + i][c], inputs[i + j][c], dtaps[j][c]);
           }
 #pragma unroll
-          for (int c = 0; c < kN; ++c) dbias[c] += du[kPast + i][c];
+          for (int c = 0; c < kN; ++c) dbias[c] = __fadd_rn(dbias[c], du[kPast + i][c]);
         }
         if (a.dx == nullptr || t < kPast) continue;
         float sum[kN] = {};
@@ -260,12 +263,9 @@ void dispatch_taps(std::int64_t w, F&& f) {
   f.template operator()<8, false>();
 }
 
-// Channels of a thread in the backward, which keeps sums for each tap.
-constexpr int kBackwardChannels = 4;
-
 template <class T>
 bool backward_aligned(const ShortConvolutionBackward& a) {
-  constexpr int kN = kBackwardChannels;
+  constexpr int kN = kChannels;
   return packs_fit<kN>(static_cast<const T*>(a.x), a.C) && packs_fit<kN>(static_cast<const T*>(a.dy), a.C) &&
          packs_fit<kN>(static_cast<const T*>(a.dx), a.C) && packs_fit<kN>(static_cast<const float*>(a.bias), a.C);
 }
@@ -273,7 +273,7 @@ bool backward_aligned(const ShortConvolutionBackward& a) {
 std::int64_t line_count(const ShortConvolutionBackward& a) {
   bool aligned = false;
   dispatch_cuda(a.dtype, "short_convolution", [&]<class T>() { aligned = backward_aligned<T>(a); });
-  return walkers(a, aligned ? kBackwardChannels : 1);
+  return walkers(a, aligned ? kChannels : 1);
 }
 
 }  // namespace
@@ -281,7 +281,7 @@ std::int64_t line_count(const ShortConvolutionBackward& a) {
 void short_convolution_forward_cuda(const ShortConvolutionForward& a, const Launch& launch) {
   const cudaStream_t stream = cuda_stream(launch.stream);
   dispatch_cuda(a.dtype, "short_convolution", [&]<class T>() {
-    constexpr int kPack = 16 / sizeof(T);
+    constexpr int kPack = kChannels;
     const bool aligned = packs_fit<kPack>(static_cast<const T*>(a.x), a.C) &&
                          packs_fit<kPack>(static_cast<const T*>(a.y), a.C) &&
                          packs_fit<kPack>(static_cast<const float*>(a.bias), a.C);
@@ -316,7 +316,7 @@ void short_convolution_backward_cuda(const ShortConvolutionBackward& a, const La
   auto* lines = sums ? static_cast<float*>(launch.workspace) : nullptr;
   const std::int64_t count = line_count(a);
   dispatch_cuda(a.dtype, "short_convolution", [&]<class T>() {
-    constexpr int kPack = kBackwardChannels;
+    constexpr int kPack = kChannels;
     dispatch_taps(a.w, [&]<int kTaps, bool kExact>() {
       const auto run = [&]<int kN>() {
         const dim3 grid(static_cast<unsigned>(count),
