@@ -47,21 +47,25 @@ struct Problem {
   __device__ std::int64_t scores(std::int64_t c, std::int64_t h) const { return (c * H + h) * C * C; }
 };
 
+// Which index of an operand is contiguous in memory: neighbouring threads load along it.
+enum class Along : std::uint8_t { contraction, tile };
+
 // acc[r][s] += sum over k < K of a(i, k) b(k, j) w(i, j, k), i = ty + 16 r, j = tx + 16 s. a and b return 0 where there
 // is no element.
 struct Tile {
   float acc[4][4] = {};
 
-  template <class A, class B, class W>
+  template <Along kA, Along kB, class A, class B, class W>
   __device__ void add(std::int64_t K, A&& a, B&& b, W&& w) {
     __shared__ float As[kSlice][64 + 1], Bs[kSlice][64 + 1];
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     for (std::int64_t k0 = 0; k0 < K; k0 += kSlice) {
       __syncthreads();
       for (int e = threadIdx.x; e < kSlice * 64; e += kThreads) {
-        const int k = e % kSlice, i = e / kSlice;
-        As[k][i] = k0 + k < K ? a(i, k0 + k) : 0.0f;
-        Bs[e / 64][e % 64] = k0 + e / 64 < K ? b(k0 + e / 64, e % 64) : 0.0f;
+        const int kA_at = kA == Along::tile ? e / 64 : e % kSlice, i = kA == Along::tile ? e % 64 : e / kSlice;
+        const int kB_at = kB == Along::tile ? e / 64 : e % kSlice, j = kB == Along::tile ? e % 64 : e / kSlice;
+        As[kA_at][i] = k0 + kA_at < K ? a(i, k0 + kA_at) : 0.0f;
+        Bs[kB_at][j] = k0 + kB_at < K ? b(k0 + kB_at, j) : 0.0f;
       }
       __syncthreads();
       for (int k = 0; k < kSlice && k0 + k < K; ++k) {
@@ -75,9 +79,9 @@ struct Tile {
       }
     }
   }
-  template <class A, class B>
+  template <Along kA, Along kB, class A, class B>
   __device__ void add(std::int64_t K, A&& a, B&& b) {
-    add(K, a, b, [](int, int, std::int64_t) { return 1.0f; });
+    add<kA, kB>(K, a, b, [](int, int, std::int64_t) { return 1.0f; });
   }
   template <class F>
   __device__ void for_each(F&& f) {
@@ -118,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) contributions(Problem p, float* U) {
   const std::int64_t tiles_y = (p.d_v + 63) / 64;
   const std::int64_t x0 = blockIdx.z / tiles_y * 64, y0 = blockIdx.z % tiles_y * 64;
   Tile tile;
-  tile.add(
+  tile.add<Along::tile, Along::tile>(
       at.n,
       [&](int i, std::int64_t k) {
         const std::int64_t x = x0 + i;
@@ -174,11 +178,11 @@ __global__ void __launch_bounds__(kThreads) scores(Problem p, float* P) {
   const bool per_channel = p.kind == DecayKind::vector;
   Tile tile;
   if (per_channel && !kGradient) {
-    tile.add(p.d_k, left, right, [&](int i, int j, std::int64_t x) {
+    tile.add<Along::contraction, Along::contraction>(p.d_k, left, right, [&](int i, int j, std::int64_t x) {
       return j < i && i < at.n ? p.between(at.chunk, i, j, at.h, x) : 1.0f;
     });
   } else {
-    tile.add(kGradient ? p.d_v : p.d_k, left, right);
+    tile.add<Along::contraction, Along::contraction>(kGradient ? p.d_v : p.d_k, left, right);
   }
   tile.for_each([&](int i, int j, float value) {
     if (i >= at.n) return;
@@ -195,14 +199,14 @@ __global__ void __launch_bounds__(kThreads) outputs(Problem p, DeviceRows o) {
   const float* S = p.S + p.state(at.c, at.h);
   const float* P = p.P + p.scores(at.c, at.h);
   Tile tile;
-  tile.add(
+  tile.add<Along::contraction, Along::tile>(
       p.d_k,
       [&](int i, std::int64_t x) {
         if (i >= at.n) return 0.0f;
         return p.scale * p.q.at(at.chunk.begin + i, at.hk, x) * expf(static_cast<float>(p.G(at.chunk, i, at.h, x)));
       },
       [&](std::int64_t x, int j) { return y0 + j < p.d_v ? S[x * p.d_v + y0 + j] : 0.0f; });
-  tile.add(
+  tile.add<Along::contraction, Along::tile>(
       at.n, [&](int i, std::int64_t j) { return i < at.n ? P[i * C + j] : 0.0f; },
       [&](std::int64_t t, int j) { return y0 + j < p.d_v ? p.v.at(at.chunk.begin + t, at.h, y0 + j) : 0.0f; });
   tile.for_each([&](int i, int j, float value) {
@@ -219,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, 2) query_gradients(Problem p, Device
   const float* S = p.S + p.state(at.c, at.h);
   const float* dP = p.dP + p.scores(at.c, at.h);
   Tile tile;
-  tile.add(
+  tile.add<Along::contraction, Along::contraction>(
       p.d_v, [&](int i, std::int64_t y) { return i < at.n ? p.d_o.at(at.chunk.begin + i, at.h, y) : 0.0f; },
       [&](std::int64_t y, int j) { return x0 + j < p.d_k ? S[(x0 + j) * p.d_v + y] : 0.0f; });
   {
@@ -239,11 +243,11 @@ __global__ void __launch_bounds__(kThreads, 2) query_gradients(Problem p, Device
     return x0 + j < p.d_k ? p.k.at(at.chunk.begin + t, at.hk, x0 + j) : 0.0f;
   };
   if (p.kind == DecayKind::vector) {
-    tile.add(at.n, left, right, [&](int i, int x, std::int64_t j) {
+    tile.add<Along::contraction, Along::tile>(at.n, left, right, [&](int i, int x, std::int64_t j) {
       return j < i && i < at.n && x0 + x < p.d_k ? p.between(at.chunk, i, static_cast<int>(j), at.h, x0 + x) : 0.0f;
     });
   } else {
-    tile.add(at.n, left, right);
+    tile.add<Along::contraction, Along::tile>(at.n, left, right);
   }
   tile.for_each([&](int i, int j, float value) {
     const std::int64_t x = x0 + j, t = at.chunk.begin + i;
@@ -262,7 +266,7 @@ __global__ void __launch_bounds__(kThreads) key_gradients(Problem p, DeviceRows 
   const float* dS = p.dS + p.state(at.c, at.h);
   const float* dP = p.dP + p.scores(at.c, at.h);
   Tile pairs, carried;
-  carried.add(
+  carried.add<Along::contraction, Along::contraction>(
       p.d_v, [&](int i, std::int64_t y) { return i < at.n ? p.v.at(at.chunk.begin + i, at.h, y) : 0.0f; },
       [&](std::int64_t y, int j) { return x0 + j < p.d_k ? dS[(x0 + j) * p.d_v + y] : 0.0f; });
   const auto left = [&](int j, std::int64_t i) { return j < i && j < at.n ? dP[i * C + j] : 0.0f; };
@@ -270,11 +274,11 @@ __global__ void __launch_bounds__(kThreads) key_gradients(Problem p, DeviceRows 
     return x0 + j < p.d_k ? p.q.at(at.chunk.begin + t, at.hk, x0 + j) : 0.0f;
   };
   if (p.kind == DecayKind::vector) {
-    pairs.add(at.n, left, right, [&](int j, int x, std::int64_t i) {
+    pairs.add<Along::tile, Along::tile>(at.n, left, right, [&](int j, int x, std::int64_t i) {
       return j < i && x0 + x < p.d_k ? p.between(at.chunk, static_cast<int>(i), j, at.h, x0 + x) : 0.0f;
     });
   } else {
-    pairs.add(at.n, left, right);
+    pairs.add<Along::tile, Along::tile>(at.n, left, right);
   }
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
 #pragma unroll
@@ -305,14 +309,14 @@ __global__ void __launch_bounds__(kThreads) value_gradients(Problem p, DeviceRow
   const float* dS = p.dS + p.state(at.c, at.h);
   const float* P = p.P + p.scores(at.c, at.h);
   Tile tile;
-  tile.add(
+  tile.add<Along::contraction, Along::tile>(
       p.d_k,
       [&](int j, std::int64_t x) {
         if (j >= at.n) return 0.0f;
         return p.k.at(at.chunk.begin + j, at.hk, x) * p.between(at.chunk, at.n - 1, j, at.h, x);
       },
       [&](std::int64_t x, int j) { return y0 + j < p.d_v ? dS[x * p.d_v + y0 + j] : 0.0f; });
-  tile.add(
+  tile.add<Along::tile, Along::tile>(
       at.n, [&](int j, std::int64_t i) { return j < at.n && j <= i ? P[i * C + j] : 0.0f; },
       [&](std::int64_t t, int j) { return y0 + j < p.d_v ? p.d_o.at(at.chunk.begin + t, at.h, y0 + j) : 0.0f; });
   tile.for_each([&](int i, int j, float value) {

@@ -97,14 +97,14 @@ int parts_of(std::int64_t width_x, std::int64_t width_z) {
 struct Room {
   Room(const GatedLinearProblem& a, bool starts, bool ends, Pieces& pieces)
       : slots((a.T + kSegment - 1) / kSegment),
-        flags(slots * a.H * (a.d_k + a.d_v) / 64 + 1),
-        ticket(pieces.take<int>(flags)),
+        flag_count(slots * a.H * (a.d_k + a.d_v) / 64),
+        flags(pieces.take<int>(flag_count)),
         states(pieces.take<float>(slots * a.H * a.d_k * a.d_v)),
         initial(starts ? pieces.take<float>(a.N * a.H * a.d_k * a.d_v) : nullptr),
         final(ends ? pieces.take<float>(a.N * a.H * a.d_k * a.d_v) : nullptr) {}
 
-  std::int64_t slots, flags;
-  int* ticket;
+  std::int64_t slots, flag_count;
+  int* flags;
   float *states, *initial, *final;
 };
 
@@ -118,7 +118,7 @@ struct Ends {
 };
 
 template <int DX, int DZ, bool kDots>
-void launch_kernel(const WalkProblem& p, cudaStream_t stream) {
+void launch_kernel(const WalkProblem& p, std::int64_t T, std::int64_t chunks, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared<DX, DZ>);
   static_assert(kBytes <= 227 * 1024, "fits into shared memory");
   const auto kernel = walk_kernel<DX, DZ, kDots>;
@@ -130,8 +130,10 @@ void launch_kernel(const WalkProblem& p, cudaStream_t stream) {
     WEFT_CUDA_CALL(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, kBytes));
     return processors * blocks;
   }();
-  const int items = p.chunk_count * p.H * p.blocks;
-  kernel<<<static_cast<unsigned>(std::min(items, resident)), kThreads, kBytes, stream>>>(p);
+  const auto map = [&](const HeadRows& rows) { return tile::make_head_map<R>(rows.data, T, rows.heads, rows.width); };
+  const WalkMaps maps{map(p.x), map(p.y), map(p.z)};
+  const std::int64_t items = chunks * p.H * p.blocks;
+  kernel<<<static_cast<unsigned>(std::min<std::int64_t>(items, resident)), kThreads, kBytes, stream>>>(p, maps);
   WEFT_CHECK_LAUNCH();
 }
 
@@ -146,10 +148,11 @@ void launch_walk(WalkProblem& p, const GatedLinearProblem& a, const Room& room, 
         p.z.width, ends.transposed, static_cast<const float*>(ends.from), room.initial);
     WEFT_CHECK_LAUNCH();
   }
-  if (p.chunk_count > 0) {
-    WEFT_CUDA_CALL(cudaMemsetAsync(room.ticket, 0, static_cast<std::size_t>(room.flags) * sizeof(int), stream));
+  if (a.chunk_count > 0 && a.T > 0) {
+    WEFT_CUDA_CALL(cudaMemsetAsync(room.flags, 0, static_cast<std::size_t>(room.flag_count) * sizeof(int), stream));
     if (ends.to != nullptr || ends.keep_final) p.final = room.final;
-    dots ? launch_kernel<DX, DZ, true>(p, stream) : launch_kernel<DX, DZ, false>(p, stream);
+    dots ? launch_kernel<DX, DZ, true>(p, a.T, a.chunk_count, stream)
+         : launch_kernel<DX, DZ, false>(p, a.T, a.chunk_count, stream);
   }
   if (ends.to != nullptr && a.N > 0) {
     store_states<DX, DZ><<<documents, 256, 0, stream>>>(p.z.width, ends.transposed, a.cu_seqlens, room.final,
@@ -166,10 +169,8 @@ void launch(WalkProblem p, const GatedLinearProblem& a, const Room& room, const 
   p.g = static_cast<const float*>(a.g);
   p.H = static_cast<int>(a.H);
   p.chunks = a.chunks;
-  p.cu_seqlens = a.cu_seqlens;
-  p.chunk_count = static_cast<int>(a.chunk_count);
-  p.ticket = room.ticket;
-  p.flags = room.ticket + 1;
+  p.chunk_count = a.document_offset + a.N;
+  p.flags = room.flags;
   p.states = room.states;
   const auto walk = [&]<int DX, int DZ>() { launch_walk<DX, DZ>(p, a, room, ends, dots, stream); };
   if (p.x.width == 128) {

@@ -17,6 +17,7 @@
 #include "autograd/tile/async_copy.cuh"
 #include "autograd/tile/mma.cuh"
 #include "autograd/tile/reduce.cuh"
+#include "autograd/tile/tma.cuh"
 #include "autograd/tile/wgmma.cuh"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
 
@@ -39,15 +40,14 @@ struct HeadRows {
 };
 
 struct WalkProblem {
-  HeadRows x, y, z;
-  bool backwards;  // in time
-  bool per_token;  // g is [T, H], else [H]
+  HeadRows x, y, z;  // copied through maps
+  bool backwards;    // in time
+  bool per_token;    // g is [T, H], else [H]
   const float* g;
   float pair_scale, x_scale, y_scale;  // of scores, of what is read from the state, of what is added to it
   int H, blocks;                       // blocks of DZ columns of z
   const Chunk* chunks;
-  const std::int32_t* cu_seqlens;
-  int chunk_count;
+  const std::int32_t* chunk_count;  // those with tokens, which come first
 
   void* out;  // [T, H, blocks DZ], bf16 or f32; null: not wanted
   bool out_f32;
@@ -55,8 +55,7 @@ struct WalkProblem {
   // States in the order of the threads' registers (StateSlots): before documents (null: zero), after them (null: not
   // wanted), and between segments.
   float *initial, *final, *states;
-  int* flags;   // of states: whether it is there; zero at the start
-  int* ticket;  // zero at the start
+  int* flags;  // of states: whether it is there; zero at the start
 
   // For the gradient of a decay per token: dots[t, h, block] = sum over columns of out w, without pairs j = i.
   HeadRows w;
@@ -93,7 +92,6 @@ struct Item {
 
 struct alignas(16) TileDecays {
   float G[R];     // sums of log decays, in log2
-  float read[R];  // of what row i reads from the state
   float add[R];   // of what row j adds to it
   float half[R];  // between row i and the end of the first half
   float total;    // G over the tile
@@ -108,9 +106,13 @@ struct Shared {
   Stage stages[2];
   SharedTile<DX, DZ> state;
   TileDecays decays;
+  alignas(16) float gates[R];  // log decays of the tile that is on its way
   float diagonal[R];
   float sums[8];
   Item items[3];
+  alignas(16) Chunk entries[2];  // of the chunk table: the next item's and the one after it
+  tile::Barrier full[2];
+  int chunks, coming;  // those with tokens; the number of an item
 };
 
 __device__ inline int load_acquire(const int* flag) {
@@ -122,17 +124,16 @@ __device__ inline void store_release(int* flag, int value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
-// cp.async with a hint to the L2 cache: what is read for the last time goes first.
-__device__ inline std::uint64_t evict_first_policy() {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-__device__ inline void copy16_async_hinted(void* shared, const void* global, bool valid, std::uint64_t policy) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(tile::shared_address(shared)),
-               "l"(global), "r"(valid ? 16 : 0), "l"(policy)
+__device__ inline void copy4_async(float* shared, const float* global, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(tile::shared_address(shared)), "l"(global),
+               "r"(valid ? 4 : 0)
                : "memory");
 }
+
+using RowsMap = tile::TileMap<R, 3>;
+struct WalkMaps {
+  RowsMap x, y, z;
+};
 
 __device__ inline std::uint32_t add_pairs(std::uint32_t a, std::uint32_t b) {
   const float2 x = tile::unpack(a), y = tile::unpack(b);
@@ -146,57 +147,72 @@ class Walk {
   using Slots = StateSlots<DX, DZ>;
 
   // The shuffle tells the compiler that the group is the same in all lanes.
-  __device__ Walk(const WalkProblem& problem, Memory& memory)
+  __device__ Walk(const WalkProblem& problem, const WalkMaps& tensors, Memory& memory)
       : p(problem),
+        maps(tensors),
         m(memory),
         group(__shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0)),
         thread(static_cast<int>(threadIdx.x) % 128) {}
 
   __device__ void run() {
+    if (threadIdx.x == kThreads - 1) m.chunks = *p.chunk_count;
     if (threadIdx.x == 0) {
-      take(m.items[0]);
-      take(m.items[1]);
+      m.full[0].init(1);
+      m.full[1].init(1);
+      tile::fence_barrier_init();
+    }
+    if (threadIdx.x == kThreads - 1) {
+      for (int i = 0; i < 2; ++i) {
+        m.coming = static_cast<int>(blockIdx.x + i * gridDim.x);
+        request();
+        take(m.items[i]);
+      }
     }
     __syncthreads();
     if (m.items[0].tiles == 0) return;
     fetch(m.items[0], 0, 0);
-    int stage = 0;
+    int done = 0;            // steps
+    bool requested = false;  // whether an item's entries of the table are on their way
     for (int at = 0; m.items[at].tiles > 0; at = at == 2 ? 0 : at + 1) {
-      const int next = at == 2 ? 0 : at + 1, after = next == 2 ? 0 : next + 1;
+      const int next = at == 2 ? 0 : at + 1;
       const Item& item = m.items[at];
       const int steps = item.steps, all = steps + item.tiles;
       S.fill(0.0f);
       float total = 0.0f;
-      for (int step = 0; step < all; ++step) {
-        // Addresses and masks that depend on the thread are cheaper to compute again than to keep.
-        asm volatile("" : "+r"(thread));
-        const float4 gates = gates_;
-        tile::wait_copies<0>();
+      for (int step = 0; step < all; ++step, ++done) {
+        forget_thread();
+        const int stage = done & 1;
+        if (requested && threadIdx.x == kThreads - 1) take(m.items[step == 0 ? next : next == 2 ? 0 : next + 1]);
         tile::fence_async_shared();
         __syncthreads();
+        publish_decays(item, row_of(item, step));
         const bool within = step + 1 < all;
-        const Item& coming = m.items[within ? at : next];
-        if (coming.tiles > 0) fetch(coming, within ? step + 1 : 0, stage ^ 1);
-        if (step == 0 && threadIdx.x == kThreads - 1) take(m.items[after]);
+        const Item& fetched = m.items[within ? at : next];
+        if (fetched.tiles > 0) fetch(fetched, within ? step + 1 : 0, stage ^ 1);
+        requested = step == 0;
+        if (requested && threadIdx.x == kThreads - 1) {
+          m.coming += static_cast<int>(gridDim.x);
+          request();
+        }
+        m.full[stage].wait(done / 2 & 1);
+        clear_tail(item, row_of(item, step), stage);
         if (step == steps) {
           pass_on(item, total);
           store_state();
         }
         if (step < steps) {
-          publish_decays(gates);
-          __syncthreads();
+          __syncthreads();  // the decays are there
           if (step == 0) total += skipped_gates(item);
           total += m.decays.total;
           contribute(stage);
         } else {
           // The code of the two groups differs: products must not be under conditions.
           if (group == (p.backwards ? 0 : 1)) {
-            outputs<true>(item, row_of(item, step), stage, gates);
+            outputs<true>(item, row_of(item, step), stage);
           } else {
-            outputs<false>(item, row_of(item, step), stage, gates);
+            outputs<false>(item, row_of(item, step), stage);
           }
         }
-        stage ^= 1;
       }
       if (item.leave < 0 && p.final != nullptr) publish_state(part(p.final, item.document, item));
     }
@@ -205,33 +221,40 @@ class Walk {
  private:
   // --- what a block works on -----------------------------------------------------------------------------------------
 
-  // The next segment with tokens, by one thread; without tiles if there is none.
+  // Items count through the chunks, in the walk's direction, and the heads and blocks of each. One thread asks for the
+  // entries of the table, and takes the item from them a step later; it has no tiles if there is none.
+  __device__ int coming_chunk() const {
+    const int c = m.coming / (p.H * p.blocks);
+    return p.backwards ? m.chunks - 1 - c : c;
+  }
+  __device__ void request() const {
+    const int c = coming_chunk();
+    if (c < 0 || c >= m.chunks) return;
+    tile::copy16_async(&m.entries[0], p.chunks + c, true);
+    tile::copy16_async(&m.entries[1], p.chunks + c + 1, c + 1 < m.chunks);
+    tile::commit_copies();
+  }
   __device__ void take(Item& item) const {
-    const int per_chunk = p.H * p.blocks, count = p.chunk_count * per_chunk;
-    for (;;) {
-      const int ticket = atomicAdd(p.ticket, 1);
-      item.tiles = 0;
-      if (ticket >= count) return;
-      item.chunk_at = p.backwards ? p.chunk_count - 1 - ticket / per_chunk : ticket / per_chunk;
-      const Chunk chunk = p.chunks[item.chunk_at];
-      if (chunk.begin < chunk.end) {
-        item.h = ticket / p.blocks % p.H;
-        item.block = ticket % p.blocks;
-        item.document = chunk.document;
-        item.begin = chunk.begin;
-        item.end = chunk.end;
-        item.tiles = (chunk.end - chunk.begin + R - 1) / R;
-        // A segment that another follows in its document is whole, so no two of them begin in the same kSegment tokens
-        // of the row: that names the state between the two.
-        constexpr int kLength = static_cast<int>(kSegment);
-        const int left = chunk.index == 0 ? -1 : chunk.begin / kLength - 1;
-        const int right = chunk.end == p.cu_seqlens[chunk.document + 1] ? -1 : chunk.begin / kLength;
-        item.receive = p.backwards ? right : left;
-        item.leave = p.backwards ? left : right;
-        item.steps = item.leave < 0 ? 0 : item.tiles - skipped(item);
-        return;
-      }
-    }
+    item.tiles = 0;
+    item.chunk_at = coming_chunk();
+    if (item.chunk_at < 0 || item.chunk_at >= m.chunks) return;
+    tile::wait_copies<0>();
+    const Chunk chunk = m.entries[0], after = m.entries[1];
+    item.h = m.coming / p.blocks % p.H;
+    item.block = m.coming % p.blocks;
+    item.document = chunk.document;
+    item.begin = chunk.begin;
+    item.end = chunk.end;
+    item.tiles = (chunk.end - chunk.begin + R - 1) / R;
+    // A segment that another follows in its document is whole, so no two of them begin in the same kSegment tokens of
+    // the row: that names the state between the two.
+    constexpr int kLength = static_cast<int>(kSegment);
+    const bool last = item.chunk_at + 1 >= m.chunks || after.document != chunk.document;
+    const int left = chunk.index == 0 ? -1 : chunk.begin / kLength - 1;
+    const int right = last ? -1 : chunk.begin / kLength;
+    item.receive = p.backwards ? right : left;
+    item.leave = p.backwards ? left : right;
+    item.steps = item.leave < 0 ? 0 : item.tiles - skipped(item);
   }
   __device__ float constant_gate(const Item& item) const { return p.g[item.h] * tile::kLog2e; }
   // Tiles at the start of the first walk whose decay to the segment's end leaves nothing of any fp32 number.
@@ -250,6 +273,8 @@ class Walk {
     return (p.backwards ? item.tiles - 1 - i : i) * R;
   }
   __device__ int lane() const { return thread % 32; }
+  // Addresses and masks that depend on the thread are cheaper to compute again than to keep.
+  __device__ void forget_thread() { asm volatile("" : "+r"(thread)); }
   // A group without a part of its own does the work of the first again, and keeps it to itself.
   __device__ bool owner() const { return group < Slots::kOwners; }
   __device__ int index_of(int slot, const Item& item) const {
@@ -261,51 +286,55 @@ class Walk {
 
   // --- what a step needs from memory ---------------------------------------------------------------------------------
 
-  template <int Cols>
-  __device__ void copy(SharedTile<R, Cols>& to, const HeadRows& from, const Item& item, int column, int row, int n,
-                       bool last_time, std::uint64_t policy) const {
-    constexpr int kChunks = Cols / 8, kStep = kThreads / kChunks;  // rows that the block takes at once
-    static_assert(kStep % 8 == 0, "a thread's rows have one place in the swizzle");
-    const int c = static_cast<int>(threadIdx.x) % kChunks * 8, r = static_cast<int>(threadIdx.x) / kChunks;
-    const std::int64_t stride = static_cast<std::int64_t>(from.heads) * from.width;
-    const bf16* first = from.at(item.begin + row, item.h) + column + c;
-    const bf16* source = first + r * stride;
-    auto* target = reinterpret_cast<char*>(&to.chunk(r, c));
-#pragma unroll 2
-    for (int i = 0; i < R / kStep; ++i) {
-      const bool valid = r + i * kStep < n;
-      if (last_time) {
-        copy16_async_hinted(target, valid ? source : first, valid, policy);
-      } else {
-        tile::copy16_async(target, valid ? source : first, valid);
-      }
-      target += kStep * 128;
-      source += kStep * stride;
-    }
-  }
-  // Begins the copies of a step; the first warp also loads the log decays of its rows, four a lane.
+  // Begins the copies of a step; the first warp loads the log decays of its rows, four a lane.
   __device__ void fetch(const Item& item, int step, int stage_index) {
-    auto& stage = m.stages[stage_index];
+    if (threadIdx.x > 32) return;
     const int row = row_of(item, step), n = min(R, item.end - item.begin - row);
-    const bool outputs = step >= item.steps;
-    const std::uint64_t policy = evict_first_policy();
-    copy(stage.y, p.y, item, 0, row, n, outputs, policy);
-    copy(stage.z, p.z, item, item.block * DZ, row, n, outputs, policy);
-    if (outputs) copy(stage.x, p.x, item, 0, row, n, true, policy);
+    if (threadIdx.x == 32) {
+      auto& stage = m.stages[stage_index];
+      tile::Barrier& full = m.full[stage_index];
+      const bool outputs = step >= item.steps;
+      full.arrive_expect(sizeof(stage.y) + sizeof(stage.z) + (outputs ? sizeof(stage.x) : 0));
+      const int t = item.begin + row;
+      tile::load_tile(stage.y, maps.y, full, 0, t, item.h / p.y.sharing);
+      if (outputs) tile::load_tile(stage.x, maps.x, full, 0, t, item.h / p.x.sharing);
+      tile::load_tile(stage.z, maps.z, full, item.block * DZ, t, item.h / p.z.sharing);
+      return;
+    }
+    if (!p.per_token) return;
+    const float* g = p.g + static_cast<std::int64_t>(item.begin + row) * p.H + item.h;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at = 4 * static_cast<int>(threadIdx.x) + i;
+      copy4_async(&m.gates[at], g + (at < n ? at * static_cast<std::int64_t>(p.H) : 0), at < n);
+    }
     tile::commit_copies();
-    if (threadIdx.x >= 32) return;
-    const auto gate = [&](int at) {
-      if (at >= n) return 0.0f;
-      if (!p.per_token) return constant_gate(item);
-      // Decays below 2^-180 leave nothing of an fp32 number; bounded sums keep the digits of the others.
-      return fmaxf(p.g[static_cast<std::int64_t>(item.begin + row + at) * p.H + item.h] * tile::kLog2e, -180.0f);
-    };
-    const int at = 4 * static_cast<int>(threadIdx.x);
-    gates_ = {gate(at), gate(at + 1), gate(at + 2), gate(at + 3)};
+  }
+  // Rows after the segment are a neighbour's. What they read does not matter, what is read from them does.
+  __device__ void clear_tail(const Item& item, int row, int stage_index) {
+    const int n = item.end - item.begin - row;
+    if (n >= R) return;
+    auto& stage = m.stages[stage_index];
+    tile::zero_rows_outside<kThreads>(stage.y, 0, n, static_cast<int>(threadIdx.x));
+    tile::zero_rows_outside<kThreads>(stage.z, 0, n, static_cast<int>(threadIdx.x));
+    tile::fence_async_shared();
+    __syncthreads();
   }
   // Decays of a tile, by the first warp.
-  __device__ void publish_decays(const float4& gates) {
+  __device__ void publish_decays(const Item& item, int row) {
     if (threadIdx.x >= 32) return;
+    float4 gates;
+    if (p.per_token) {
+      tile::wait_copies<0>();
+      gates = *reinterpret_cast<const float4*>(m.gates + 4 * threadIdx.x);
+      // Decays below 2^-180 leave nothing of an fp32 number; bounded sums keep the digits of the others.
+      const auto bounded = [](float g) { return fmaxf(g * tile::kLog2e, -180.0f); };
+      gates = {bounded(gates.x), bounded(gates.y), bounded(gates.z), bounded(gates.w)};
+    } else {
+      const float g = constant_gate(item);
+      const int left = item.end - item.begin - row - 4 * static_cast<int>(threadIdx.x);  // rows
+      gates = {left > 0 ? g : 0.0f, left > 1 ? g : 0.0f, left > 2 ? g : 0.0f, left > 3 ? g : 0.0f};
+    }
     const int first = 4 * static_cast<int>(threadIdx.x);
     float sum = gates.x + gates.y + gates.z + gates.w;
     const float own = sum;
@@ -317,21 +346,18 @@ class Walk {
     const float total = __shfl_sync(0xffffffffu, sum, 31), middle = __shfl_sync(0xffffffffu, sum, 15);
     float G = sum - own;
     const float g[4] = {gates.x, gates.y, gates.z, gates.w};
-    float sums[4], read[4], add[4], half[4];
+    float sums[4], add[4], half[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       G = i == 3 ? sum : G + g[i];
       sums[i] = G;
-      const float entry = tile::exp2_fast(G), exit = tile::exp2_fast(fminf(total - G, 0.0f));
-      read[i] = p.x_scale * (p.backwards ? exit : entry);
-      add[i] = p.y_scale * (p.backwards ? entry : exit);
+      add[i] = p.y_scale * tile::exp2_fast(p.backwards ? G : fminf(total - G, 0.0f));
       half[i] = tile::exp2_fast(fminf(first < R / 2 ? middle - G : G - middle, 0.0f));
     }
     const auto put = [&](float* to, const float(&x)[4]) {
       *reinterpret_cast<float4*>(to + first) = {x[0], x[1], x[2], x[3]};
     };
     put(m.decays.G, sums);
-    put(m.decays.read, read);
     put(m.decays.add, add);
     put(m.decays.half, half);
     if (threadIdx.x == 0) m.decays.total = total;
@@ -506,13 +532,11 @@ class Walk {
 
   // kAcross: whether the group's rows see those of the other.
   template <bool kAcross>
-  __device__ void outputs(const Item& item, int first, int stage_index, const float4& gates) {
-    auto& stage = m.stages[stage_index];
-    const auto x = tile::along_columns(stage.x).template part_at<64>(group);
-    const auto y = tile::along_columns(stage.y);
-    const auto z = tile::along_rows(stage.z);
+  __device__ void outputs(const Item& item, int first, int stage_index) {
+    const auto x = [&] { return tile::along_columns(m.stages[stage_index].x).template part_at<64>(group); };
     using Half = tile::Operand<DZ, 64, tile::Major::mn, R * 128>;
     const auto rows_of_z = [&](int half) {
+      const auto z = tile::along_rows(m.stages[stage_index].z);
       return Half{z.descriptor + static_cast<std::uint64_t>(half * 4 * 2048 / 16)};
     };
 
@@ -522,27 +546,29 @@ class Walk {
     {
       Accumulator<64> P, Q;
       RegisterOperand<R> a;
+      const auto y = tile::along_columns(m.stages[stage_index].y);
       tile::wgmma_fence(P);
-      tile::multiply(P, x, y.template part_at<64>(group), false);
+      tile::multiply(P, x(), y.template part_at<64>(group), false);
       tile::wgmma_commit();
-      if constexpr (kAcross) {
+      const auto scores_across = [&] {
         tile::wgmma_fence(Q);
-        tile::multiply(Q, x, y.template part_at<64>(1 - group), false);
+        tile::multiply(Q, x(), y.template part_at<64>(1 - group), false);
         tile::wgmma_commit();
-      }
-      publish_decays(gates);
+      };
+      if constexpr (kAcross && !kDots) scores_across();
       tile::barrier_sync<kThreads>(3);  // the decays, and the state's rows, are there
       load_decayed(a, stage_index);
       decay_state();
       tile::wgmma_fence(S, a);
       tile::multiply(S, a, state_columns(stage_index), true);
       tile::wgmma_commit();
-      tile::wgmma_wait<kAcross ? 2 : 1>();
+      tile::wgmma_wait<kDots ? 0 : kAcross ? 2 : 1>();  // with dots there are no registers to spare: one by one
       tile::detail::pin(P);
       mask(P);
       tile::round_to_operand(near, P);
       if constexpr (kAcross) {
-        tile::wgmma_wait<1>();
+        if constexpr (kDots) scores_across();
+        tile::wgmma_wait<kDots ? 0 : 1>();
         tile::detail::pin(Q);
         decay(Q);
         tile::round_to_operand(far, Q);
@@ -550,14 +576,20 @@ class Walk {
       tile::wgmma_wait<0>();
       tile::detail::pin(S);
     }
+    forget_thread();
+    asm volatile("" : "+r"(stage_index));
     Accumulator<DZ> O;
     tile::wgmma_fence(O);
-    tile::multiply(O, x, tile::along_rows(m.state), false);
+    tile::multiply(O, x(), tile::along_rows(m.state), false);
     tile::wgmma_commit();
     tile::wgmma_wait<0>();
     tile::detail::pin(O);
     const int row = 64 * group + thread / 32 * 16 + lane() / 4;
-    const float read[2] = {m.decays.read[row], m.decays.read[row + 8]};
+    const auto read_of = [&](int i) {
+      const float G = m.decays.G[i];
+      return p.x_scale * tile::exp2_fast(p.backwards ? fminf(m.decays.total - G, 0.0f) : G);
+    };
+    const float read[2] = {read_of(row), read_of(row + 8)};
 #pragma unroll
     for (int e = 0; e < O.kSize; ++e) O.x[e] *= read[e / 2 % 2];
     tile::wgmma_fence(O, near);
@@ -569,11 +601,13 @@ class Walk {
     tile::wgmma_commit();
     tile::wgmma_wait<0>();
     tile::detail::pin(O);
+    forget_thread();
+    asm volatile("" : "+r"(stage_index));
     const int n = item.end - item.begin - first;
-    if constexpr (kDots) add_diagonal(O, stage.z, item, item.begin + first, n);
+    if constexpr (kDots) add_diagonal(O, m.stages[stage_index].z, item, item.begin + first, n);
     tile::barrier_sync<kThreads>(3);  // the tile and the state have been read
     store_state();
-    store_outputs(O, stage.z, item, item.begin + first, n);
+    store_outputs(O, m.stages[stage_index].z, item, item.begin + first, n);
   }
 
   // Sums of out w without the pairs j = i, which then join the outputs.
@@ -641,18 +675,19 @@ class Walk {
   }
 
   const WalkProblem& p;
+  const WalkMaps& maps;
   Memory& m;
   const int group;
   int thread;                      // of the group
-  float4 gates_{};                 // log decays of the tile that is on its way
   Accumulator<Slots::kColumns> S;  // the group's part of the state
 };
 
 template <int DX, int DZ, bool kDots>
-__global__ void __launch_bounds__(kThreads, 1) walk_kernel(const __grid_constant__ WalkProblem p) {
+__global__ void __launch_bounds__(kThreads, 1)
+    walk_kernel(const __grid_constant__ WalkProblem p, const __grid_constant__ WalkMaps maps) {
 #ifdef WEFT_HOPPER
   extern __shared__ __align__(1024) unsigned char memory[];
-  Walk<DX, DZ, kDots>(p, *reinterpret_cast<Shared<DX, DZ>*>(memory)).run();
+  Walk<DX, DZ, kDots>(p, maps, *reinterpret_cast<Shared<DX, DZ>*>(memory)).run();
 #else
   tile::unavailable();
 #endif
