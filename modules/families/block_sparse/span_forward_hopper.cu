@@ -1,11 +1,12 @@
-// Attention to all visible spans on Hopper: both products by wgmma, keys and values two tiles deep in shared memory.
+// Attention to all visible spans on Hopper: both products by wgmma. The logits of the next tile and the sum of values
+// of the last one are computed while the softmax of this one runs.
 #include "modules/families/block_sparse/span_hopper.cuh"
 
 namespace weft::block_sparse {
 namespace {
 
-constexpr int kKeys = 128;  // of a tile
-constexpr int kStages = 2;
+constexpr int kKeys = 64;  // of a tile
+constexpr int kStages = 3;
 
 template <int D>
 struct SpanMemory {
@@ -28,9 +29,8 @@ struct SpanSoftmax {
   float mass[2] = {0.0f, 0.0f};  // this thread's columns
 };
 
-// Logits become 2^(logit - top); those of unseen keys 0. `o` follows the new top.
-template <int D>
-__device__ void soften(tile::Accumulator<kKeys>& s, tile::Accumulator<D>& o, SpanSoftmax& softmax, const int (&seen)[2],
+// Logits become 2^(logit - top); those of unseen keys 0. Earlier sums are to be multiplied by `factor`.
+__device__ void soften(tile::Accumulator<kKeys>& s, SpanSoftmax& softmax, float (&factor)[2], const int (&seen)[2],
                        float unit) {
   const int thread = static_cast<int>(threadIdx.x) % tile::kWarpgroup;
   float after[2] = {softmax.top[0], softmax.top[1]};
@@ -40,7 +40,6 @@ __device__ void soften(tile::Accumulator<kKeys>& s, tile::Accumulator<D>& o, Spa
     s.x[i] = s.column(thread, i) < seen[r] ? s.x[i] * unit : -INFINITY;
     after[r] = fmaxf(after[r], s.x[i]);
   }
-  float factor[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     after[r] = tile::reduce_quad<tile::Max>(after[r]);
@@ -55,8 +54,6 @@ __device__ void soften(tile::Accumulator<kKeys>& s, tile::Accumulator<D>& o, Spa
     s.x[i] = tile::exp2_fast(s.x[i] - after[r]);
     softmax.mass[r] += s.x[i];
   }
-#pragma unroll
-  for (int i = 0; i < o.kSize; ++i) o.x[i] *= factor[i / 2 % 2];
 }
 
 template <int D>
@@ -80,33 +77,62 @@ __global__ void __launch_bounds__(kSpanThreads, 1) span_forward_kernel(const Spa
   tile::commit_copies();
   const int rows[2] = {group * 64 + tile::Accumulator<D>::row(own, 0), group * 64 + tile::Accumulator<D>::row(own, 2)};
   const int seen[2] = {t.seen(a.keys.span, rows[0]), t.seen(a.keys.span, rows[1])};
+  const int count = (t.keys + kKeys - 1) / kKeys;
+  if (count > 1) fetch(kKeys, 1);
+  tile::commit_copies();
   tile::Accumulator<D> o;
   o.fill(0.0f);
   SpanSoftmax softmax;
-  int stage = 0;
-  for (int first = 0; first < t.keys; first += kKeys) {
-    if (first + kKeys < t.keys) fetch(first + kKeys, stage ^ 1);
-    tile::commit_copies();
+  tile::Accumulator<kKeys> s;
+  tile::RegisterOperand<kKeys> p;
+  float factor[2];
+  const auto logits = [&](int i) {
+    tile::multiply(s, tile::along_columns(shared.q[group]), tile::along_columns(shared.k[i % kStages]), false);
+    tile::wgmma_commit();
+  };
+  const auto values = [&](int i) {
+    tile::multiply(o, p, tile::along_rows(shared.v[i % kStages]), true);
+    tile::wgmma_commit();
+  };
+  const auto soften_tile = [&](int i) {
+    const int here[2] = {seen[0] - i * kKeys, seen[1] - i * kKeys};
+    soften(s, softmax, factor, here, a.unit);
+  };
+  if (count > 0) {
     tile::wait_copies<1>();
     tile::fence_async_shared();
     __syncthreads();
-    tile::Accumulator<kKeys> s;
     tile::wgmma_fence(s);
-    tile::multiply(s, tile::along_columns(shared.q[group]), tile::along_columns(shared.k[stage]), false);
-    tile::wgmma_commit();
+    logits(0);
     tile::wgmma_wait<0>();
     tile::wgmma_fence(s);
-    const int here[2] = {seen[0] - first, seen[1] - first};
-    soften<D>(s, o, softmax, here, a.unit);
-    tile::RegisterOperand<kKeys> p;
+    soften_tile(0);
     tile::round_to_operand(p, s);
+  }
+  for (int i = 0; i + 1 < count; ++i) {
+    tile::wait_copies<0>();
+    tile::fence_async_shared();
+    __syncthreads();
+    // In the place of tile i - 1, which everybody has left.
+    if (i + 2 < count) fetch((i + 2) * kKeys, (i + 2) % kStages);
+    tile::commit_copies();
+    tile::wgmma_fence(s, o, p);
+    logits(i + 1);
+    values(i);
+    tile::wgmma_wait<1>();
+    tile::wgmma_fence(s);
+    soften_tile(i + 1);
+    tile::wgmma_wait<0>();
     tile::wgmma_fence(o, p);
-    tile::multiply(o, p, tile::along_rows(shared.v[stage]), true);
-    tile::wgmma_commit();
+#pragma unroll
+    for (int x = 0; x < o.kSize; ++x) o.x[x] *= factor[x / 2 % 2];
+    tile::round_to_operand(p, s);
+  }
+  if (count > 0) {
+    tile::wgmma_fence(o, p);
+    values(count - 1);
     tile::wgmma_wait<0>();
     tile::wgmma_fence(o);
-    __syncthreads();
-    stage ^= 1;
   }
   tile::wait_copies<0>();
 #pragma unroll
