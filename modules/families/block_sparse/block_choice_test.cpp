@@ -120,9 +120,7 @@ std::vector<double> naive_scores(const Case& c, const Tensor& q, const Tensor& k
 }
 
 // Then a stable sort.
-std::vector<std::int32_t> naive(const Case& c, const Tensor& q, const Tensor& k, std::int64_t first_key,
-                                std::int64_t row, std::int64_t position, std::int64_t list) {
-  const std::vector<double> score = naive_scores(c, q, k, first_key, row, position, list);
+std::vector<std::int32_t> naive(const Case& c, const std::vector<double>& score, std::int64_t position) {
   const std::int64_t own = position / c.rule.block;
   std::vector<std::int32_t> order;
   for (std::int64_t j = 0; j <= own; ++j) order.push_back(static_cast<std::int32_t>(j));
@@ -164,7 +162,8 @@ TEST(BlockChoice, IsThatOfPlainLoops) {
         for (std::int64_t list = 0; list < lists; ++list) {
           const std::int32_t* chosen = idx.data<std::int32_t>() + (t * lists + list) * c.rule.slots();
           ASSERT_EQ(std::vector<std::int32_t>(chosen, chosen + c.rule.slots()),
-                    naive(c, q, k, rows[static_cast<std::size_t>(n)], t, t - documents->begin(n), list))
+                    naive(c, naive_scores(c, q, k, rows[static_cast<std::size_t>(n)], t, t - documents->begin(n), list),
+                          t - documents->begin(n)))
               << "case " << i << ", document " << n << ", position " << t - documents->begin(n);
         }
       }
@@ -262,8 +261,8 @@ TEST(BlockChoiceGpu, IsThatOfPlainLoops) {
           const std::int64_t position = t - documents->begin(n);
           for (std::int64_t list = 0; list < lists; ++list) {
             SCOPED_TRACE(fmt::format("document {} position {} list {}", n, position, list));
-            const bool same = expect_good_choice(c, naive_scores(c, q, k, first_key, t, position, list),
-                                                 naive(c, q, k, first_key, t, position, list),
+            const std::vector<double> score = naive_scores(c, q, k, first_key, t, position, list);
+            const bool same = expect_good_choice(c, score, naive(c, score, position),
                                                  idx.data<std::int32_t>() + (t * lists + list) * slots, slots);
             if (HasFailure()) return;
             others += same ? 0 : 1;

@@ -47,17 +47,6 @@ __device__ inline void find_slopes(tile::Accumulator<kListRows>& s, tile::Accumu
   }
 }
 
-// Two neighbouring channels of a gradient.
-__device__ inline void put_pair(bf16* to, float x, float y, Write write) {
-  auto* const at = reinterpret_cast<std::uint32_t*>(to);
-  if (write == Write::accumulate) {
-    const float2 before = tile::unpack(*at);
-    x += before.x;
-    y += before.y;
-  }
-  *at = tile::pack(x, y);
-}
-
 template <int D>
 __device__ void store_sums(const BackwardArguments& a, const KeyWork& w, const tile::Accumulator<D>& sum, float factor,
                            void* target, Write write, int part_column) {

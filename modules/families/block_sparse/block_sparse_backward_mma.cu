@@ -207,17 +207,6 @@ __device__ void add_list_rows(KeyState<D>& state, const KeyStage<D>& stage, int 
   }
 }
 
-// Two neighbouring channels.
-__device__ inline void put_pair(bf16* to, float x, float y, Write write) {
-  auto* const at = reinterpret_cast<std::uint32_t*>(to);
-  if (write == Write::accumulate) {
-    const float2 before = tile::unpack(*at);
-    x += before.x;
-    y += before.y;
-  }
-  *at = tile::pack(x, y);
-}
-
 // Rows g and g + 8 of a sum of 16 keys, of which `count` are there.
 template <int D>
 __device__ void store_keys(const BackwardArguments& a, const KeyWork& w, const tile::FragmentC (&sum)[D / 8], int first,

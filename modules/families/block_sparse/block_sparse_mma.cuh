@@ -120,6 +120,17 @@ __device__ inline void store_row(bf16* row, const tile::FragmentC (&sum)[D / 8],
   }
 }
 
+// Two neighbouring channels of a gradient.
+__device__ inline void put_pair(bf16* to, float x, float y, Write write) {
+  auto* const at = reinterpret_cast<std::uint32_t*>(to);
+  if (write == Write::accumulate) {
+    const float2 before = tile::unpack(*at);
+    x += before.x;
+    y += before.y;
+  }
+  *at = tile::pack(x, y);
+}
+
 inline constexpr int kBundleRows = 16;
 
 // The rows of a warp: as many neighbouring queries as fit with the R heads that share a list, or up to 16 heads of one

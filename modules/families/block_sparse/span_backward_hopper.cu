@@ -104,10 +104,8 @@ __global__ void __launch_bounds__(kSpanThreads, 1) span_query_kernel(const Backw
     for (int i = 0; i < dq.kSize; i += 2) {
       const int r = rows[i / 2 % 2];
       if (!t.valid(r)) continue;
-      auto* const at = reinterpret_cast<std::uint32_t*>(static_cast<bf16*>(a.dq) + t.row(H_Q, first_head, r) * D +
-                                                        dq.column(own, i));
-      const float2 before = tile::unpack(*at);
-      *at = tile::pack(before.x + dq.x[i], before.y + dq.x[i + 1]);
+      put_pair(static_cast<bf16*>(a.dq) + t.row(H_Q, first_head, r) * D + dq.column(own, i), dq.x[i], dq.x[i + 1],
+               Write::accumulate);
     }
     return;
   }
