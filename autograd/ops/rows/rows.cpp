@@ -45,6 +45,8 @@ struct TakeRowsSaved {
       args.ends[i] = ends[i];
       if (i >= count) continue;
       const GradTarget target = pass.target(i);
+      WEFT_CHECK(!target.wanted() || target.tensor.dtype() == dy.dtype(), "take_rows: a source with a gradient of {}",
+                 name_of(target.tensor.dtype()));
       targets[i] = target.tensor;
       args.dsources[i] = target.raw();
       args.write[i] = target.write;

@@ -157,7 +157,7 @@ ShortAttention::ShortAttention(const ParameterScope& scope, const Config& config
   q_norm_w_ = &scope.declare("q_norm_w", {c_.head_dim}, ParameterKind::vector, Init::constant(1.0));
   k_norm_w_ = &scope.declare("k_norm_w", {c_.head_dim}, ParameterKind::vector, Init::constant(1.0));
   if (c_.persistent > 0) {
-    persistent_ = &scope.declare("persistent", {c_.persistent, width}, ParameterKind::embedding, Init::normal(0.02));
+    persistent_ = &scope.declare("persistent", {c_.persistent, width}, ParameterKind::vector, Init::normal(0.02));
   }
 }
 
@@ -171,6 +171,11 @@ Var ShortAttention::forward(Tape& tape, const Var& rows, const DocumentsPtr& doc
   const Var q = turned(*wq_, *q_norm_w_), k = turned(*wk_, *k_norm_w_), v = heads(*wv_);
   if (cache == nullptr) return attention(tape, q, k, v, {}, documents, options_);
   return Tape::constant(attention_cached(tape, q.value, k.value, v.value, {}, *documents, options_, *cache));
+}
+
+// Kept in f32, whose gradient is one too: rows taken from it have the type of the others.
+Var ShortAttention::persistent(Tape& tape, DType activations) const {
+  return cast(tape, tape.parameter(*persistent_), activations);
 }
 
 Var ShortAttention::with_persistent(Tape& tape, const Var& x, const DocumentsPtr& documents,
@@ -192,7 +197,7 @@ Var ShortAttention::with_persistent(Tape& tape, const Var& x, const DocumentsPtr
   if (n_p == 0) return forward(tape, x, extended, cache);
   const auto insert = std::make_shared<const RowMap>(std::move(in), n_p + x.dim(0));
   const auto remove = std::make_shared<const RowMap>(std::move(out), rows);
-  const Var o = forward(tape, take_rows(tape, {persistent(tape), x}, insert), extended, cache);
+  const Var o = forward(tape, take_rows(tape, {persistent(tape, x.dtype()), x}, insert), extended, cache);
   return take_rows(tape, {o}, remove);
 }
 

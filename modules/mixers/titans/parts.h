@@ -82,7 +82,8 @@ class ShortAttention {
   Var forward(Tape& tape, const Var& rows, const DocumentsPtr& documents, KeyValueCache* cache) const;
   // The same for the tokens x of documents with the persistent tokens before each of them -> [T, H, D].
   Var with_persistent(Tape& tape, const Var& x, const DocumentsPtr& documents, KeyValueCache* cache) const;
-  Var persistent(Tape& tape) const { return tape.parameter(*persistent_); }
+  // [n_p, width] in the type of activations.
+  Var persistent(Tape& tape, DType activations) const;
   KeyValueCache cache(std::int64_t sequences, DType dtype) const;
 
   // For each row: multiply-adds of the projections; numbers kept by the tape without the rows.
@@ -94,7 +95,7 @@ class ShortAttention {
   std::int64_t width_;
   AttentionOptions options_;
   Parameter *wq_, *wk_, *wv_, *q_norm_w_, *k_norm_w_;
-  Parameter* persistent_ = nullptr;  // [n_p, width], null without
+  Parameter* persistent_ = nullptr;  // null without
   RopeTable rope_;
 };
 

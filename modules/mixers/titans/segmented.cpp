@@ -111,8 +111,8 @@ Var SegmentedTitans::attend(Tape& tape, const Var& x, const Var& queries, const 
   }
   const auto count = static_cast<std::int64_t>(in.size());
   const RowMapPtr interleave = map_of(std::move(in), n_p + 2 * T);
-  const Var rows =
-      n_p > 0 ? take_rows(tape, {attention_.persistent(tape), h, x}, interleave) : take_rows(tape, {h, x}, interleave);
+  const Var rows = n_p > 0 ? take_rows(tape, {attention_.persistent(tape, x.dtype()), h, x}, interleave)
+                           : take_rows(tape, {h, x}, interleave);
   const auto documents = std::make_shared<const Documents>(std::move(cu), std::move(pos0));
   const Var o = attention_.forward(tape, rows, documents, cache);
   const Var own = take_rows(tape, {o}, map_of(std::move(out), count));
