@@ -27,7 +27,7 @@ std::size_t backward_workspace(const GatedLinearBackward& args);
 
 namespace walk {
 // Tokens that one block takes from the state before them to the state after them.
-inline constexpr std::int64_t kSegment = 512;
+inline constexpr std::int64_t kSegment = 1024;
 bool serves(const GatedLinearProblem& p);
 void forward(const GatedLinearForward& args, const Launch& launch);
 void backward(const GatedLinearBackward& args, const Launch& launch);

@@ -96,7 +96,7 @@ std::vector<CudaCase> sweep(std::int64_t narrow, std::int64_t wide) {
     cases.push_back({.lengths = kLengths, .kind = kind, .d_k = wide, .d_v = narrow});
     cases.push_back({.lengths = kLengths, .kind = kind, .d_k = narrow, .d_v = wide, .initial_state = false});
     cases.push_back({.lengths = kLengths, .kind = kind, .d_k = wide, .d_v = wide, .final_gradient = false});
-    cases.push_back({.lengths = {1200, 700},
+    cases.push_back({.lengths = {2300, 700},
                      .kind = kind,
                      .H = 3,
                      .H_k = 3,
