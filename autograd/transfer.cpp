@@ -45,7 +45,7 @@ constexpr Dispatch<Fill> kFill{.op = "fill",
 
 }  // namespace
 
-void fill_zero(const Tensor& tensor, const Stream& stream) {
+void fill_zero(const Tensor& tensor, [[maybe_unused]] const Stream& stream) {
   if (tensor.device().planned()) return;
   if (tensor.device().is_cpu()) {
     std::memset(tensor.raw(), 0, tensor.nbytes());

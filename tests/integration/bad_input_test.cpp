@@ -50,6 +50,18 @@ TEST_F(BadInput, RecipeValues) {
   expect_recipe_error("data.sequence_length=1", "sequence_length in [data] is 1, but must be at least 2");
 }
 
+// What cannot be had is said before anything is made.
+TEST_F(BadInput, DevicesThatAreNotThere) {
+  expect_error({"train", recipe_, "--set", "run.device=cpu", "--set", "run.precision=bf16"}, 2,
+               "run.precision = \"bf16\" is for GPUs; the CPU computes in fp32: use \"auto\" or \"fp32\"");
+#ifndef WEFT_CUDA
+  expect_error(
+      {"train", recipe_, "--set", "run.device=cuda"}, 2,
+      "run.device = \"cuda\", but this weft was built without CUDA; build it with `cmake --preset cuda`, or use "
+      "\"cpu\"");
+#endif
+}
+
 TEST_F(BadInput, RecipeFiles) {
   expect_error({"train", workspace_ / "missing.toml"}, 2, "there is no recipe FOLDER/missing.toml");
   write_text(workspace_ / "syntax.toml", "[run\nname = \"x\"\n");

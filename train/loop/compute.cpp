@@ -10,31 +10,30 @@ namespace {
 // Device memory that the driver, cuBLAS and recorded graphs need beside the arena.
 constexpr std::size_t kReserve = std::size_t{768} << 20;
 
-bool use_gpu(const RunSection& run, const std::vector<CudaDeviceInfo>& devices, int local_rank, int local_size) {
+bool use_gpu(const RunSection& run, const std::vector<CudaDeviceInfo>& devices, const World& world) {
   if (run.device == DeviceChoice::cpu) return false;
-  if (devices.empty()) {
+  if (world.size() > 1) {
     if (run.device == DeviceChoice::automatic) return false;
+    config_error("run.device = \"cuda\" with {} ranks: this version trains on one GPU; start one rank, or use \"cpu\"",
+                 world.size());
+  }
+  if (!devices.empty()) return true;
+  if (run.device == DeviceChoice::automatic) return false;
 #ifdef WEFT_CUDA
-    config_error("run.device = \"cuda\", but this machine shows no NVIDIA GPU (nvidia-smi lists them); use \"cpu\"");
+  config_error("run.device = \"cuda\", but this machine shows no NVIDIA GPU (nvidia-smi lists them); use \"cpu\"");
 #else
-    config_error(
-        "run.device = \"cuda\", but this weft was built without CUDA; build it with `cmake --preset cuda`, or use "
-        "\"cpu\"");
+  config_error(
+      "run.device = \"cuda\", but this weft was built without CUDA; build it with `cmake --preset cuda`, or use "
+      "\"cpu\"");
 #endif
-  }
-  if (local_rank >= static_cast<int>(devices.size())) {
-    config_error("{} ranks on a machine with {} GPU{}: start at most one rank a GPU", local_size, devices.size(),
-                 devices.size() == 1 ? "" : "s");
-  }
-  return true;
 }
 
 }  // namespace
 
-Compute::Compute(const RunSection& run, int local_rank, int local_size) {
+Compute::Compute(const RunSection& run, const World& world) {
   const std::vector<CudaDeviceInfo> devices =
       run.device == DeviceChoice::cpu ? std::vector<CudaDeviceInfo>{} : cuda_devices();
-  if (!use_gpu(run, devices, local_rank, local_size)) {
+  if (!use_gpu(run, devices, world)) {
     if (run.precision == Precision::bf16) {
       config_error("run.precision = \"bf16\" is for GPUs; the CPU computes in fp32: use \"auto\" or \"fp32\"");
     }
@@ -43,10 +42,10 @@ Compute::Compute(const RunSection& run, int local_rank, int local_size) {
     return;
   }
   place_.dtype = run.precision == Precision::fp32 ? DType::f32 : DType::bf16;
-  stream_.emplace(local_rank);
+  stream_.emplace(0);
   place_.stream = *stream_;
-  place_.lasting = cuda_allocator(local_rank);
-  const CudaDeviceInfo& device = devices[static_cast<std::size_t>(local_rank)];
+  place_.lasting = cuda_allocator(0);
+  const CudaDeviceInfo& device = devices.front();
   description_ = fmt::format("{}, {}", device.name, place_.dtype == DType::f32 ? "fp32" : "bf16");
 }
 

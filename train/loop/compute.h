@@ -6,15 +6,16 @@
 
 #include "autograd/cuda/cuda_memory.h"
 #include "autograd/place.h"
+#include "parallel/launch.h"
 #include "train/recipe/recipe.h"
 
 namespace weft {
 
 class Compute {
  public:
-  // "auto" takes the GPU of this rank's number on its machine if there is one, else the CPU. Error (config) if what the
+  // "auto" takes the first GPU if there is one and the world has one rank, else the CPU. Error (config) if what the
   // recipe asks for is not there, saying what is.
-  Compute(const RunSection& run, int local_rank, int local_size);
+  Compute(const RunSection& run, const World& world);
 
   const Place& place() const { return place_; }
   // Gives steps all device memory that is left when `lasting_bytes` more will last. On the CPU steps have an arena from

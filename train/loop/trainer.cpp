@@ -62,7 +62,7 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
       mesh_(world.shared_communicator(),
             resolve_mesh({.pp = 1, .dp = 0, .cp = static_cast<int>(recipe_.parallel.cp), .tp = 1}, world.size())),
       log_(world.is_root() ? RunLog::Voice::speaks : RunLog::Voice::silent),
-      compute_(recipe_.run, world.local_rank(), world.local_size()),
+      compute_(recipe_.run, world),
       data_(agreed_data(world, recipe_)),
       model_(language_model_config(recipe_, data_->vocabulary())),
       schedule_(schedule_of(recipe_)),
@@ -205,13 +205,14 @@ void Trainer::describe_start() {
   std::string pattern;
   for (const std::string& name : recipe_.model.pattern) pattern += (pattern.empty() ? "" : " ") + name;
   const double parameters = static_cast<double>(model_.parameters().element_count());
-  log_.info(
-      fmt::format("{}: {} parameters, {} layers of width {} ({}), {} tokens a step on {} rank{}{} ({}, "
-                  "{} GFLOP/s matrix rate each)",
-                  recipe_.run.name, short_count(parameters), recipe_.model.layers, recipe_.model.width, pattern,
-                  recipe_.data.batch_tokens, world_.size(), world_.size() == 1 ? "" : "s",
-                  world_.communicator().backend() == Backend::mpi ? " under MPI" : "", compute_.description(),
-                  std::llround(matrix_rate_ / 1e9)));
+  const std::string matrix_rate = matrix_rate_ < 1e12 ? fmt::format("{:.0f} GFLOP/s", matrix_rate_ / 1e9)
+                                                      : fmt::format("{:.0f} TFLOP/s", matrix_rate_ / 1e12);
+  log_.info(fmt::format(
+      "{}: {} parameters, {} layers of width {} ({}), {} tokens a step on {} rank{}{} ({}, "
+      "{} matrix rate each)",
+      recipe_.run.name, short_count(parameters), recipe_.model.layers, recipe_.model.width, pattern,
+      recipe_.data.batch_tokens, world_.size(), world_.size() == 1 ? "" : "s",
+      world_.communicator().backend() == Backend::mpi ? " under MPI" : "", compute_.description(), matrix_rate));
 }
 
 void Trainer::start_metrics() {

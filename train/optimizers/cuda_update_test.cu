@@ -31,7 +31,7 @@ struct Model {
     store.initialise(7, DType::f32);
     if (on_gpu) {
       place = {testing::gpu_stream(), testing::gpu_memory(), testing::gpu_memory(std::size_t{3} << 30)};
-      store.move_to(place.memory, place.stream, compute);
+      store.move_to({.stream = place.stream, .lasting = place.memory, .arena = nullptr, .dtype = compute});
     }
     parameters = store.all();
   }

@@ -200,8 +200,6 @@ TEST(Recipe, RefusesWhatIsNotBuiltIn) {
             "quickstart.toml:27: cp in [parallel] is 2, but this build does not split rows over ranks; use 1");
   EXPECT_EQ(error_of(std::string(kGood) + "[parallel]\nzero = 1\n"),
             "quickstart.toml:27: zero in [parallel] is 1, but this build does not shard optimizer state; use 0");
-  EXPECT_EQ(error_of(edited("seed = 3", "device = \"cuda\"")),
-            "quickstart.toml:3: device = \"cuda\" in [run]: training on CUDA devices is not built in; use \"cpu\"");
 }
 
 TEST(Recipe, MissingKeysAndTables) {

@@ -356,7 +356,8 @@ TEST(LinearCrossEntropyGpu, UnitSeedReachesTheParameterAtOnce) {
     ParameterStore store;
     Parameter& p = store.declare("head", {V, d}, ParameterKind::head, Init::normal(0.5));
     store.initialise(1, DType::f32);
-    store.move_to(testing::gpu_memory(), testing::gpu_stream(), DType::bf16);
+    store.move_to(
+        {.stream = testing::gpu_stream(), .lasting = testing::gpu_memory(), .arena = nullptr, .dtype = DType::bf16});
     std::vector<Tensor> list;
     Tape tape = gpu_tape();
     const Var leaf = tape.leaf(tape.here(x));
