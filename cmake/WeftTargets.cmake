@@ -74,6 +74,8 @@ function(weft_tests)
     list(FILTER sources EXCLUDE REGEX "_mpi_test\\.cpp$")
     if(WEFT_CUDA)
       file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/${folder}/*_test.cu")
+      # They compute references on the CPU, too.
+      set_source_files_properties(${cuda_sources} PROPERTIES COMPILE_OPTIONS "-Xcompiler=-fopenmp")
       list(APPEND sources ${cuda_sources})
     endif()
     if(sources)

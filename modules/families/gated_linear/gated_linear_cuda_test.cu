@@ -261,7 +261,8 @@ TEST_F(GatedLinearGpu, AccumulatesAndLeavesOut) {
     const double unit = dtype == DType::bf16 ? 1.0 / 128 : 1e-6;
     check("dq", added.dq, all.dq, unit), check("dk", added.dk, all.dk, unit), check("dv", added.dv, all.dv, unit);
     check("dg", added.dg, all.dg, 1e-6), check("ds0", added.ds0, all.ds0, 1e-6);
-    for (bool CudaRun::*want :
+    using Want = bool CudaRun::*;
+    for (const Want want :
          {&CudaRun::want_dq, &CudaRun::want_dk, &CudaRun::want_dv, &CudaRun::want_dg, &CudaRun::want_ds0}) {
       CudaRun without;
       without.*want = false;
