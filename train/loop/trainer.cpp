@@ -306,6 +306,7 @@ Trainer::AfterStep Trainer::train_step(const LoadedStep& loaded) {
     log_.warn(fmt::format("step {}: its rows hold no label; nothing to learn from", progress_.step + 1));
     numbers.skipped = true;
   }
+  if (!memory_told_) tell_memory();
   progress_.step += 1;
   progress_.tokens += recipe_.data.batch_tokens;
   progress_.data_step = loaded.step;
@@ -397,6 +398,17 @@ void Trainer::log_step(const StepNumbers& numbers, const LoadedStep& loaded) {
                             row.step, recipe_.run.steps, row.loss, row.lr, row.grad_norm,
                             short_count(row.tokens_per_second), 100.0 * flops_share, short_duration(left)),
                 finished() || progress_.step == 1);
+}
+
+void Trainer::tell_memory() {
+  memory_told_ = true;
+  const Place& place = compute_.place();
+  if (place.on_cpu()) return;
+  constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+  log_.info(
+      fmt::format("GPU memory: {:.2f} GiB for parameters, gradients and optimizer states, {:.2f} GiB at a step's peak",
+                  static_cast<double>(place.lasting->stats().peak_bytes) / kGiB,
+                  static_cast<double>(place.arena->stats().peak_bytes) / kGiB));
 }
 
 // --- between steps ---------------------------------------------------------------------------------------------------

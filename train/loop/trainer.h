@@ -72,6 +72,8 @@ class Trainer {
   void report_nonfinite(const StepNumbers& numbers, const LoadedStep& loaded);
   void log_step(const StepNumbers& numbers, const LoadedStep& loaded);
   void roll_back(std::int64_t bad_data_step);
+  // After the first step on a GPU.
+  void tell_memory();
 
   void validate();
   void save(const char* why);
@@ -114,6 +116,7 @@ class Trainer {
   std::int64_t validated_step_ = -1;
   std::int64_t saved_step_ = -1;
   bool warned_of_cuts_ = false;
+  bool memory_told_ = false;
   int failed_saves_ = 0;  // in a row
   std::chrono::steady_clock::time_point failed_save_at_{};
 };
