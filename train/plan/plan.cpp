@@ -10,6 +10,12 @@
 namespace weft {
 namespace {
 
+#ifdef WEFT_CUDA
+constexpr bool kKnowsGpus = true;  // without CUDA nobody knows what its kernels ask for
+#else
+constexpr bool kKnowsGpus = false;
+#endif
+
 // Address space of a planned device: more than any has.
 constexpr std::size_t kAddresses = std::size_t{1} << 42;
 
@@ -56,18 +62,17 @@ DeviceRates planned_gpu() {
 }
 
 Plan plan_recipe(const Recipe& recipe, std::int64_t vocabulary) {
-  const bool gpu = recipe.run.device != DeviceChoice::cpu;
-#ifndef WEFT_CUDA
-  if (recipe.run.device == DeviceChoice::cuda) {
+  if (recipe.run.device == DeviceChoice::cuda && !kKnowsGpus) {
     config_error("a plan for run.device = \"cuda\" needs a weft that was built with CUDA: `cmake --preset cuda`");
   }
-#endif
+  const bool gpu = recipe.run.device != DeviceChoice::cpu && kKnowsGpus;
   const DType dtype = gpu && recipe.run.precision != Precision::fp32 ? DType::bf16 : DType::f32;
   const Place place = planned_place(gpu ? DeviceKind::cuda : DeviceKind::cpu, dtype);
   LanguageModel model(language_model_config(recipe, vocabulary));
   model.parameters().allocate(place);
 
   Plan plan;
+  plan.on_gpu = gpu;
   plan.device = fmt::format("{}, {}", gpu ? "cuda" : "cpu", name_of(dtype));
   plan.parameters = model.parameters().element_count();
   plan.micro_batch_tokens = rows_per_micro_batch(recipe) * recipe.data.sequence_length;

@@ -21,6 +21,7 @@ struct PlannedPart {
 // Of one rank.
 struct Plan {
   std::string device;  // "cuda, bf16"
+  bool on_gpu = false;
   std::int64_t parameters = 0;
   std::int64_t micro_batch_tokens = 0;
   std::int64_t micro_batches = 0;  // of a step

@@ -34,6 +34,7 @@ void print(const Plan& plan, const DeviceRates& rates) {
   for (const PlannedPart& part : plan.memory) fmt::print("  {:<32} {:8.2f} GiB\n", part.name, gib(part.bytes));
   fmt::print("  {:<32} {:8.2f} GiB\n", "memory in all", gib(plan.total_bytes));
   fmt::print("  {:<32} {:8.1f} TFLOP\n", "work of a step", plan.flops / 1e12);
+  if (!plan.on_gpu) return;
   fmt::print("  {:<32} {:8.1f} ms at {:.0f} TFLOP/s\n", "in matrix products", plan.matrix_seconds * 1e3,
              rates.matrix_flops / 1e12);
   fmt::print("  {:<32} {:8.1f} ms at {:.1f} TB/s\n", "in memory", plan.memory_seconds * 1e3, rates.bandwidth / 1e12);
@@ -52,7 +53,7 @@ void run_plan(const PlanArguments& arguments) {
   } else {
     print(plan, rates);
   }
-  if (recipe.run.device == DeviceChoice::cpu || plan.total_bytes <= rates.memory) return;
+  if (!plan.on_gpu || plan.total_bytes <= rates.memory) return;
   std::string largest;
   for (std::size_t i = 0; i < 2; ++i) {
     largest += fmt::format("{}{} {:.1f} GiB", i == 0 ? "" : ", ", plan.memory[i].name, gib(plan.memory[i].bytes));
