@@ -5,7 +5,7 @@
 #include "autograd/check.h"
 
 #ifdef WEFT_CUDA
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #endif
 
 namespace weft {

@@ -7,7 +7,7 @@
 #include "autograd/parallel_for.h"
 
 #ifdef WEFT_CUDA
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #endif
 
 namespace weft {

@@ -1,4 +1,4 @@
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/transfer.h"
 
 namespace weft {

@@ -1,5 +1,5 @@
 #include "autograd/check.h"
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_graph.h"
 
 namespace weft {

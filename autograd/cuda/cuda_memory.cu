@@ -5,7 +5,7 @@
 #include <unordered_map>
 
 #include "autograd/check.h"
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_memory.h"
 
 namespace weft {

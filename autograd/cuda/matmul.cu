@@ -4,7 +4,7 @@
 #include <map>
 #include <mutex>
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/matmul.h"
 
 namespace weft {

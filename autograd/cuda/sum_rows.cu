@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/sum_rows.h"
 
 namespace weft {

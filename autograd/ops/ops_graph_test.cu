@@ -1,5 +1,5 @@
 // A step of small operations, captured in a CUDA graph, gives the bits of the step that was launched kernel by kernel.
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_memory.h"
 #include "autograd/ops/decay_gate/decay_gate.h"
 #include "autograd/ops/embedding/embedding.h"

@@ -2,8 +2,8 @@
 #include <gtest/gtest.h>
 
 #include "autograd/cuda/cuda_memory.h"
-#include "autograd/cuda/kernel_timer.h"
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/kernel_timer.cuh"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/documents.h"
 #include "autograd/ops/activation/activation.h"
 #include "autograd/ops/cast/cast.h"

@@ -1,7 +1,7 @@
 #include <cuda_runtime_api.h>
 
 #include "autograd/check.h"
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/tile/tensor_map.cuh"
 
 namespace weft::tile {

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/tile/numeric.cuh"
 
 namespace weft::tile {

@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
-#include "autograd/cuda/cuda_check.h"
-#include "autograd/cuda/pack.h"
+#include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/pack.cuh"
 
 namespace weft {
 

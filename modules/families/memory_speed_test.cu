@@ -1,7 +1,7 @@
 // How long the memories that train while they read take on a GPU: T = 8192 tokens, 16 heads of 64, bf16.
 #include <algorithm>
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_memory.h"
 #include "modules/families/fast_weights/fast_weights.h"
 #include "modules/families/titans_memory/titans_memory.h"

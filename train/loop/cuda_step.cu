@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_memory.h"
 #include "autograd/cuda/matmul.h"
 #include "autograd/philox.h"

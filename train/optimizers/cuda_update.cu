@@ -3,7 +3,7 @@
 #include <cstring>
 #include <map>
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/matmul.h"
 #include "autograd/transfer.h"
 #include "train/optimizers/adamw.h"

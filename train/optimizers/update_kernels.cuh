@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "autograd/cuda/pack.h"
+#include "autograd/cuda/pack.cuh"
 #include "train/optimizers/adamw.h"
 #include "train/optimizers/muon.h"
 

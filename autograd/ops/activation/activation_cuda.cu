@@ -1,6 +1,6 @@
 // CUDA kernels of activation.h.
-#include "autograd/cuda/functions.h"
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/functions.cuh"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/ops/activation/activation.h"
 
 namespace weft {

@@ -1,5 +1,5 @@
 // CUDA kernel of cast.h.
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/ops/cast/cast.h"
 
 namespace weft {

@@ -1,5 +1,5 @@
 // CUDA kernels of columns.h: one launch for each part.
-#include "autograd/cuda/map_rows.h"
+#include "autograd/cuda/map_rows.cuh"
 #include "autograd/ops/columns/columns.h"
 
 namespace weft {

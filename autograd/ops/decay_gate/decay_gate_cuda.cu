@@ -1,7 +1,7 @@
 // CUDA kernels of decay_gate.h. C = H W channels of a token.
-#include "autograd/cuda/functions.h"
-#include "autograd/cuda/map_rows.h"
-#include "autograd/cuda/row_reduce.h"
+#include "autograd/cuda/functions.cuh"
+#include "autograd/cuda/map_rows.cuh"
+#include "autograd/cuda/row_reduce.cuh"
 #include "autograd/ops/decay_gate/decay_gate.h"
 
 namespace weft {

@@ -1,7 +1,7 @@
 // CUDA kernels of elementwise.h.
-#include "autograd/cuda/map_cuda.h"
-#include "autograd/cuda/map_rows.h"
-#include "autograd/cuda/row_reduce.h"
+#include "autograd/cuda/map_cuda.cuh"
+#include "autograd/cuda/map_rows.cuh"
+#include "autograd/cuda/row_reduce.cuh"
 #include "autograd/ops/elementwise/elementwise.h"
 
 namespace weft {

@@ -6,9 +6,9 @@
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 
-#include "autograd/cuda/map_cuda.h"
-#include "autograd/cuda/map_rows.h"
-#include "autograd/cuda/row_tile.h"
+#include "autograd/cuda/map_cuda.cuh"
+#include "autograd/cuda/map_rows.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/embedding/embedding.h"
 
 namespace weft {

@@ -1,6 +1,6 @@
 // CUDA kernels of feature_map.h. The backward forms features again from x, in fp32, where the CPU reads them.
-#include "autograd/cuda/map_cuda.h"
-#include "autograd/cuda/row_tile.h"
+#include "autograd/cuda/map_cuda.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/feature_map/feature_map.h"
 
 namespace weft {

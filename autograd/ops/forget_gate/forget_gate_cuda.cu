@@ -1,6 +1,6 @@
 // CUDA kernels of forget_gate.h.
-#include "autograd/cuda/functions.h"
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/functions.cuh"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/ops/forget_gate/forget_gate.h"
 
 namespace weft {

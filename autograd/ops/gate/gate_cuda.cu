@@ -1,8 +1,8 @@
 // CUDA kernels of gate.h.
-#include "autograd/cuda/functions.h"
-#include "autograd/cuda/map_cuda.h"
-#include "autograd/cuda/map_rows.h"
-#include "autograd/cuda/row_tile.h"
+#include "autograd/cuda/functions.cuh"
+#include "autograd/cuda/map_cuda.cuh"
+#include "autograd/cuda/map_rows.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/gate/gate.h"
 
 namespace weft {

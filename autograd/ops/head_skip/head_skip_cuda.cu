@@ -1,6 +1,6 @@
 // CUDA kernels of head_skip.h.
-#include "autograd/cuda/map_rows.h"
-#include "autograd/cuda/row_reduce.h"
+#include "autograd/cuda/map_rows.cuh"
+#include "autograd/cuda/row_reduce.cuh"
 #include "autograd/ops/head_skip/head_skip.h"
 
 namespace weft {

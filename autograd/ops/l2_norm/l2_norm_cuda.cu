@@ -1,5 +1,5 @@
 // CUDA kernels of l2_norm.h: one pass over the rows, held in registers.
-#include "autograd/cuda/row_tile.h"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/l2_norm/l2_norm.h"
 
 namespace weft {

@@ -1,5 +1,5 @@
 // CUDA launchers of linear.h: three products, and a sum over rows for the bias.
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/matmul.h"
 #include "autograd/cuda/sum_rows.h"
 #include "autograd/ops/linear/linear.h"

@@ -6,7 +6,7 @@
 // their number is known on the device only.
 #include <algorithm>
 
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/matmul.h"
 #include "autograd/ops/linear_cross_entropy/linear_cross_entropy.h"
 #include "autograd/tile/reduce.cuh"

@@ -1,6 +1,6 @@
 // CUDA kernels of lrpe.h. C = H D channels of a token.
-#include "autograd/cuda/map_rows.h"
-#include "autograd/cuda/row_reduce.h"
+#include "autograd/cuda/map_rows.cuh"
+#include "autograd/cuda/row_reduce.cuh"
 #include "autograd/ops/lrpe/lrpe.h"
 
 namespace weft {

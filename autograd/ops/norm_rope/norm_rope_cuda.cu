@@ -2,9 +2,9 @@
 // it turns with. They take a few heads of one token at a time, which share their angles.
 #include <algorithm>
 
-#include "autograd/cuda/map_cuda.h"
-#include "autograd/cuda/row_reduce.h"
-#include "autograd/cuda/row_tile.h"
+#include "autograd/cuda/map_cuda.cuh"
+#include "autograd/cuda/row_reduce.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/norm_rope/norm_rope.h"
 #include "autograd/ops/rope/rope_angles.cuh"
 

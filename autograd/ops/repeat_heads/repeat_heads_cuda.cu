@@ -1,5 +1,5 @@
 // CUDA kernels of repeat_heads.h.
-#include "autograd/cuda/map_rows.h"
+#include "autograd/cuda/map_rows.cuh"
 #include "autograd/ops/repeat_heads/repeat_heads.h"
 
 namespace weft {

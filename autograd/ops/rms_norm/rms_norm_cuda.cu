@@ -1,6 +1,6 @@
 // CUDA kernels of rms_norm.h: one pass over the rows, held in registers.
-#include "autograd/cuda/row_reduce.h"
-#include "autograd/cuda/row_tile.h"
+#include "autograd/cuda/row_reduce.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/rms_norm/rms_norm.h"
 
 namespace weft {

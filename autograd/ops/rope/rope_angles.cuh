@@ -1,7 +1,7 @@
 // The angles of a token in a kernel.
 #pragma once
 
-#include "autograd/cuda/pack.h"
+#include "autograd/cuda/pack.cuh"
 #include "autograd/ops/rope/rope.h"
 
 namespace weft {

@@ -1,8 +1,8 @@
 // CUDA kernel of rope.h. A thread turns one pack of channel pairs of several heads by the same angles, which it makes
 // from the two levels of the table: no angle is read from device memory.
-#include "autograd/cuda/map_cuda.h"
-#include "autograd/cuda/map_rows.h"
-#include "autograd/cuda/row_tile.h"
+#include "autograd/cuda/map_cuda.cuh"
+#include "autograd/cuda/map_rows.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/rope/rope_angles.cuh"
 
 namespace weft {

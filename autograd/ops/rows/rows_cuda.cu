@@ -1,5 +1,5 @@
 // CUDA kernels of rows.h.
-#include "autograd/cuda/map_rows.h"
+#include "autograd/cuda/map_rows.cuh"
 #include "autograd/ops/rows/rows.h"
 
 namespace weft {

@@ -1,10 +1,10 @@
 // CUDA kernels of short_conv.h. A thread walks the tokens of a block of one document for a few neighbouring channels,
 // with the last inputs in registers; x is read once. Kernels for kTaps taps serve any smaller number: the taps that are
 // not there come first and are left out.
-#include "autograd/cuda/functions.h"
-#include "autograd/cuda/map_cuda.h"
-#include "autograd/cuda/row_reduce.h"
-#include "autograd/cuda/row_tile.h"
+#include "autograd/cuda/functions.cuh"
+#include "autograd/cuda/map_cuda.cuh"
+#include "autograd/cuda/row_reduce.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/short_conv/short_conv.h"
 
 namespace weft {

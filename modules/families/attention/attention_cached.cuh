@@ -1,7 +1,7 @@
 // Launchers of attention over cached pages.
 #pragma once
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "modules/families/attention/key_value_cache.h"
 
 namespace weft::attention_cuda {

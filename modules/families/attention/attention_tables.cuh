@@ -1,7 +1,7 @@
 // Makes the tables of attention_work.h in the workspace.
 #pragma once
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "modules/families/attention/attention_work.h"
 
 namespace weft::attention_cuda {

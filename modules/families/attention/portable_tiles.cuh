@@ -4,7 +4,7 @@
 // one row of the other side while scores are made and every 32nd channel while sums are.
 #pragma once
 
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/tile/reduce.cuh"
 #include "modules/families/attention/visibility.cuh"
 

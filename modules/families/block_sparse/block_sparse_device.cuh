@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "autograd/cuda/cuda_check.h"
-#include "autograd/cuda/map_cuda.h"
-#include "autograd/cuda/pack.h"
+#include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/map_cuda.cuh"
+#include "autograd/cuda/pack.cuh"
 #include "autograd/tile/reduce.cuh"
 #include "modules/families/block_sparse/block_sparse_attention.h"
 

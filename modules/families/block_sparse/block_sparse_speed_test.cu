@@ -5,7 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "autograd/cuda/cuda_memory.h"
-#include "autograd/cuda/pack.h"
+#include "autograd/cuda/pack.cuh"
 #include "autograd/transfer.h"
 #include "modules/families/block_sparse/block_choice.h"
 #include "modules/families/block_sparse/compression.h"

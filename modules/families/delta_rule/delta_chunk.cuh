@@ -1,8 +1,8 @@
 // One chunk of one value head as the CUDA kernels of the delta rule see it.
 #pragma once
 
-#include "autograd/cuda/cuda_check.h"
-#include "autograd/cuda/pack.h"
+#include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/pack.cuh"
 #include "modules/families/delta_rule/delta_rule_cuda.h"
 
 namespace weft {

@@ -1,7 +1,7 @@
 // One token of each sequence on CUDA: the state is read and written once, in place.
 //
 // A block has the value columns of one head, one for each thread and quarter of the key channels; fp32.
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "modules/families/delta_rule/delta_rule_cuda.h"
 
 namespace weft {

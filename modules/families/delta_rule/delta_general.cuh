@@ -5,8 +5,8 @@
 #pragma once
 
 #include "autograd/carver.h"
-#include "autograd/cuda/cuda_check.h"
-#include "autograd/cuda/pack.h"
+#include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/pack.cuh"
 #include "modules/families/delta_rule/delta_chunk.cuh"
 
 namespace weft::delta_general {

@@ -3,7 +3,7 @@
 // pairs and walk:  P, B, the entry states and prediction errors again, as forwards.
 // retreat:         the gradient of the states, in delta_general_retreat.cu.
 // gradients:       parallel over chunks and key heads, what needs all value columns.
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/tile/reduce.cuh"
 #include "modules/families/delta_rule/delta_general.cuh"
 

@@ -3,7 +3,7 @@
 // pairs: parallel over chunks and value heads, what the rows of a chunk are to each other: P and B.
 // walk:  parallel over documents, heads and blocks of value columns, in order over chunks: outputs and states.
 #include "autograd/carver.h"
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "modules/families/delta_rule/delta_general.cuh"
 
 namespace weft {

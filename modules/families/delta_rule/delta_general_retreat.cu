@@ -1,6 +1,6 @@
 // The gradient of the states of the delta rule on CUDA for any widths, in fp32: in reverse order of the chunks, blocks
 // as in the walk forwards.
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "modules/families/delta_rule/delta_general.cuh"
 
 namespace weft::delta_general {

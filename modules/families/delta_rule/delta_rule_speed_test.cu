@@ -6,7 +6,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_memory.h"
 #include "autograd/transfer.h"
 #include "modules/families/delta_rule/delta_tensor.cuh"

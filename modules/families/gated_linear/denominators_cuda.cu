@@ -1,7 +1,7 @@
 // CUDA kernels of denominators.h: a warp for each row, fp32 arithmetic on bf16 or f32 elements.
 #include <cuda_bf16.h>
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "modules/families/gated_linear/denominators.h"
 
 namespace weft {

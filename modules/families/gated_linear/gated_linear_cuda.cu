@@ -1,7 +1,7 @@
 // Launchers of gated_linear.h on CUDA: the choice of kernels, and the decoding step.
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
-#include "modules/families/gated_linear/gated_linear_device.h"
+#include "modules/families/gated_linear/gated_linear_device.cuh"
 
 namespace weft {
 namespace {

@@ -2,7 +2,7 @@
 #include <memory>
 
 #include "autograd/cuda/cuda_devices.h"
-#include "modules/families/gated_linear/gated_linear_cuda_cases.h"
+#include "modules/families/gated_linear/gated_linear_cuda_cases.cuh"
 
 namespace weft::testing {
 namespace {

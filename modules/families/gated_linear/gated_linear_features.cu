@@ -1,7 +1,7 @@
-// Kernels of gated_linear_features.h: a block for each row, which it keeps in shared memory.
+// Kernels of gated_linear_features.cuh: a block for each row, which it keeps in shared memory.
 //
 // D width of a row, W of its features.
-#include "modules/families/gated_linear/gated_linear_features.h"
+#include "modules/families/gated_linear/gated_linear_features.cuh"
 
 namespace weft {
 namespace {

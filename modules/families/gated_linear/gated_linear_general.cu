@@ -5,10 +5,10 @@
 // c chunk of the table, h head, i, j tokens of the chunk (n of them), x key channel, y value channel. G_i is the
 // inclusive sum of the log decays of the chunk, in fp64 because one fast gate makes sums large whose differences are
 // small.
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
-#include "modules/families/gated_linear/gated_linear_device.h"
-#include "modules/families/gated_linear/gated_linear_features.h"
+#include "modules/families/gated_linear/gated_linear_device.cuh"
+#include "modules/families/gated_linear/gated_linear_features.cuh"
 
 namespace weft::general {
 namespace {

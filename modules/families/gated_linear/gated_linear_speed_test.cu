@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 #include <random>
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
 #include "tests/support/gpu.h"
 

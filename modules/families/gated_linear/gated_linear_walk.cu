@@ -1,8 +1,8 @@
 // Launchers of gated_linear_walk.cuh: the recurrence and its gradients as walks over three of its tensors, and the
 // gradient of decays per token from what the walks sum up on their way.
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
-#include "modules/families/gated_linear/gated_linear_features.h"
+#include "modules/families/gated_linear/gated_linear_features.cuh"
 #include "modules/families/gated_linear/gated_linear_walk.cuh"
 
 namespace weft::walk {

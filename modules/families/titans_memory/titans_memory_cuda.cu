@@ -1,4 +1,4 @@
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "modules/families/titans_memory/titans_chunk.cuh"
 
 namespace weft {

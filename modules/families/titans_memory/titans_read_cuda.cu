@@ -2,7 +2,7 @@
 // kLines-th tile of the row; with a state, the tiles of one document.
 //
 // P numbers of a memory; T: element type of the tokens' tensors.
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "modules/families/gelu.cuh"
 #include "modules/families/memory_walk.cuh"
 #include "modules/families/titans_memory/titans_memory.h"

@@ -1,4 +1,4 @@
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "modules/families/memory_walk.cuh"
 #include "modules/families/ttt/ttt_batch.cuh"
 

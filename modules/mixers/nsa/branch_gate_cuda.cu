@@ -1,5 +1,5 @@
 // CUDA kernels of branch_gate.h: a warp for each row, in packs of 4 where rows allow it.
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/map_cuda.cuh"
 #include "autograd/tile/reduce.cuh"
 #include "modules/mixers/nsa/branch_gate.h"
 

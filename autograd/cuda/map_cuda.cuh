@@ -8,8 +8,8 @@
 #include <cuda/std/tuple>
 #include <utility>
 
-#include "autograd/cuda/cuda_check.h"
-#include "autograd/cuda/pack.h"
+#include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/pack.cuh"
 #include "autograd/dispatch.h"
 
 namespace weft {

@@ -4,8 +4,8 @@
 // Pack p of lane l holds columns (p L + l) kN to (p L + l) kN + kN - 1, so that neighbours read neighbours.
 #pragma once
 
-#include "autograd/cuda/cuda_check.h"
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/map_cuda.cuh"
 
 namespace weft {
 

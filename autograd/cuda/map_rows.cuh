@@ -3,8 +3,8 @@
 // called once for each pack of kN neighbouring elements of R rows of width D.
 #pragma once
 
-#include "autograd/cuda/cuda_check.h"
-#include "autograd/cuda/map_cuda.h"
+#include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/map_cuda.cuh"
 
 namespace weft {
 

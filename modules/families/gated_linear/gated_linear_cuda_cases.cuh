@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "autograd/cuda/cuda_check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/ops/feature_map/feature_map_cpu.h"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
 #include "modules/families/gated_linear/gated_linear_reference.h"

@@ -4,8 +4,8 @@
 // R rows, W = feature_width(map, x.width).
 #pragma once
 
-#include "autograd/cuda/cuda_check.h"
-#include "modules/families/gated_linear/gated_linear_device.h"
+#include "autograd/cuda/cuda_check.cuh"
+#include "modules/families/gated_linear/gated_linear_device.cuh"
 
 namespace weft {
 

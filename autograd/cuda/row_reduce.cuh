@@ -6,8 +6,8 @@
 
 #include <algorithm>
 
-#include "autograd/cuda/cuda_check.h"
-#include "autograd/cuda/pack.h"
+#include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/pack.cuh"
 
 namespace weft {
 
