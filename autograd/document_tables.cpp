@@ -69,6 +69,10 @@ void DocumentTables::upload(void* to, const void* from, std::size_t bytes) {
   WEFT_CUDA_CALL(cudaMemcpyAsync(to, piece, bytes, cudaMemcpyHostToDevice, cuda_stream(stream_)));
 }
 
+void DocumentTables::rewind() {
+  if (staging_ != nullptr) staging_->used = 0;
+}
+
 DocumentTables::Blocks& DocumentTables::add_blocks(std::int32_t block) {
   Blocks blocks;
   blocks.count = tokens_ / block + documents_;
@@ -88,6 +92,7 @@ DocumentTables::DocumentTables(const Stream& stream, std::int64_t tokens, std::i
 }
 DocumentTables::~DocumentTables() = default;
 void DocumentTables::upload(void*, const void*, std::size_t) {}
+void DocumentTables::rewind() {}
 DocumentTables::Blocks& DocumentTables::add_blocks(std::int32_t block) {
   Blocks& blocks = blocks_[block];
   blocks.count = tokens_ / block + documents_;

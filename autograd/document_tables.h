@@ -24,6 +24,9 @@ class DocumentTables {
   // there is room for; documents that are not there are empty ones at its end.
   void load(const Documents& documents);
 
+  // Call it when the stream has done all that was asked of it; otherwise load() waits when its staging memory is full.
+  void rewind();
+
   const std::int32_t* cu_seqlens() const { return cu_seqlens_; }  // [N + 1]
   const std::int32_t* pos0() const { return pos0_; }              // [N]
   const std::int32_t* positions() const { return positions_; }    // [T]

@@ -37,26 +37,35 @@ RowForm row_form(const Batch& batch) {
 
 RowSlot::RowSlot(const RowForm& form, const Place& place)
     : form_(form), place_(place), tables_(std::make_shared<DocumentTables>(place.stream, form.tokens, form.documents)) {
-  const auto allocate = [&](Batch& batch, const std::shared_ptr<Allocator>& memory) {
-    batch.tokens = Tensor({form.tokens}, DType::i32, memory);
-    batch.labels = Tensor({form.tokens}, DType::i32, memory);
-    if (form.weighted) batch.weights = Tensor({form.tokens}, DType::f32, memory);
-  };
-  allocate(pinned_, pinned_allocator());
-  allocate(batch_, place.lasting);
+  batch_ = allocate(place.lasting);
+}
+
+Batch RowSlot::allocate(const std::shared_ptr<Allocator>& memory) const {
+  Batch batch;
+  batch.tokens = Tensor({form_.tokens}, DType::i32, memory);
+  batch.labels = Tensor({form_.tokens}, DType::i32, memory);
+  if (form_.weighted) batch.weights = Tensor({form_.tokens}, DType::f32, memory);
+  return batch;
+}
+
+void RowSlot::rewind() {
+  loads_ = 0;
+  tables_->rewind();
 }
 
 void RowSlot::load(const Batch& batch, std::int64_t vocabulary) {
   WEFT_CHECK(row_form(batch) == form_, "a row of another form");
   check_ids("token", batch.tokens, vocabulary, 0);
   check_ids("label", batch.labels, vocabulary, kIgnoredLabel);
-  const auto stage = [&](const Tensor& host, const Tensor& pinned, const Tensor& device) {
-    pinned.copy_from(host);
-    copy(device, pinned, place_.stream);
+  const auto stage = [&](const Tensor& host, const Tensor& through, const Tensor& device) {
+    through.copy_from(host);
+    copy(device, through, place_.stream);
   };
-  stage(batch.tokens, pinned_.tokens, batch_.tokens);
-  stage(batch.labels, pinned_.labels, batch_.labels);
-  if (form_.weighted) stage(batch.weights, pinned_.weights, batch_.weights);
+  if (loads_ == pinned_.size()) pinned_.push_back(allocate(pinned_allocator()));
+  const Batch& pinned = pinned_[loads_++];
+  stage(batch.tokens, pinned.tokens, batch_.tokens);
+  stage(batch.labels, pinned.labels, batch_.labels);
+  if (form_.weighted) stage(batch.weights, pinned.weights, batch_.weights);
   batch_.documents = padded(*batch.documents, form_);
   tables_->load(*batch_.documents);
   batch_.documents->attach(tables_);

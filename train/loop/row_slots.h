@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "autograd/document_tables.h"
 #include "autograd/place.h"
@@ -23,21 +24,27 @@ struct RowForm {
 };
 RowForm row_form(const Batch& batch);
 
-// Room for one batch of a form. The copies to the device are made from pinned memory, in the order of the stream; a
-// slot must not be loaded again before they are done.
+// Room for one batch of a form. The copies to the device are made from pinned memory, in the order of the stream: each
+// load since the last rewind() has pinned memory of its own, since its copies may wait behind the work of those before.
 class RowSlot {
  public:
   RowSlot(const RowForm& form, const Place& place);
 
   // Error (config) for tokens or labels that the model's vocabulary does not have, naming the first.
   void load(const Batch& batch, std::int64_t vocabulary);
+  // Call it when the stream has done all that was asked of it.
+  void rewind();
   // The batch that was loaded last, in device memory.
   const Batch& batch() const { return batch_; }
 
  private:
   RowForm form_;
   Place place_;
-  Batch pinned_, batch_;
+  Batch allocate(const std::shared_ptr<Allocator>& memory) const;
+
+  std::vector<Batch> pinned_;
+  std::size_t loads_ = 0;  // since rewind()
+  Batch batch_;
   std::shared_ptr<DocumentTables> tables_;
 };
 

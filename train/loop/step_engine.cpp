@@ -21,6 +21,7 @@ void StepEngine::begin(double denominator) {
   done_ = 0;
   denominator_ = denominator;
   if (place_.on_cpu()) return;
+  for (const auto& [form, recording] : recordings_) recording->slot.rewind();  // the last step was waited for
   *pinned_denominator_.data<float>() = static_cast<float>(denominator);
   copy(recorded_denominator_, pinned_denominator_, place_.stream);
 }
