@@ -1,8 +1,6 @@
 #include "autograd/parameter.h"
 
-#include <cmath>
-
-#include "autograd/portable_math.h"
+#include "autograd/initial_values.h"
 #include "autograd/transfer.h"
 
 namespace weft {
@@ -15,33 +13,19 @@ std::uint64_t hash_name(const std::string& name) {
   return h;
 }
 
-double uniform53(std::uint32_t high, std::uint32_t low) {
-  return static_cast<double>(((static_cast<std::uint64_t>(high) << 32) | low) >> 11) * 0x1p-53;
-}
-
-// Element `index` of the sequence `key`: one Philox block gives two 53-bit uniforms.
-double draw(const Init& init, std::uint64_t key, std::uint64_t index) {
-  const PhiloxCounter words = random_block(key, RandomStream::parameter_init, index, 0);
-  const double u = uniform53(words[0], words[1]);
-  switch (init.law) {
-    case Init::Law::constant:
-      return init.a;
-    case Init::Law::normal: {
-      const double v = uniform53(words[2], words[3]);
-      return init.a * std::sqrt(-2.0 * portable_log(1.0 - u)) * portable_cos_2pi(v);
-    }
-    case Init::Law::uniform:
-      return init.a + (init.b - init.a) * u;
-    case Init::Law::log_uniform:
-      return portable_log(init.a + (init.b - init.a) * u);
-    case Init::Law::inverse_softplus_log_uniform: {
-      const double low = portable_log(init.a);
-      const double x = portable_exp(low + (portable_log(init.b) - low) * u);
-      return portable_log(portable_exp(x) - 1.0);
-    }
-  }
-  return 0.0;
-}
+constexpr Dispatch<InitialValues> kDraw{
+    .op = "initial values",
+    .cpu =
+        [](const InitialValues& args, const Launch&) {
+          dispatch_real(args.dtype, "initial values", [&]<class T>() {
+            T* y = static_cast<T*>(args.y);
+#pragma omp parallel for schedule(static)
+            for (std::int64_t i = 0; i < args.N; ++i) {
+              y[i] = static_cast<T>(initial_value(args.init, args.key, static_cast<std::uint64_t>(i)));
+            }
+          });
+        },
+    .cuda = WEFT_ON_CUDA(initial_values_cuda)};
 
 }  // namespace
 
@@ -52,19 +36,18 @@ Parameter& ParameterStore::declare(std::string name, const Shape& shape, Paramet
   return parameters_.back();
 }
 
-void ParameterStore::initialise(std::uint64_t seed, DType dtype) {
-  for (Parameter& p : parameters_) {
-    p.value = Tensor::empty(p.shape, dtype);
-    p.grad = Tensor::zeros(p.shape, dtype);
-    p.master = p.value;
-    const std::uint64_t key = seed ^ hash_name(p.name);
-    dispatch_real(dtype, "parameter initialisation", [&]<class T>() {
-      T* values = p.value.data<T>();
-      const std::int64_t n = p.shape.numel();
-#pragma omp parallel for schedule(static)
-      for (std::int64_t i = 0; i < n; ++i) values[i] = static_cast<T>(draw(p.init, key, static_cast<std::uint64_t>(i)));
-    });
+void ParameterStore::initialise(std::uint64_t seed, const Place& place) {
+  allocate(place);
+  for (const Parameter& p : parameters_) {
+    kDraw({.dtype = p.master.dtype(),
+           .init = p.init,
+           .key = seed ^ hash_name(p.name),
+           .N = p.shape.numel(),
+           .y = p.master.raw()},
+          {.stream = place.stream});
   }
+  zero_gradients(place.stream);
+  take_masters(place.stream);
 }
 
 void ParameterStore::allocate(const Place& place) {
@@ -93,9 +76,7 @@ void ParameterStore::move_to(const Place& place) {
 void ParameterStore::take_masters(const Stream& stream) {
   for (Parameter& p : parameters_) {
     if (p.value.dtype() == p.master.dtype()) continue;
-    const Tensor rounded = to_host(to_host(p.master, stream), p.value.dtype(), {});
-    copy(p.value, rounded, stream);
-    synchronize(stream);  // before the host copy goes
+    convert(p.value, p.master, stream);
   }
 }
 

@@ -55,8 +55,10 @@ struct Parameter {
 class ParameterStore {
  public:
   Parameter& declare(std::string name, const Shape& shape, ParameterKind kind, const Init& init);
-  // Allocates values and zeroed gradients in host memory and draws the initial values.
-  void initialise(std::uint64_t seed, DType dtype);
+  // Allocates at a place, zeroes the gradients and draws the initial values there.
+  void initialise(std::uint64_t seed, const Place& place);
+  // The same in host memory.
+  void initialise(std::uint64_t seed, DType dtype) { initialise(seed, cpu_place(dtype)); }
   // Allocates values, masters and gradients at a place, with undefined content. At a place that computes in bf16,
   // values are bf16 copies of their masters, but for vectors, which stay f32.
   void allocate(const Place& place);

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include "autograd/cuda/cuda_memory.h"
 #include "tests/support/compare.h"
+#include "tests/support/gpu.h"
 
 namespace weft {
 namespace {
@@ -67,6 +69,32 @@ TEST(Parameter, InitialValuesDependOnNeitherOrderNorThreads) {
   // A shorter tensor is the beginning of a longer one: elements do not depend on the shape.
   EXPECT_TRUE(bitwise_equal(initial("a", {9}, Init::normal(1.0)),
                             initial("a", {4, 5}, Init::normal(1.0)).reshape({20}).rows(0, 9)));
+}
+
+// A GPU draws where the parameters live, in the same bits, and rounds the values that it computes with.
+TEST(ParameterGpu, InitialValuesAreThoseOfTheHost) {
+  WEFT_NEEDS_GPU();
+  const auto declare = [](ParameterStore& store) {
+    store.declare("normal", {1031, 517}, ParameterKind::matrix, Init::normal(0.02));
+    store.declare("uniform", {100003}, ParameterKind::convolution, Init::uniform(-0.5, 0.25));
+    store.declare("a_log", {40001}, ParameterKind::vector, Init::log_uniform(1.0, 16.0));
+    store.declare("dt_bias", {40001}, ParameterKind::vector, Init::inverse_softplus_log_uniform(0.001, 0.1));
+    store.declare("norm_w", {77}, ParameterKind::vector, Init::constant(1.5));
+  };
+  ParameterStore host, device;
+  declare(host);
+  declare(device);
+  host.initialise(9, DType::f32);
+  device.initialise(
+      9, {.stream = testing::gpu_stream(), .lasting = cuda_allocator(0), .arena = nullptr, .dtype = DType::bf16});
+  for (const Parameter* p : host.all()) {
+    const Parameter& q = *device.find(p->name);
+    EXPECT_TRUE(bitwise_equal(to_host(q.master, testing::gpu_stream()), p->value)) << p->name;
+    Tensor rounded = Tensor::empty(p->shape, q.value.dtype());
+    rounded.copy_from(p->value);
+    EXPECT_TRUE(bitwise_equal(to_host(q.value, testing::gpu_stream()), rounded)) << p->name;
+    for (const float g : to_host(q.grad, testing::gpu_stream()).span<float>()) ASSERT_EQ(g, 0.0F) << p->name;
+  }
 }
 
 TEST(Parameter, NormalsHaveTheirMoments) {

@@ -30,6 +30,10 @@ constexpr Dispatch<GradientSum> kSum{.op = "gradient sum",
                                          },
                                      .cuda = WEFT_ON_CUDA(gradient_sum_cuda)};
 
+#ifdef WEFT_CUDA
+constexpr Dispatch<Conversion> kConversion{.op = "conversion", .cuda = convert_cuda};
+#endif
+
 constexpr Dispatch<Fill> kFill{.op = "fill",
                                .cpu =
                                    [](const Fill& args, const Launch&) {
@@ -107,6 +111,21 @@ Tensor to_host(const Tensor& tensor, DType dtype, const Stream& stream) {
   Tensor converted = Tensor::empty(host.shape(), dtype);
   converted.copy_from(host);
   return converted;
+}
+
+void convert(const Tensor& to, const Tensor& from, [[maybe_unused]] const Stream& stream) {
+  WEFT_CHECK(to.numel() == from.numel(), "{} rounded into {}", from.shape().str(), to.shape().str());
+  if (to.device().planned()) return;
+  if (to.device().is_cpu()) {
+    to.copy_from(from);
+    return;
+  }
+#ifdef WEFT_CUDA
+  kConversion({.to_dtype = to.dtype(), .from_dtype = from.dtype(), .N = to.numel(), .to = to.raw(), .from = from.raw()},
+              {.stream = stream});
+#else
+  no_cuda("convert");
+#endif
 }
 
 void add_into(const Tensor& to, const Tensor& from, const Stream& stream) {

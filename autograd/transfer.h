@@ -21,6 +21,15 @@ Tensor to_host(const Tensor& tensor, const Stream& stream);
 // The same as another floating type.
 Tensor to_host(const Tensor& tensor, DType dtype, const Stream& stream);
 
+// to = from, rounded to the type of `to`, on one device. On GPUs f32 becomes bf16.
+struct Conversion {
+  DType to_dtype, from_dtype;
+  std::int64_t N;
+  void* to;          // [N]
+  const void* from;  // [N]
+};
+void convert(const Tensor& to, const Tensor& from, const Stream& stream);
+
 // to += from, element by element; `from` has the type of `to` or is bf16 beside f32.
 struct GradientSum {
   DType to_dtype, from_dtype;
@@ -36,6 +45,7 @@ struct Fill {
   double value;
   void* y;  // [N]
 };
+void convert_cuda(const Conversion& args, const Launch& launch);
 void fill_cuda(const Fill& args, const Launch& launch);
 void gradient_sum_cuda(const GradientSum& args, const Launch& launch);
 

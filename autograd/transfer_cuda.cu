@@ -15,6 +15,13 @@ struct Constant {
 
 }  // namespace
 
+void convert_cuda(const Conversion& args, const Launch& launch) {
+  WEFT_CHECK(args.from_dtype == DType::f32 && args.to_dtype == DType::bf16, "{} rounded to {} on CUDA",
+             name_of(args.from_dtype), name_of(args.to_dtype));
+  map_cuda(launch, args.N, map_inputs(static_cast<const float*>(args.from)),
+           map_outputs(map_output(static_cast<bfloat16*>(args.to))), Identity{});
+}
+
 void fill_cuda(const Fill& args, const Launch& launch) {
   dispatch_cuda(args.dtype, "fill", [&]<class T>() {
     map_cuda(launch, args.N, cuda::std::tuple<>{}, map_outputs(map_output(static_cast<T*>(args.y))),

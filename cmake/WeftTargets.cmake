@@ -20,6 +20,9 @@ function(weft_library folder)
     target_link_libraries(${target} PUBLIC ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE})
     if(WEFT_CUDA AND folder STREQUAL "autograd")
       target_compile_definitions(${target} PUBLIC WEFT_CUDA=1)
+      # Kernels that draw initial values call the constexpr generator of the host.
+      set_source_files_properties("${CMAKE_SOURCE_DIR}/autograd/initial_values_cuda.cu" PROPERTIES COMPILE_OPTIONS
+        "--expt-relaxed-constexpr")
       target_link_libraries(${target} PUBLIC CUDA::cudart PRIVATE CUDA::cublasLt)
     endif()
   else()

@@ -39,10 +39,6 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config
               : &root.declare("head", {config.vocabulary, config.width}, ParameterKind::head, Init::normal(0.02));
 }
 
-void LanguageModel::initialise(std::uint64_t seed, DType dtype) {
-  parameters_.initialise(seed, dtype);
-}
-
 Var LanguageModel::forward(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState* state,
                            const ActivationProbe& probe) {
   ResidualStream stream{embedding(tape, tokens, tape.parameter(*embedding_)), {}};

@@ -54,8 +54,9 @@ class LanguageModel {
  public:
   explicit LanguageModel(const LanguageModelConfig& config);
 
-  // Allocates the parameters and draws their first values.
-  void initialise(std::uint64_t seed, DType dtype);
+  // Allocates the parameters and draws their first values: at a place, or in host memory.
+  void initialise(std::uint64_t seed, const Place& place) { parameters_.initialise(seed, place); }
+  void initialise(std::uint64_t seed, DType dtype) { parameters_.initialise(seed, dtype); }
 
   // tokens i32 [T] -> final normalised hidden states [T, d].
   Var forward(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState* state = nullptr,

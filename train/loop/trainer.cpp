@@ -73,8 +73,7 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
     log_.open_file((folder_ / "log.txt").string());
   }
   const Place& place = compute_.place();
-  model_.initialise(static_cast<std::uint64_t>(recipe_.run.seed), DType::f32);
-  if (!place.on_cpu()) model_.parameters().move_to(place);
+  model_.initialise(static_cast<std::uint64_t>(recipe_.run.seed), place);
   const OptimizerOptions optimizer = optimizer_options(recipe_);
   std::int64_t state_bytes = 0;
   for (const ParameterPlan& plan : plan_parameters(model_.parameters().all(), optimizer)) {
