@@ -110,12 +110,6 @@ std::size_t Placement::give(Offset offset) {
   return bytes;
 }
 
-std::size_t Placement::largest_gap() const {
-  std::size_t largest = 0;
-  for (const auto& [offset, extent] : free_) largest = std::max(largest, extent);
-  return largest;
-}
-
 Arena::Arena(std::size_t capacity_bytes, Hygiene hygiene) : hygiene_(hygiene), placement_(round_up(capacity_bytes)) {
   void* region =
       mmap(nullptr, placement_.capacity(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

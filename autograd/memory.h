@@ -51,7 +51,6 @@ class Placement {
   std::size_t give(Offset offset);
   // Of a block in use.
   std::size_t size(Offset offset) const { return used_.at(offset); }
-  std::size_t largest_gap() const;
 
  private:
   std::size_t capacity_;

@@ -4,11 +4,11 @@
 #include <fstream>
 #include <gtest/gtest.h>
 #include <random>
-#include <sys/mount.h>
 #include <thread>
 #include <unistd.h>
 
 #include "tests/integration/program.h"
+#include "tests/support/small_filesystem.h"
 
 namespace weft::testing {
 namespace {
@@ -133,28 +133,22 @@ TEST_F(Resume, ADamagedCheckpointIsFoundAndTheOneBeforeUsed) {
 
 // A small file system that fills up: saves fail, training goes on and says so; when there is room again, it saves.
 TEST_F(Resume, AFullDiskDoesNotStopTraining) {
-  const fs::path disk = workspace_ / "disk";
-  fs::create_directory(disk);
-  if (mount("tmpfs", disk.c_str(), "tmpfs", 0, "size=1200m") != 0) {
-    GTEST_SKIP() << "mounting a tmpfs takes privileges that this process has not";
-  }
-  {
-    const std::string recipe = make_recipe(workspace_, "full", 60, "[checkpoint]\nevery = 20\n");
-    std::ofstream(disk / "ballast") << "";
-    // Saves want a gigabyte to spare.
-    EXPECT_EQ(run_program({"fallocate", "-l", "300m", (disk / "ballast").string()}).exit_code, 0);
-    const fs::path run = disk / "full";
-    Program program({WEFT_PROGRAM, "train", recipe, "--set", "run.out=" + disk.string()});
-    wait_for_rows(program, run, 30);
-    fs::remove(disk / "ballast");
-    const ProgramResult result = program.wait();
-    EXPECT_EQ(result.exit_code, 0) << result.err;
-    EXPECT_NE(result.err.find("the checkpoint was not saved"), std::string::npos) << result.err;
-    EXPECT_NE(result.err.find("training goes on"), std::string::npos) << result.err;
-    EXPECT_TRUE(fs::exists(run / "checkpoints/step_0000000060/manifest.json"));
-    EXPECT_EQ(timeless_rows(run).size(), 1U + 60U + 1U);
-  }
-  umount(disk.c_str());
+  const testing_support::SmallFilesystem disk(workspace_ / "disk", std::size_t{1200} << 20);
+  if (!disk.mounted()) GTEST_SKIP() << "no small file system: " << disk.reason();
+  const std::string recipe = make_recipe(workspace_, "full", 60, "[checkpoint]\nevery = 20\n");
+  const fs::path ballast = disk.directory() / "ballast";
+  // Saves want a gigabyte to spare.
+  EXPECT_EQ(run_program({"fallocate", "-l", "300m", ballast.string()}).exit_code, 0);
+  const fs::path run = disk.directory() / "full";
+  Program program({WEFT_PROGRAM, "train", recipe, "--set", "run.out=" + disk.directory().string()});
+  wait_for_rows(program, run, 30);
+  fs::remove(ballast);
+  const ProgramResult result = program.wait();
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_NE(result.err.find("the checkpoint was not saved"), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("training goes on"), std::string::npos) << result.err;
+  EXPECT_TRUE(fs::exists(run / "checkpoints/step_0000000060/manifest.json"));
+  EXPECT_EQ(timeless_rows(run).size(), 1U + 60U + 1U);
 }
 
 }  // namespace

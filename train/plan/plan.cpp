@@ -85,9 +85,9 @@ Plan plan_recipe(const Recipe& recipe, std::int64_t vocabulary) {
     gradients += bytes_of(p->grad);
     if (p->value.dtype() != p->master.dtype()) values += bytes_of(p->value);
   }
-  for (const ParameterPlan& p : plan_parameters(parameters, optimizer_options(recipe))) {
-    states += static_cast<double>(p.state_bytes);
-  }
+  const std::vector<ParameterPlan> rules = plan_parameters(parameters, optimizer_options(recipe));
+  for (const ParameterPlan& p : rules) states += static_cast<double>(p.state_bytes);
+  plan.rules = describe_plans(rules);
   const StepMemory step = run_planned(model, place, recipe, plan.micro_batch_tokens);
   plan.memory = {{"master weights", masters},
                  {"gradients", gradients},

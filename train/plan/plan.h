@@ -35,6 +35,8 @@ struct Plan {
   double moved_bytes = 0.0;     // that must move at least
   double matrix_seconds = 0.0;  // at the device's rate of matrix products
   double memory_seconds = 0.0;  // at its bandwidth
+
+  std::string rules;  // which update rule each parameter gets: describe_plans
 };
 
 // Rates of a device that plans assume.

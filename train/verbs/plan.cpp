@@ -28,16 +28,20 @@ nlohmann::json to_json(const Plan& plan, const DeviceRates& rates) {
           {"memory_seconds", plan.memory_seconds}};
 }
 
+void print_times(const Plan& plan, const DeviceRates& rates) {
+  fmt::print("  {:<32} {:8.1f} ms at {:.0f} TFLOP/s\n", "in matrix products", plan.matrix_seconds * 1e3,
+             rates.matrix_flops / 1e12);
+  fmt::print("  {:<32} {:8.1f} ms at {:.1f} TB/s\n", "in memory", plan.memory_seconds * 1e3, rates.bandwidth / 1e12);
+}
+
 void print(const Plan& plan, const DeviceRates& rates) {
   fmt::print("{} parameters, {} micro-batches of {} tokens a step ({})\n", plan.parameters, plan.micro_batches,
              plan.micro_batch_tokens, plan.device);
   for (const PlannedPart& part : plan.memory) fmt::print("  {:<32} {:8.2f} GiB\n", part.name, gib(part.bytes));
   fmt::print("  {:<32} {:8.2f} GiB\n", "memory in all", gib(plan.total_bytes));
   fmt::print("  {:<32} {:8.1f} TFLOP\n", "work of a step", plan.flops / 1e12);
-  if (!plan.on_gpu) return;
-  fmt::print("  {:<32} {:8.1f} ms at {:.0f} TFLOP/s\n", "in matrix products", plan.matrix_seconds * 1e3,
-             rates.matrix_flops / 1e12);
-  fmt::print("  {:<32} {:8.1f} ms at {:.1f} TB/s\n", "in memory", plan.memory_seconds * 1e3, rates.bandwidth / 1e12);
+  if (plan.on_gpu) print_times(plan, rates);
+  fmt::print("\n{}", plan.rules);
 }
 
 }  // namespace
