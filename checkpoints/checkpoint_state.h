@@ -45,6 +45,14 @@ struct ParameterRecord {
   bool operator==(const ParameterRecord&) const = default;
 };
 
+// A file that the arrays mean nothing without, e.g. the tokenizer. It lies in the checkpoint's directory as it is, so
+// that the checkpoint can be copied alone.
+struct Attachment {
+  std::string name;  // bare; not one that a checkpoint's own files have
+  std::string content;
+};
+inline constexpr std::uint64_t kMaxAttachmentBytes = std::uint64_t{256} << 20;
+
 struct CheckpointState {
   std::int64_t step = 0;
   std::vector<Slice> slices;  // this rank's part; every element is in exactly one rank's slices
@@ -60,6 +68,7 @@ struct CheckpointState {
   std::string info = "{}";
   // Finite values by name, e.g. {"val_loss", 2.31}; retention keeps the checkpoint with the lowest.
   std::map<std::string, double> metrics;
+  std::vector<Attachment> attachments;
 };
 
 // The bits of a number as "0x" and 16 (double) or 8 (float) hexadecimal digits, which survive any JSON tool.

@@ -103,6 +103,7 @@ class TrainingState {
     add({"scale", Shape{}, "plain", "adamw", {"ema"}}, DType::f64, seed);
     add({"counts", Shape{7}, "none", "none", {"buffer"}}, DType::i64, seed);
     add({"head.weight", Shape{1021}, "decay", "adamw", {"master"}}, DType::f32, seed);
+    attachments = {{"notes.json", fmt::format("{{\"seed\":{}}}", seed)}, {"empty.txt", ""}};
   }
 
   // The part of one rank: every array cut into `size` nearly equal intervals.
@@ -113,6 +114,7 @@ class TrainingState {
     state.mesh = fmt::format("{{\"dp\":{}}}", size);
     state.state = fmt::format("{{\"tokens\":{},\"lr\":\"{}\"}}", step * 1000, to_bits(0.1));
     state.provenance = "{\"recipe\":\"abc\"}";
+    if (rank == 0) state.attachments = attachments;
     for (const Array& array : arrays) {
       const std::int64_t numel = array.shape.numel();
       const std::int64_t begin = numel * rank / size, end = numel * (rank + 1) / size;
@@ -128,6 +130,9 @@ class TrainingState {
 
   // True if every interval that `ranks` ranks would read holds these values.
   bool equals(const CheckpointReader& reader, int ranks = 1) const {
+    for (const Attachment& attachment : attachments) {
+      if (reader.read_attachment(attachment.name) != attachment.content) return false;
+    }
     for (const Array& array : arrays) {
       const std::int64_t numel = array.shape.numel();
       const std::size_t width = size_of(array.dtype);
@@ -147,6 +152,7 @@ class TrainingState {
 
   std::vector<ParameterRecord> parameters;
   std::vector<Array> arrays;
+  std::vector<Attachment> attachments;
 
  private:
   void add(const ParameterRecord& parameter, DType dtype, unsigned seed) {

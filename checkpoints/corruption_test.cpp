@@ -137,6 +137,35 @@ TEST_F(CorruptionTest, EveryByteOfTheData) {
   EXPECT_GT(damaged, 100);
 }
 
+TEST_F(CorruptionTest, Attachments) {
+  const std::string path = (newest / "notes.json").string();
+  const std::string good = content("notes.json");
+  replace("notes.json", "{\"seed\":3}");
+  EXPECT_EQ(reason(), path + ": damaged: its SHA-256 is not that of the manifest");
+  EXPECT_NE(fsck_lines(false)[0].find(path + ": damaged"), std::string::npos);
+  replace("notes.json", good + " ");
+  EXPECT_EQ(reason(), fmt::format("{}: {} bytes, its manifest says {}", path, good.size() + 1, good.size()));
+  fs::remove(path);
+  EXPECT_EQ(reason(), "cannot open " + path + ": No such file or directory");
+  replace("notes.json", good);
+  EXPECT_EQ(choose().step, 2);
+
+  // Names that would lead elsewhere, or to other files of the checkpoint.
+  const std::string source = (newest / "manifest.json").string() + ", attachments[0]: key \"name\": ";
+  const auto named = [&](const char* name) {
+    edit_manifest([&](json& root) { root["attachments"][0]["name"] = name; });
+    return reason();
+  };
+  EXPECT_EQ(named("../notes.json"), source + "not a bare file name");
+  EXPECT_EQ(named("manifest.json"), source + "manifest.json is no attachment's name");
+  EXPECT_EQ(named("shard_00000.h5"), source + "shard_00000.h5 is named twice");
+  edit_manifest([&](json& root) {
+    root["attachments"][0]["name"] = "notes.json";
+    root["attachments"][0]["bytes"] = std::int64_t{1} << 40;
+  });
+  EXPECT_NE(reason().find("attachments[0]: key \"bytes\""), std::string::npos);
+}
+
 TEST_F(CorruptionTest, DataIsTrustedOnlyWhenAsked) {
   std::string bytes = content("shard_00000.h5");
   const std::uint64_t at = CheckpointReader(newest).indices()[0].slices[0].byte_offset;
@@ -374,7 +403,8 @@ TEST_F(CorruptionTest, ParsersSurviveRandomEdits) {
 
 TEST_F(CorruptionTest, FsckSaysWhichAreGood) {
   const fs::path older = run.path / "checkpoints" / "step_0000000001";
-  const std::string size = std::to_string(fs::file_size(older / "shard_00000.h5"));
+  const std::string size =
+      std::to_string(fs::file_size(older / "shard_00000.h5") + fs::file_size(older / "notes.json"));
   std::vector<std::string> lines = fsck_lines(true);
   ASSERT_EQ(lines.size(), 2u);
   EXPECT_EQ(lines[1], "ok   " + older.string() + ": step 1, 7 parameters, 1 shard, " + size + " bytes");
@@ -484,6 +514,7 @@ TEST_F(CorruptionTest, InspectDescribes) {
   EXPECT_EQ(checkpoint["bytes_by_kind"]["mom"], 96);
   EXPECT_EQ(checkpoint["state"]["tokens"], 2000);
   EXPECT_EQ(inspect_checkpoint_json(newest / "manifest.json"), checkpoint);
+  EXPECT_EQ(checkpoint["attachments"][0]["name"], "notes.json");
   const std::string text = inspect_checkpoint_text(newest);
   EXPECT_NE(text.find("step 2\n"), std::string::npos) << text;
   EXPECT_NE(text.find("7 parameters, 1119 elements\n"), std::string::npos) << text;

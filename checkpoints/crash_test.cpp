@@ -123,7 +123,7 @@ TEST_P(CrashTest, KilledAtEveryPoint) {
       break;
     }
   }
-  EXPECT_GE(points, 16);
+  EXPECT_GE(points, 18);
   EXPECT_TRUE(outcomes.contains(scenario.step));
   EXPECT_TRUE(outcomes.contains(scenario.earlier));
 }
@@ -164,7 +164,7 @@ TEST_P(CrashTest, FailingAtEveryPoint) {
     choose_checkpoint(run.path, {}, single, [&](const CheckpointReader& reader) { step = reader.step(); }, {});
     EXPECT_TRUE(step == scenario.step || (step == scenario.earlier && !results[0].saved)) << point;
   }
-  EXPECT_GE(failures, 14);
+  EXPECT_GE(failures, 16);
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, CrashTest,
@@ -257,7 +257,7 @@ TEST_F(DiskFullTest, InodesRunOut) {
   }
   const SaveResult result = save(few.directory(), 2);
   EXPECT_FALSE(result.saved);
-  EXPECT_NE(result.failure.find("has 5 inodes free, 14 are needed"), std::string::npos) << result.failure;
+  EXPECT_NE(result.failure.find("has 5 inodes free, 18 are needed"), std::string::npos) << result.failure;
   EXPECT_EQ(resumed_step(few.directory(), {{1, 1}}), 1);
 }
 

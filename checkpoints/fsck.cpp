@@ -31,6 +31,7 @@ bool check_one(const fs::path& directory, const PrintLine& print) {
       compare_with_hdf5(reader, shard);
       bytes += reader.manifest().files[shard].bytes;
     }
+    for (const AttachedFile& file : reader.attachments()) bytes += file.bytes;
     print(fmt::format("ok   {}: step {}, {} parameters, {} shard{}, {} bytes", directory.string(), reader.step(),
                       reader.parameters().size(), reader.indices().size(), reader.indices().size() == 1 ? "" : "s",
                       bytes));

@@ -28,6 +28,7 @@ json describe_run(const fs::path& run) {
       const CheckpointReader reader(entry.directory);
       std::uint64_t bytes = 0;
       for (const ShardFile& file : reader.manifest().files) bytes += file.bytes;
+      for (const AttachedFile& file : reader.attachments()) bytes += file.bytes;
       one["digest"] = reader.digest();
       one["bytes"] = bytes;
       one["metrics"] = reader.manifest().metrics;
@@ -63,6 +64,10 @@ json describe_checkpoint(const fs::path& directory) {
   for (const ShardFile& file : manifest.files) {
     files.push_back({{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}});
   }
+  json attachments = json::array();
+  for (const AttachedFile& file : manifest.attachments) {
+    attachments.push_back({{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}});
+  }
   return {{"what", "checkpoint"},
           {"directory", directory.string()},
           {"step", reader.step()},
@@ -70,6 +75,7 @@ json describe_checkpoint(const fs::path& directory) {
           {"mesh", reader.mesh()},
           {"zero_stage", manifest.zero_stage},
           {"files", std::move(files)},
+          {"attachments", std::move(attachments)},
           {"parameters", std::move(parameters)},
           {"bytes_by_kind", std::move(bytes_by_kind)},
           {"state", reader.state()},
@@ -144,9 +150,11 @@ std::string checkpoint_text(const json& c) {
   text += "bytes";
   for (const auto& [kind, bytes] : c["bytes_by_kind"].items()) text += fmt::format("  {} {}", kind, bytes.dump());
   text += "\n";
-  for (const json& file : c["files"]) {
-    text += fmt::format("file {}  {} bytes  sha256 {}\n", file["name"].get<std::string>(), file["bytes"].dump(),
-                        file["sha256"].get<std::string>());
+  for (const char* key : {"files", "attachments"}) {
+    for (const json& file : c[key]) {
+      text += fmt::format("file {}  {} bytes  sha256 {}\n", file["name"].get<std::string>(), file["bytes"].dump(),
+                          file["sha256"].get<std::string>());
+    }
   }
   for (const char* key : {"state", "provenance", "info"}) {
     if (c[key].empty()) continue;

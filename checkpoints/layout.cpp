@@ -71,6 +71,10 @@ bool is_debris_name(std::string_view name) {
   return step_of_directory_name(stem) >= 0 || stem == "LATEST";
 }
 
+bool is_reserved_name(std::string_view name) {
+  return name == kManifestName || name == kPinnedName || name.starts_with("shard_");
+}
+
 bool is_bare_name(std::string_view name) {
   constexpr std::string_view kAllowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
   return !name.empty() && name.size() <= 255 && name[0] != '.' &&

@@ -1,6 +1,7 @@
 // The names inside RUN/checkpoints, and what may be done with directories there: list, discard, clean.
 //
-//   step_0000012000/              complete and immutable: manifest.json, shard_00000.h5, shard_00000.idx.json, [PINNED]
+//   step_0000012000/              complete and immutable: manifest.json, shard_00000.h5, shard_00000.idx.json,
+//                                 attachments, [PINNED]
 //   step_0000013000.tmp-<nonce>/  being written, or left by a process that died
 //   .trash-<nonce>/               being deleted
 //   LATEST                        name of the newest directory, for people and scripts
@@ -31,6 +32,8 @@ inline constexpr std::string_view kPinnedName = "PINNED";
 std::int64_t step_of_directory_name(std::string_view name);
 // An unfinished save or a half-deleted checkpoint.
 bool is_debris_name(std::string_view name);
+// True for names that the files of every checkpoint have or may have: manifest, shards, indices, PINNED.
+bool is_reserved_name(std::string_view name);
 // A name without any path: letters, digits, dot, dash and underscore, not beginning with a dot.
 bool is_bare_name(std::string_view name);
 

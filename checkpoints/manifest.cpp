@@ -20,6 +20,7 @@ using nlohmann::json;
 
 constexpr std::string_view kFormat = "weft-checkpoint";
 constexpr std::size_t kMaxFiles = 1'000'000;
+constexpr std::size_t kMaxAttachments = 100;
 
 std::string require_digest(const json& object, std::string_view key, const std::string& source) {
   const std::string& text = require_string(object, key, source);
@@ -45,6 +46,16 @@ ShardFile parse_file(const json& entry, const std::string& source, std::set<std:
   file.bytes = static_cast<std::uint64_t>(require_int(entry, "bytes", source, 1));
   file.sha256 = require_digest(entry, "sha256", source);
   file.index_sha256 = require_digest(entry, "index_sha256", source);
+  return file;
+}
+
+AttachedFile parse_attachment(const json& entry, const std::string& source, std::set<std::string>& names) {
+  check_keys(entry, {"bytes", "name", "sha256"}, source);
+  AttachedFile file;
+  file.name = require_file_name(entry, "name", source, names);
+  if (is_reserved_name(file.name)) storage_error("{}: key \"name\": {} is no attachment's name", source, file.name);
+  file.bytes = static_cast<std::uint64_t>(require_int(entry, "bytes", source, 0, kMaxAttachmentBytes));
+  file.sha256 = require_digest(entry, "sha256", source);
   return file;
 }
 
@@ -102,12 +113,19 @@ std::string format_manifest(const Manifest& manifest) {
   }
   json info = *manifest.info;
   if (!manifest.metrics.empty()) info["metrics"] = manifest.metrics;
-  json root = {{"format", kFormat},         {"version", {{"major", 1}, {"minor", 0}}},
+  const int minor = manifest.attachments.empty() ? 0 : 1;
+  json root = {{"format", kFormat},         {"version", {{"major", 1}, {"minor", minor}}},
                {"step", manifest.step},     {"nonce", manifest.nonce},
                {"mesh", *manifest.mesh},    {"zero_stage", manifest.zero_stage},
                {"files", std::move(files)}, {"parameters", std::move(parameters)},
                {"state", *manifest.state},  {"provenance", *manifest.provenance},
                {"info", std::move(info)}};
+  if (!manifest.attachments.empty()) {
+    json& attachments = root["attachments"] = json::array();
+    for (const AttachedFile& file : manifest.attachments) {
+      attachments.push_back({{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}});
+    }
+  }
   root["digest"] = digest_of(root);
   return canonical(root);
 }
@@ -137,8 +155,8 @@ Manifest parse_manifest(std::string_view text, std::string_view source_view) {
   }
 
   check_keys(root,
-             {"files", "format", "info", "mesh", "nonce", "parameters", "provenance", "state", "step", "version",
-              "zero_stage"},
+             {"attachments", "files", "format", "info", "mesh", "nonce", "parameters", "provenance", "state", "step",
+              "version", "zero_stage"},
              source);
   manifest.step = require_int(root, "step", source, 0, kMaxStep);
   manifest.nonce = require_string(root, "nonce", source);
@@ -148,6 +166,14 @@ Manifest parse_manifest(std::string_view text, std::string_view source_view) {
   std::set<std::string> names;
   for (std::size_t i = 0; i < files.size(); ++i) {
     manifest.files.push_back(parse_file(files[i], fmt::format("{}, files[{}]", source, i), names));
+  }
+  if (root.contains("attachments")) {
+    const json& attachments = require_array(root, "attachments", source);
+    if (attachments.size() > kMaxAttachments) storage_error("{}: {} attachments", source, attachments.size());
+    for (std::size_t i = 0; i < attachments.size(); ++i) {
+      manifest.attachments.push_back(
+          parse_attachment(attachments[i], fmt::format("{}, attachments[{}]", source, i), names));
+    }
   }
   const json& parameters = require_array(root, "parameters", source);
   std::set<std::string> parameter_names;

@@ -23,6 +23,12 @@ struct ShardFile {
   std::string index_sha256;
 };
 
+struct AttachedFile {
+  std::string name;
+  std::uint64_t bytes = 0;
+  std::string sha256;
+};
+
 struct Manifest {
   std::int64_t step = 0;
   std::string nonce;
@@ -30,6 +36,8 @@ struct Manifest {
   std::vector<ShardFile> files;
   std::vector<ParameterRecord> parameters;
   std::map<std::string, double> metrics;
+  // Manifests without any (minor version 0) are as they were before there were attachments.
+  std::vector<AttachedFile> attachments;
   std::string digest;
   // The objects "mesh", "state", "provenance" and "info" as they were saved.
   std::shared_ptr<const nlohmann::json> mesh, state, provenance, info;

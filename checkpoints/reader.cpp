@@ -32,6 +32,12 @@ void CheckpointReader::open_shards() {
                     file.bytes);
     }
   }
+  for (const AttachedFile& file : manifest_.attachments) {
+    const InputFile opened(directory_ / file.name);
+    if (opened.size() != file.bytes) {
+      storage_error("{}: {} bytes, its manifest says {}", opened.path().string(), opened.size(), file.bytes);
+    }
+  }
   indices_.reserve(manifest_.files.size());
   for (const ShardFile& file : manifest_.files) {
     const fs::path path = directory_ / file.index_name;
@@ -158,11 +164,29 @@ void CheckpointReader::read(std::string_view kind, std::string_view name, std::i
 }
 
 void CheckpointReader::verify_files(int part, int parts) const {
-  for (std::size_t i = static_cast<std::size_t>(part); i < files_.size(); i += static_cast<std::size_t>(parts)) {
-    if (hex(sha256_file(files_[i].path())) != manifest_.files[i].sha256) {
-      storage_error("{}: damaged: its SHA-256 is not that of the manifest", files_[i].path().string());
+  const std::vector<AttachedFile>& attached = manifest_.attachments;
+  const std::size_t all = files_.size() + attached.size();
+  for (std::size_t i = static_cast<std::size_t>(part); i < all; i += static_cast<std::size_t>(parts)) {
+    const bool is_shard = i < files_.size();
+    const fs::path path = is_shard ? files_[i].path() : directory_ / attached[i - files_.size()].name;
+    const std::string& expected = is_shard ? manifest_.files[i].sha256 : attached[i - files_.size()].sha256;
+    if (hex(sha256_file(path)) != expected) {
+      storage_error("{}: damaged: its SHA-256 is not that of the manifest", path.string());
     }
   }
+}
+
+std::string CheckpointReader::read_attachment(std::string_view name) const {
+  for (const AttachedFile& file : manifest_.attachments) {
+    if (file.name != name) continue;
+    const fs::path path = directory_ / file.name;
+    std::string content = read_small_file(path, kMaxAttachmentBytes);
+    if (hex(sha256(content)) != file.sha256) {
+      storage_error("{}: damaged: its SHA-256 is not that of the manifest", path.string());
+    }
+    return content;
+  }
+  storage_error("{}: the checkpoint has no {}", directory_.string(), name);
 }
 
 void CheckpointReader::verify_blocks(std::size_t shard) const {

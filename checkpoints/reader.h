@@ -47,7 +47,11 @@ class CheckpointReader {
   void read(std::string_view kind, std::string_view name, std::int64_t begin, std::int64_t end,
             std::span<std::byte> out) const;
 
-  // SHA-256 of the files i = part, part + parts, ...; Error (storage) on a mismatch.
+  const std::vector<AttachedFile>& attachments() const { return manifest_.attachments; }
+  // The content, checked against its digest. Error (storage) if it is not attached or damaged.
+  std::string read_attachment(std::string_view name) const;
+
+  // SHA-256 of the files (attachments too) i = part, part + parts, ...; Error (storage) on a mismatch.
   void verify_files(int part = 0, int parts = 1) const;
   // Checks every checksum block of every slice of one shard.
   void verify_blocks(std::size_t shard) const;

@@ -150,6 +150,33 @@ TEST(SaveLoad, ManySmallSlicesStayWithinTheSpaceAskedFor) {
   EXPECT_LT(result.bytes + fs::file_size(result.directory / "shard_00000.idx.json"), shard_bytes_bound(state.slices));
 }
 
+// What was written before there were attachments has to be read, and is written as it was.
+TEST(SaveLoad, WithoutAttachmentsTheFormatIsTheOldOne) {
+  const TemporaryRun run;
+  TrainingState state(3);
+  state.attachments.clear();
+  SingleProcess group;
+  const SaveResult result = save_checkpoint(run.path, state.part(1, 0, 1), group, small_options());
+  ASSERT_TRUE(result.saved) << result.failure;
+  const std::string text = read_small_file(result.directory / "manifest.json", 1 << 20);
+  EXPECT_EQ(text.find("attachments"), std::string::npos);
+  EXPECT_NE(text.find(R"("version":{"major":1,"minor":0})"), std::string::npos);
+  const CheckpointReader reader(result.directory);
+  EXPECT_TRUE(reader.attachments().empty());
+  EXPECT_TRUE(state.equals(reader));
+  EXPECT_THROW(reader.read_attachment("notes.json"), Error);
+}
+
+TEST(SaveLoad, AttachmentsHaveNamesOfTheirOwn) {
+  for (const char* name : {"manifest.json", "PINNED", "shard_00000.h5", "../escape", "a/b", ".hidden", ""}) {
+    const TemporaryRun run;
+    TrainingState state(3);
+    state.attachments = {{name, "x"}};
+    SingleProcess group;
+    EXPECT_THROW(save_checkpoint(run.path, state.part(1, 0, 1), group, small_options()), Error) << name;
+  }
+}
+
 TEST(SaveLoad, SameStepAgain) {
   const TemporaryRun run;
   ASSERT_TRUE(save(run.path, 10).saved);

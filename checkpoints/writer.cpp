@@ -19,6 +19,7 @@
 #include "checkpoints/shard_writer.h"
 #include "data/storage/file.h"
 #include "data/storage/json.h"
+#include "data/storage/sha256.h"
 #include "data/storage/text.h"
 
 namespace weft {
@@ -49,8 +50,14 @@ std::shared_ptr<const json> parse_object(const std::string& text, std::string_vi
   return value;
 }
 
-void check_slices(const CheckpointState& state) {
+void check_state(const CheckpointState& state) {
   WEFT_CHECK(state.step >= 0 && state.step <= kMaxStep, "step {}", state.step);
+  for (const Attachment& attachment : state.attachments) {
+    WEFT_CHECK(is_bare_name(attachment.name) && !is_reserved_name(attachment.name), "attachment \"{}\"",
+               attachment.name);
+    WEFT_CHECK(attachment.content.size() <= kMaxAttachmentBytes, "attachment {}: {} bytes", attachment.name,
+               attachment.content.size());
+  }
   for (const Slice& slice : state.slices) {
     WEFT_CHECK(is_slice_kind(slice.kind) && is_bare_name(slice.name), "slice {} of \"{}\"", slice.kind, slice.name);
     WEFT_CHECK(slice.bytes.size() % size_of(slice.dtype) == 0, "slice {} of {}: {} bytes of {}", slice.kind, slice.name,
@@ -128,8 +135,13 @@ bool same_state(const CheckpointReader& a, const CheckpointReader& b) {
     }
     return all;
   };
-  return a.step() == b.step() && a.parameters() == b.parameters() && a.state() == b.state() && a.mesh() == b.mesh() &&
-         slices(a) == slices(b);
+  const auto attachments = [](const CheckpointReader& reader) {
+    std::set<std::pair<std::string, std::string>> all;
+    for (const AttachedFile& file : reader.attachments()) all.insert({file.name, file.sha256});
+    return all;
+  };
+  return a.step() == b.step() && attachments(a) == attachments(b) && a.parameters() == b.parameters() &&
+         a.state() == b.state() && a.mesh() == b.mesh() && slices(a) == slices(b);
 }
 
 // The commit of rank 0, from complete shards to a checkpoint under its final name.
@@ -154,6 +166,17 @@ class Commit {
 
   const std::string& nonce() const { return manifest_.nonce; }
 
+  void attach(const std::vector<Attachment>& attachments) {
+    for (const Attachment& attachment : attachments) {
+      OutputFile file(temporary_ / attachment.name);
+      file.write(attachment.content);
+      file.fsync();
+      file.close();
+      manifest_.attachments.push_back({attachment.name, attachment.content.size(), hex(sha256(attachment.content))});
+      hook("attachment: written");
+    }
+  }
+
   // Returns the checkpoint's directory and digest.
   std::pair<fs::path, std::string> commit(std::vector<ShardFile> files) {
     manifest_.files = std::move(files);
@@ -168,6 +191,7 @@ class Commit {
     hook("manifest: renamed");
     // Nothing is committed that loading would refuse.
     const CheckpointReader reader(temporary_);
+    for (const AttachedFile& attached : reader.attachments()) reader.read_attachment(attached.name);
     hook("save: validated");
     const fs::path final = parent_ / step_directory_name(manifest_.step);
     publish(reader, final);
@@ -285,7 +309,7 @@ SaveResult save_checkpoint(const fs::path& run, const CheckpointState& state, Ch
                            const SaveOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const bool is_root = group.rank() == 0;
-  check_slices(state);
+  check_state(state);
   std::optional<Commit> commit;
   if (is_root) commit.emplace(run, options, describe(state));
 
@@ -296,7 +320,8 @@ SaveResult save_checkpoint(const fs::path& run, const CheckpointState& state, Ch
   json plan_message;
   if (is_root) {
     try {
-      std::uint64_t bytes = 0, files = 1;
+      std::uint64_t bytes = 0, files = 1 + state.attachments.size();
+      for (const Attachment& attachment : state.attachments) bytes += attachment.content.size();
       for (const std::string& text : needs) {
         const json value = parse_strict(text, "space report");
         bytes += value["bytes"].get<std::uint64_t>();
@@ -323,6 +348,8 @@ SaveResult save_checkpoint(const fs::path& run, const CheckpointState& state, Ch
         std::vector<ShardFile> files = parse_reports(reports);
         std::uint64_t bytes = 0;
         for (const ShardFile& file : files) bytes += file.bytes;
+        commit->attach(state.attachments);
+        for (const Attachment& attachment : state.attachments) bytes += attachment.content.size();
         const auto [directory, digest] = commit->commit(std::move(files));
         outcome = {{"directory", directory.string()}, {"digest", digest}, {"bytes", bytes}};
       } catch (const std::exception& error) {
