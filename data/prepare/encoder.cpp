@@ -6,7 +6,7 @@
 
 #include "autograd/check.h"
 #include "data/prepare/jsonl.h"
-#include "data/prepare/utf8.h"
+#include "data/storage/utf8.h"
 
 namespace weft {
 

@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 
 #include "autograd/check.h"
-#include "data/prepare/utf8.h"
+#include "data/storage/utf8.h"
 #include "data/storage/file.h"
 
 namespace weft {

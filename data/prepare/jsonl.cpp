@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "data/prepare/utf8.h"
+#include "data/storage/utf8.h"
 
 namespace weft {
 

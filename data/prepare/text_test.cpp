@@ -8,7 +8,7 @@
 #include "autograd/philox.h"
 #include "data/prepare/documents.h"
 #include "data/prepare/jsonl.h"
-#include "data/prepare/utf8.h"
+#include "data/storage/utf8.h"
 #include "data/storage/json.h"
 
 namespace weft {

@@ -3,7 +3,7 @@
 #include <set>
 
 #include "autograd/check.h"
-#include "data/prepare/utf8.h"
+#include "data/storage/utf8.h"
 #include "data/storage/file.h"
 #include "data/storage/hdf5.h"
 #include "data/storage/hdf5_library.h"

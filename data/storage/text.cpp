@@ -1,6 +1,6 @@
 #include "data/storage/text.h"
 
-#include "data/prepare/utf8.h"
+#include "data/storage/utf8.h"
 
 namespace weft {
 

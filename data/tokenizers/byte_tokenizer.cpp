@@ -21,13 +21,25 @@ void ByteTokenizer::encode(std::string_view text, std::vector<std::uint16_t>& id
   append_bytes(text, ids);
 }
 
+std::vector<std::int32_t> ByteTokenizer::encode(std::string_view text, EncodeMode) const {
+  std::vector<std::int32_t> ids;
+  append_bytes(text, ids);
+  return ids;
+}
+
+std::int64_t ByteTokenizer::token_id(std::string_view content) const {
+  return content.size() == 1 ? static_cast<unsigned char>(content[0]) : -1;
+}
+
+void ByteTokenizer::decode_token(std::int32_t id, bool, std::string& bytes) const {
+  WEFT_CHECK(id >= 0 && id < kVocabSize, "byte tokenizer: id {} is outside [0, {})", id, kVocabSize);
+  if (id != kEos) bytes += static_cast<char>(id);
+}
+
 std::string ByteTokenizer::decode(std::span<const std::int32_t> ids) const {
   std::string text;
   text.reserve(ids.size());
-  for (const std::int32_t id : ids) {
-    WEFT_CHECK(id >= 0 && id < kVocabSize, "byte tokenizer: id {} is outside [0, {})", id, kVocabSize);
-    if (id != kEos) text += static_cast<char>(id);
-  }
+  for (const std::int32_t id : ids) decode_token(id, text.empty(), text);
   return text;
 }
 

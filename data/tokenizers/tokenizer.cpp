@@ -1,19 +1,104 @@
 #include "data/tokenizers/tokenizer.h"
 
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
 #include "autograd/check.h"
+#include "data/storage/file.h"
+#include "data/storage/json.h"
 #include "data/tokenizers/byte_tokenizer.h"
 
 namespace weft {
 
-std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
-  std::vector<std::int32_t> ids;
-  encode(text, ids);
-  return ids;
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr std::uint64_t kMaxTokenizerBytes = std::uint64_t{64} << 20;
+// tokenizer_config.json lists added tokens again, so that it may be as large as they are many.
+constexpr std::uint64_t kMaxConfigBytes = std::uint64_t{8} << 20;
+
+std::optional<json> read_object(const fs::path& path) {
+  std::error_code missing;
+  if (!fs::is_regular_file(path, missing)) return std::nullopt;
+  json object = read_json_file(path.string(), kMaxConfigBytes);
+  if (!object.is_object()) storage_error("{}: expected an object, found {}", path.string(), object.type_name());
+  return object;
 }
 
-std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name) {
+// The content of a token that a file states by name: a string, or an object with a "content".
+std::optional<std::string> token_content(const json& object, const char* key, const std::string& source) {
+  const auto found = object.find(key);
+  if (found == object.end() || found->is_null()) return std::nullopt;
+  if (found->is_string()) return found->get<std::string>();
+  if (found->is_object()) return require_string(*found, "content", fmt::format("{}, {}", source, key));
+  storage_error("{}: \"{}\" is expected to be the text of a token, found {}", source, key, found->type_name());
+}
+
+std::optional<std::int64_t> token_number(const json& object, const char* key, const std::string& source) {
+  const auto found = object.find(key);
+  if (found == object.end() || found->is_null()) return std::nullopt;
+  const json& value = found->is_array() && !found->empty() ? found->front() : *found;
+  if (!value.is_number_integer()) {
+    storage_error("{}: \"{}\" is expected to be an id, or a list of them, found {}", source, key, value.type_name());
+  }
+  return value.get<std::int64_t>();
+}
+
+// Rules 1 and 2 of make_tokenizer for one of the two. `plain` is the tokenizer without them, which knows the ids of
+// names.
+std::optional<std::int64_t> stated_beside(const fs::path& folder, const std::string& which, const Tokenizer& plain) {
+  const std::string by_name = which + "_token";
+  const std::string by_id = which + "_token_id";
+  for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"}) {
+    const std::string source = (folder / name).string();
+    const std::optional<json> object = read_object(source);
+    if (!object) continue;
+    const std::optional<std::string> content = token_content(*object, by_name.c_str(), source);
+    if (!content) continue;
+    const std::int64_t id = plain.token_id(*content);
+    if (id < 0) storage_error("{}: \"{}\" is \"{}\", which is no token of {}", source, by_name, *content, plain.name());
+    return id;
+  }
+  for (const char* name : {"generation_config.json", "config.json"}) {
+    const std::string source = (folder / name).string();
+    const std::optional<json> object = read_object(source);
+    if (!object) continue;
+    const std::optional<std::int64_t> id = token_number(*object, by_id.c_str(), source);
+    if (!id) continue;
+    if (*id < 0 || *id >= plain.vocab_size()) {
+      storage_error("{}: \"{}\" is {}, but {} has the ids 0 to {}", source, by_id, *id, plain.name(),
+                    plain.vocab_size() - 1);
+    }
+    return id;
+  }
+  return std::nullopt;
+}
+
+using Factory = std::unique_ptr<Tokenizer> (*)(std::string, const std::string&, const BoundaryIds&);
+
+std::unique_ptr<Tokenizer> read_tokenizer(const fs::path& path, Factory parse, const BoundaryIds& ids) {
+  std::unique_ptr<Tokenizer> plain = parse(read_small_file(path, kMaxTokenizerBytes), path.string(), ids);
+  BoundaryIds found = ids;
+  if (!found.bos) found.bos = stated_beside(path.parent_path(), "bos", *plain);
+  if (!found.eos) found.eos = stated_beside(path.parent_path(), "eos", *plain);
+  const bool same = (!found.bos || *found.bos == plain->bos_id()) && (!found.eos || *found.eos == plain->eos_id());
+  return same ? std::move(plain) : parse(std::string(plain->file()), path.string(), found);
+}
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name, const BoundaryIds& ids) {
   if (name == "byte") return std::make_unique<ByteTokenizer>();
-  config_error("tokenizer \"{}\": this build has the tokenizer \"byte\" and cannot read tokenizer files", name);
+  fs::path path = name;
+  if (fs::is_directory(path)) {
+    if (fs::exists(path / "tokenizer.json")) return read_tokenizer(path / "tokenizer.json", parse_tokenizer_json, ids);
+    config_error("tokenizer \"{}\": the folder has no tokenizer.json", name);
+  }
+  if (!fs::exists(path)) config_error("tokenizer \"{}\": neither \"byte\" nor the path of a tokenizer's file", name);
+  if (path.extension() == ".json") return read_tokenizer(path, parse_tokenizer_json, ids);
+  config_error("tokenizer \"{}\": expected \"byte\", a tokenizer.json, or a folder that holds one", name);
 }
 
 }  // namespace weft

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "data/dataset_test_support.h"
+#include "data/tokenizers/stream_decoder.h"
 
 namespace weft {
 namespace {
@@ -31,7 +32,21 @@ TEST(ByteTokenizer, RoundTripsEveryByte) {
 TEST(ByteTokenizer, RefusesForeignIds) {
   EXPECT_THROW(make_tokenizer("byte")->decode(std::vector<std::int32_t>{257}), Error);
   EXPECT_EQ(data_test::message_of(ExitCode::config, [] { make_tokenizer("dir/tokenizer.json"); }),
-            "tokenizer \"dir/tokenizer.json\": this build has the tokenizer \"byte\" and cannot read tokenizer files");
+            "tokenizer \"dir/tokenizer.json\": neither \"byte\" nor the path of a tokenizer's file");
+}
+
+TEST(StreamDecoder, HoldsPartsOfCharactersBack) {
+  const auto tokenizer = make_tokenizer("byte");
+  StreamDecoder decoder(*tokenizer);
+  std::vector<std::string> pieces;
+  for (const char byte : std::string("a\xE2\x82\xAC\xE2\x82z\xF0\x9F\xFF\xF0\x9F\x98\x80\xC3")) {
+    pieces.push_back(decoder.push(static_cast<unsigned char>(byte)));
+  }
+  EXPECT_EQ(pieces, (std::vector<std::string>{"a", "", "", "\u20AC", "", "", "\uFFFDz", "", "", "\uFFFD\uFFFD", "", "",
+                                              "", "\U0001F600", ""}));
+  EXPECT_EQ(decoder.push(256), "");
+  EXPECT_EQ(decoder.finish(), "\uFFFD");
+  EXPECT_EQ(decoder.finish(), "");
 }
 
 }  // namespace

@@ -172,7 +172,7 @@ TEST_F(BadInput, TextThatCannotBePrepared) {
   expect_error({"prepare", "--out", workspace_ / "p", workspace_ / "empty.txt"}, 2,
                "none of the 1 documents can be used (empty: 1); FOLDER/empty.txt: an empty document");
   expect_error({"prepare", "--out", workspace_ / "p", "--tokenizer", "foo.json", recipe_}, 2,
-               "tokenizer \"foo.json\": this build has the tokenizer \"byte\" and cannot read tokenizer files");
+               "tokenizer \"foo.json\": neither \"byte\" nor the path of a tokenizer's file");
 }
 
 TEST_F(BadInput, InvalidUtf8IsSkippedCountedAndNamed) {

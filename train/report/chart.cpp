@@ -7,7 +7,7 @@
 #include <iterator>
 #include <limits>
 
-#include "data/prepare/utf8.h"
+#include "data/storage/utf8.h"
 
 namespace weft {
 namespace {

@@ -1,4 +1,4 @@
-#include "data/prepare/utf8.h"
+#include "data/storage/utf8.h"
 
 #include <cstdint>
 #include <cstring>
@@ -81,6 +81,20 @@ std::string repair_utf8(std::string_view text) {
     repaired += "\xEF\xBF\xBD";
     text.remove_prefix(valid + bad.length);
   }
+}
+
+std::size_t incomplete_utf8_tail(std::string_view text) {
+  const auto* const begin = reinterpret_cast<const unsigned char*>(text.data());
+  const auto* const end = begin + text.size();
+  for (std::size_t tail = 1; tail <= 3 && tail <= text.size(); ++tail) {
+    const unsigned lead = end[-static_cast<std::ptrdiff_t>(tail)];
+    if (lead < 0x80) return 0;
+    if (lead < 0xC2) continue;
+    const std::size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 1;
+    const Sequence sequence = sequence_at(end - tail, end);
+    return !sequence.valid && sequence.length == tail && tail < length ? tail : 0;
+  }
+  return 0;
 }
 
 void append_utf8(char32_t code_point, std::string& text) {
