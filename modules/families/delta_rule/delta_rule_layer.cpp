@@ -17,7 +17,6 @@ namespace weft {
 namespace {
 
 constexpr double kKeyNormEps = 1e-6;
-constexpr double kOutputNormEps = 1e-5;
 
 }  // namespace
 
@@ -30,7 +29,8 @@ std::vector<OptionSpec> delta_rule_layer_options() {
           integer_option("conv_width", 4, "taps of the short convolutions of queries, keys and values; 0 = none", 0,
                          static_cast<double>(kMaxConvolutionTaps)),
           flag_option("negative_eigenvalues", false,
-                      "write strengths up to 2, so that a write may reflect the state, not only erase")};
+                      "write strengths up to 2, so that a write may reflect the state, not only erase"),
+          real_option("norm_eps", 1e-5, "epsilon of the output norm", 1e-12, 1.0)};
 }
 
 DeltaRuleLayerConfig delta_rule_layer_config(const MixerSite& site, const Options& options, const std::string& where) {
@@ -55,7 +55,8 @@ DeltaRuleLayerConfig delta_rule_layer_config(const MixerSite& site, const Option
           .d_k = d_k,
           .d_v = options.integer("value_dim") == 0 ? d_k : options.integer("value_dim"),
           .taps = taps,
-          .negative_eigenvalues = options.flag("negative_eigenvalues")};
+          .negative_eigenvalues = options.flag("negative_eigenvalues"),
+          .norm_eps = options.real("norm_eps")};
 }
 
 DeltaRuleState::DeltaRuleState(const DeltaRuleLayerConfig& config, std::int64_t sequences, DType dtype)
@@ -101,7 +102,7 @@ DeltaRuleLayer::DeltaRuleLayer(const ParameterScope& scope, const DeltaRuleLayer
     } else {
       wg_a_ = &scope.declare("wg_a", {config.gate_rank, d}, ParameterKind::matrix, projection);
       wg_b_ = &scope.declare("wg_b", {values, config.gate_rank}, ParameterKind::matrix, projection);
-      bg_ = &scope.declare("bg", {values}, ParameterKind::vector, Init::constant(0.0));
+      if (config.gate_bias) bg_ = &scope.declare("bg", {values}, ParameterKind::vector, Init::constant(0.0));
     }
   }
   norm_w_ = &scope.declare("norm_w", {config.d_v}, ParameterKind::vector, Init::constant(1.0));
@@ -141,15 +142,21 @@ DeltaRuleLayer::Inputs DeltaRuleLayer::inputs(Tape& tape, const Var& x, const Do
           .beta = config_.negative_eigenvalues ? weft::scale(tape, strength, 2.0) : strength};
 }
 
+// [T, H d_v], before its activation.
+Var DeltaRuleLayer::output_gate(Tape& tape, const Var& x) {
+  if (wg_ != nullptr) return linear(tape, x, tape.parameter(*wg_));
+  const Var low = linear(tape, x, tape.parameter(*wg_a_));
+  if (bg_ == nullptr) return linear(tape, low, tape.parameter(*wg_b_));
+  return linear(tape, low, tape.parameter(*wg_b_), tape.parameter(*bg_));
+}
+
 // o [T, H, d_v] -> [T, d].
 Var DeltaRuleLayer::output(Tape& tape, const Var& x, const Var& o) {
   using Gate = DeltaRuleLayerConfig::Gate;
   const Shape rows{x.dim(0), config_.value_heads * config_.d_v};
-  const Var normed = rms_norm(tape, o, tape.parameter(*norm_w_), kOutputNormEps).reshape(rows);
+  const Var normed = rms_norm(tape, o, tape.parameter(*norm_w_), config_.norm_eps).reshape(rows);
   if (config_.gate == Gate::none) return linear(tape, normed, tape.parameter(*wo_));
-  const Var gate = wg_ != nullptr ? linear(tape, x, tape.parameter(*wg_))
-                                  : linear(tape, linear(tape, x, tape.parameter(*wg_a_)), tape.parameter(*wg_b_),
-                                           tape.parameter(*bg_));
+  const Var gate = output_gate(tape, x);
   const Var gated = config_.gate == Gate::sigmoid ? sigmoid_gate(tape, normed, gate) : silu_gate(tape, normed, gate);
   return linear(tape, gated, tape.parameter(*wo_));
 }

@@ -4,7 +4,7 @@
 //   q, k = L2(silu(conv(x wq^T))), L2(silu(conv(x wk^T))),  v = silu(conv(x wv^T))
 //   beta = sigma(x wb^T), or twice that
 //   o = DeltaRule(q, k, v; decay(x), beta)
-//   y = wo (RMSNorm_head(o; norm_w) * a(gate)),  gate = x wg^T, (x wg_a^T) wg_b^T + bg at low rank, or none
+//   y = wo (RMSNorm_head(o; norm_w) * a(gate)),  gate = x wg^T, (x wg_a^T) wg_b^T (+ bg) at low rank, or none
 //
 // A mixer gives the decay. T tokens, N sequences, d model width, H value heads, H_K key heads, d_k and d_v head widths,
 // w taps of the convolutions.
@@ -22,15 +22,17 @@ struct DeltaRuleLayerConfig {
   std::int64_t key_heads, value_heads, d_k, d_v;
   std::int64_t taps;           // 0: no convolutions
   bool negative_eigenvalues;   // beta up to 2
+  double norm_eps;             // of the output norm
   Gate gate = Gate::silu;      // of the output
   std::int64_t gate_rank = 0;  // 0: full
+  bool gate_bias = true;       // of a low-rank gate
   // What the decay adds: multiply-adds of its products and elements that it keeps, for each token.
   std::int64_t decay_products = 0;
   std::int64_t decay_saved = 0;
 };
 
 // The keys that every mixer of the family has: heads, value_heads, head_dim, value_dim, conv_width,
-// negative_eigenvalues; and what they say. Throws config_error for values that do not fit together.
+// negative_eigenvalues, norm_eps; and what they say. Throws config_error for values that do not fit together.
 std::vector<OptionSpec> delta_rule_layer_options();
 DeltaRuleLayerConfig delta_rule_layer_config(const MixerSite& site, const Options& options, const std::string& where);
 
@@ -66,6 +68,7 @@ class DeltaRuleLayer : public Mixer {
   Inputs inputs(Tape& tape, const Var& x, const DocumentsPtr& documents, DeltaRuleState* state);
   Var convolved(Tape& tape, const Var& x, Parameter& weight, Parameter* taps, const DocumentsPtr& documents,
                 const Tensor& state);
+  Var output_gate(Tape& tape, const Var& x);
   Var output(Tape& tape, const Var& x, const Var& o);
   DeltaRuleState& own(MixerState& state, std::int64_t sequences) const;
   double scale() const;

@@ -30,6 +30,7 @@ class DeltaLayerUnderTest : public LayerCase {
       : LayerCase(type, with_heads(options), {.width = 10, .layers = 3, .layer = 1, .max_tokens = 64}) {
     const std::int64_t value_heads = options_with(type, options).integer("value_heads");
     if (value_heads > 0) heads = value_heads;
+    norm_eps = options_with(type, options).real("norm_eps");
     randomise(0.5, 0.5);
   }
 
@@ -62,7 +63,7 @@ class DeltaLayerUnderTest : public LayerCase {
       }
     }
     normalise(o, d_v,
-              [](double squares, std::int64_t n) { return std::sqrt(squares / static_cast<double>(n) + 1e-5); });
+              [&](double squares, std::int64_t n) { return std::sqrt(squares / static_cast<double>(n) + norm_eps); });
     for (std::int64_t t = 0; t < o.dim(0); ++t) {
       for (std::int64_t c = 0; c < o.dim(1); ++c) at(o, t, c) *= parameter("norm_w", c % d_v);
     }
@@ -80,6 +81,7 @@ class DeltaLayerUnderTest : public LayerCase {
   }
 
   std::int64_t key_heads = 2, heads = 2, d_k = 4, d_v = 6;
+  double norm_eps;
   DocumentsPtr documents = Documents::from_lengths(std::vector<std::int32_t>{5, 1, 2, 3, 7});
   Tensor x = normal({18, site.width}, 3);
 

@@ -61,6 +61,10 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
   const std::int64_t keys = config.value_heads * config.d_k;
   config.gate = DeltaRuleLayerConfig::Gate::sigmoid;
   config.gate_rank = options.text("output_gate") == "full" ? 0 : rank;
+  config.gate_bias = options.flag("gate_bias");
+  if (config.gate_rank == 0 && !config.gate_bias) {
+    config_error("{}: gate_bias = false with output_gate = \"full\", which has no bias; leave it out", where);
+  }
   config.decay_products = rank * (site.width + keys);
   config.decay_saved = rank + 2 * keys;  // gate inputs and decays
   return std::make_unique<Kda>(scope, config, gate);
@@ -82,6 +86,7 @@ MixerType make_type() {
       "rank", 0, "rank of the projections of the forget gate and a low-rank output gate; 0 = value_dim", 0, 65536));
   type.options.push_back(
       choice_option("output_gate", "low_rank", "projection of the output gate", {"low_rank", "full"}));
+  type.options.push_back(flag_option("gate_bias", true, "bias of a low-rank output gate"));
   return type;
 }
 

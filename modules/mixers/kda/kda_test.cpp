@@ -40,6 +40,16 @@ TEST(Kda, WithASoftplusGateGroupedHeadsAndNegativeEigenvalues) {
        .gate = logistic});
 }
 
+TEST(Kda, WithoutABiasOfTheOutputGateAndAnotherEpsilon) {
+  DeltaLayerUnderTest layer(kda_mixer(), {{"gate_bias", false}, {"norm_eps", 0.5}});
+  EXPECT_FALSE(layer.has("bg"));
+  const auto z = gate_input(layer);
+  layer.expect_output(
+      {.log_decay = [&](std::int64_t t, std::int64_t h,
+                        std::int64_t c) { return -5.0 * logistic(std::exp(layer.parameter("a_log", h)) * z(t, h, c)); },
+       .gate = logistic});
+}
+
 TEST(Kda, PlansTheMemoryItKeeps) {
   DeltaLayerUnderTest(kda_mixer(), {{"rank", std::int64_t{3}}}).expect_saved_bytes();
   DeltaLayerUnderTest(kda_mixer(), {{"value_heads", std::int64_t{4}},
@@ -73,6 +83,9 @@ TEST(Kda, RefusesWhatCannotBe) {
       creation_error<DeltaLayerUnderTest>(kda_mixer(), {{"gate", std::string("softplus")}, {"lower_bound", -3.0}}),
       "[mixer.test]: lower_bound = -3 with gate = \"softplus\", which has none; leave it out, or use gate = "
       "\"bounded\"");
+  EXPECT_EQ(
+      creation_error<DeltaLayerUnderTest>(kda_mixer(), {{"output_gate", std::string("full")}, {"gate_bias", false}}),
+      "[mixer.test]: gate_bias = false with output_gate = \"full\", which has no bias; leave it out");
 }
 
 }  // namespace
