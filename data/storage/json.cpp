@@ -16,38 +16,53 @@ namespace {
 
 using nlohmann::json;
 
-// Builds a value from the parser's events, which is where duplicate keys and depth can still be seen.
-class StrictBuilder : public nlohmann::json_sax<json> {
+// Passes the parser's events on, except for what strictness refuses.
+class StrictParser : public nlohmann::json_sax<json> {
  public:
-  json take() { return std::move(root_); }
+  StrictParser(JsonEvents& events, int max_depth) : events_(events), max_depth_(max_depth) {}
   // What was wrong, and the byte (1-based) if the parser said so.
   std::string problem;
   std::optional<std::size_t> problem_byte;
 
-  bool null() override { return value(nullptr); }
-  bool boolean(bool b) override { return value(b); }
-  bool number_integer(number_integer_t n) override { return value(n); }
+  bool null() override {
+    return pass([&] { events_.null(); });
+  }
+  bool boolean(bool b) override {
+    return pass([&] { events_.boolean(b); });
+  }
+  bool number_integer(number_integer_t n) override {
+    return pass([&] { events_.integer(n); });
+  }
   bool number_unsigned(number_unsigned_t n) override {
     if (n > static_cast<number_unsigned_t>(std::numeric_limits<std::int64_t>::max())) return integer_range();
-    return value(static_cast<std::int64_t>(n));
+    return pass([&] { events_.integer(static_cast<std::int64_t>(n)); });
   }
   bool number_float(number_float_t x, const string_t& text) override {
     if (text.find_first_of(".eE") == string_t::npos) return integer_range();
     if (!std::isfinite(x)) return refuse("a number that is no finite double");
-    return value(x);
+    return pass([&] { events_.number(x); });
   }
-  bool string(string_t& s) override { return value(std::move(s)); }
+  bool string(string_t& s) override {
+    return pass([&] { events_.string(s); });
+  }
   bool binary(binary_t&) override { return refuse("a binary value"); }
-
-  bool start_object(std::size_t) override { return open(json::object()); }
-  bool start_array(std::size_t) override { return open(json::array()); }
-  bool end_object() override { return close(); }
-  bool end_array() override { return close(); }
-
   bool key(string_t& name) override {
-    if (open_.back()->contains(name)) return refuse(fmt::format("duplicate key \"{}\"", printable(name)));
-    key_ = std::move(name);
-    return true;
+    return pass([&] { events_.key(name); });
+  }
+
+  bool start_object(std::size_t) override {
+    return deeper() && pass([&] { events_.begin_object(); });
+  }
+  bool start_array(std::size_t) override {
+    return deeper() && pass([&] { events_.begin_array(); });
+  }
+  bool end_object() override {
+    --depth_;
+    return pass([&] { events_.end_object(); });
+  }
+  bool end_array() override {
+    --depth_;
+    return pass([&] { events_.end_array(); });
   }
 
   bool parse_error(std::size_t byte, const std::string&, const json::exception& error) override {
@@ -59,12 +74,47 @@ class StrictBuilder : public nlohmann::json_sax<json> {
   }
 
  private:
+  template <class F>
+  bool pass(F&& event) {
+    event();
+    return true;
+  }
   bool refuse(std::string what) {
     if (problem.empty()) problem = std::move(what);
     return false;
   }
   bool integer_range() { return refuse("an integer outside the range of int64"); }
+  bool deeper() { return ++depth_ <= max_depth_ || refuse(fmt::format("nesting deeper than {}", max_depth_)); }
 
+  JsonEvents& events_;
+  int max_depth_;
+  int depth_ = 0;
+};
+
+// Builds a value from the events, which is where duplicate keys can still be seen.
+class TreeBuilder final : public JsonEvents {
+ public:
+  explicit TreeBuilder(std::string_view source) : source_(source) {}
+  json take() { return std::move(root_); }
+
+  void null() override { place(nullptr); }
+  void boolean(bool b) override { place(b); }
+  void integer(std::int64_t n) override { place(n); }
+  void number(double x) override { place(x); }
+  void string(std::string& s) override { place(std::move(s)); }
+  void begin_object() override { open_.push_back(place(json::object())); }
+  void begin_array() override { open_.push_back(place(json::array())); }
+  void end_object() override { open_.pop_back(); }
+  void end_array() override { open_.pop_back(); }
+  void key(std::string& name) override {
+    if (open_.back()->contains(name)) {
+      storage_error("{}: invalid JSON: duplicate key \"{}\"", source_, printable(name));
+    }
+    key_ = std::move(name);
+  }
+
+ private:
+  [[noreturn]] void unexpected(std::string_view found) override { storage_error("{}: unexpected {}", source_, found); }
   json* place(json&& v) {
     if (open_.empty()) {
       root_ = std::move(v);
@@ -77,20 +127,8 @@ class StrictBuilder : public nlohmann::json_sax<json> {
     }
     return &(parent[key_] = std::move(v));
   }
-  bool value(json&& v) {
-    place(std::move(v));
-    return true;
-  }
-  bool open(json&& container) {
-    if (open_.size() == kMaxJsonDepth) return refuse(fmt::format("nesting deeper than {}", kMaxJsonDepth));
-    open_.push_back(place(std::move(container)));
-    return true;
-  }
-  bool close() {
-    open_.pop_back();
-    return true;
-  }
 
+  std::string_view source_;
   json root_;
   // Pointers into root_: a container grows only at its own end while it is the innermost open one.
   std::vector<json*> open_;
@@ -108,23 +146,31 @@ void check_finite(const json& value) {
 
 }  // namespace
 
+void parse_strict_events(std::string_view text, std::string_view source, JsonEvents& events, int max_depth) {
+  const auto refuse_at = [&](std::size_t at, std::string_view problem) {
+    const std::string_view before = text.substr(0, at);
+    const auto line = 1 + std::count(before.begin(), before.end(), '\n');
+    const auto last_break = before.rfind('\n');
+    const std::size_t column = at - (last_break == std::string_view::npos ? 0 : last_break + 1) + 1;
+    storage_error("{}: line {}, column {}: {}", source, line, column, problem);
+  };
+  // The parser would skip a byte order mark, and would take a NUL for the end; RFC 8259 has neither.
+  if (text.starts_with("\xEF\xBB\xBF")) refuse_at(0, "JSON begins with a byte order mark");
+  if (const auto nul = text.find('\0'); nul != std::string_view::npos) refuse_at(nul, "invalid JSON: a NUL byte");
+  StrictParser parser(events, max_depth);
+  if (json::sax_parse(text.begin(), text.end(), &parser)) return;
+  if (!parser.problem_byte) storage_error("{}: invalid JSON: {}", source, parser.problem);
+  refuse_at(std::min(text.size(), *parser.problem_byte > 0 ? *parser.problem_byte - 1 : 0),
+            "invalid JSON: " + parser.problem);
+}
+
 json parse_strict(std::string_view text, std::string_view source, std::uint64_t max_bytes) {
   if (text.size() > max_bytes) {
     storage_error("{}: {} bytes of JSON, at most {} are expected", source, text.size(), max_bytes);
   }
-  // The parser would skip a byte order mark, which RFC 8259 does not allow.
-  if (text.starts_with("\xEF\xBB\xBF"))
-    storage_error("{}: line 1, column 1: JSON begins with a byte order mark", source);
-  StrictBuilder builder;
-  const bool ok = json::sax_parse(text.begin(), text.end(), &builder);
-  if (ok) return builder.take();
-  if (!builder.problem_byte) storage_error("{}: invalid JSON: {}", source, builder.problem);
-  const std::size_t at = std::min(text.size(), *builder.problem_byte > 0 ? *builder.problem_byte - 1 : 0);
-  const std::string_view before = text.substr(0, at);
-  const auto line = 1 + std::count(before.begin(), before.end(), '\n');
-  const auto last_break = before.rfind('\n');
-  const std::size_t column = at - (last_break == std::string_view::npos ? 0 : last_break + 1) + 1;
-  storage_error("{}: line {}, column {}: invalid JSON: {}", source, line, column, builder.problem);
+  TreeBuilder builder(source);
+  parse_strict_events(text, source, builder, kMaxJsonDepth);
+  return builder.take();
 }
 
 json read_json_file(const std::string& path, std::uint64_t max_bytes) {

@@ -2,6 +2,7 @@
 // and the key. Include <nlohmann/json.hpp> in the .cpp that builds or walks values.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
@@ -13,9 +14,34 @@ namespace weft {
 
 inline constexpr int kMaxJsonDepth = 64;
 
-// Parses one value that fills the whole text. Refused, as an Error (storage) that names `source`, line and column:
-// syntax errors, invalid UTF-8, duplicate keys, nesting deeper than kMaxJsonDepth, integers outside int64, numbers
-// that are no finite double, and texts longer than `max_bytes`.
+// What a text holds, in its order, for readers of large texts that build no tree. A handler that does not override an
+// event refuses it. Handlers may throw; strings may be moved from. Duplicate keys are the handler's to refuse.
+class JsonEvents {
+ public:
+  virtual ~JsonEvents() = default;
+  virtual void begin_object() { unexpected("an object"); }
+  virtual void end_object() {}
+  virtual void key(std::string&) {}
+  virtual void begin_array() { unexpected("an array"); }
+  virtual void end_array() {}
+  virtual void string(std::string&) { unexpected("a string"); }
+  virtual void integer(std::int64_t) { unexpected("an integer"); }
+  virtual void number(double) { unexpected("a number with a fraction or an exponent"); }
+  virtual void boolean(bool) { unexpected("true or false"); }
+  virtual void null() { unexpected("null"); }
+
+ protected:
+  // Throws: this value has no place here.
+  [[noreturn]] virtual void unexpected(std::string_view found) = 0;
+};
+
+// Reports one value that fills the whole text. Refused, as an Error (storage) that names `source`, line and column:
+// syntax errors, invalid UTF-8, NUL bytes, nesting deeper than `max_depth`, integers outside int64, and numbers that
+// are no finite double. Recursion and memory do not depend on the text.
+void parse_strict_events(std::string_view text, std::string_view source, JsonEvents& events, int max_depth);
+
+// Parses one value that fills the whole text. Refused, as an Error (storage): what parse_strict_events refuses with
+// kMaxJsonDepth, duplicate keys, and texts longer than `max_bytes`.
 nlohmann::json parse_strict(std::string_view text, std::string_view source,
                             std::uint64_t max_bytes = std::uint64_t{64} << 20);
 

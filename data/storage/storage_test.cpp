@@ -160,7 +160,34 @@ TEST(Json, RefusesWhatIsNotStrict) {
     EXPECT_NE(problem(text), "") << text;
   }
   EXPECT_NE(problem(std::string(1'000'000, '[')), "");
+  EXPECT_EQ(problem(std::string_view("{}\n\0junk", 8)), "file: line 2, column 1: invalid JSON: a NUL byte");
   EXPECT_EQ(message_of([] { parse_strict("[1,2]", "file", 4); }), "file: 5 bytes of JSON, at most 4 are expected");
+}
+
+// A handler sees the text in its order, and refuses what it does not expect.
+TEST(Json, EventsComeInTheTextsOrder) {
+  class Listing final : public JsonEvents {
+   public:
+    std::string seen;
+    void begin_object() override { seen += "{ "; }
+    void end_object() override { seen += "} "; }
+    void key(std::string& name) override { seen += name + ": "; }
+    void begin_array() override { seen += "[ "; }
+    void end_array() override { seen += "] "; }
+    void integer(std::int64_t n) override { seen += std::to_string(n) + " "; }
+
+   private:
+    [[noreturn]] void unexpected(std::string_view found) override { storage_error("{} after {}", found, seen); }
+  };
+  Listing listing;
+  parse_strict_events("{\"b\":[1,-2,[]],\"a\":{}}", "file", listing, 3);
+  EXPECT_EQ(listing.seen, "{ b: [ 1 -2 [ ] ] a: { } } ");
+  Listing refusing;
+  EXPECT_EQ(message_of([&] { parse_strict_events("[1,2.0]", "file", refusing, 3); }),
+            "a number with a fraction or an exponent after [ 1 ");
+  Listing deep;
+  EXPECT_EQ(message_of([&] { parse_strict_events("[[[[]]]]", "file", deep, 3); }),
+            "file: invalid JSON: nesting deeper than 3");
 }
 
 // What a file holds must not reach a terminal as it is.
