@@ -1,0 +1,269 @@
+"""Checks directories that `weft export` wrote, in transformers.
+
+    python tests/remote_code/check.py DIRECTORY... [--expected FILE] [--report FILE] [--quick] [--device cuda]
+
+In each directory: the weights load with none missing, unexpected or mismatched; logits equal weft's, which
+`expected.safetensors` in it (or --expected) has as pairs ids.N i64 [T], logits.N [T, V], and prompt.N, greedy.N i64 for
+text; in fp64 a sequence gives the same in one call, token by token, and cut at random; left-padded rows of a batch give
+what each gives alone; a cache follows its sequences when beams are reordered; generate() draws the same with and
+without a cache. Directories of transformers' own classes take the part that needs no weft cache. The last line of
+output is `ok` or `FAILED`; the exit code is 0 or 1. --report writes the figures as JSON.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import traceback
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Modules of earlier directories of the same name must not be taken for these.
+os.environ.setdefault("HF_MODULES_CACHE", os.path.join(os.environ.get("TMPDIR", "/tmp"), f"weft_modules_{os.getpid()}"))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+# Largest difference of logits: against weft's in fp64 and fp32, relative to the largest logit where that is above 1;
+# between two ways of computing the same in fp64.
+FP64_AGAINST_WEFT = 1e-9
+FP32_AGAINST_WEFT = 2e-4
+FP64_AMONG_SPLITS = 1e-10
+# Of the two best logits of a step; below it greedy texts may part.
+EXCUSED_GAP = 1e-3
+
+
+class Failure(Exception):
+    pass
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, NaN counted as infinite."""
+    if a.shape != b.shape:
+        raise Failure(f"shapes {list(a.shape)} and {list(b.shape)}")
+    if a.numel() == 0:
+        return 0.0
+    a, b = a.double().cpu(), b.double().cpu()
+    if not bool(torch.isfinite(a).all()) or not bool(torch.isfinite(b).all()):
+        return float("inf")
+    return ((a - b).abs().max() / b.abs().max().clamp_min(1.0)).item()
+
+
+class Subject:
+    def __init__(self, directory: pathlib.Path, expected: pathlib.Path, device: str, quick: bool):
+        self.directory = directory
+        self.device = device
+        self.quick = quick
+        self.figures: dict[str, float] = {}
+        self.expected = load_file(expected) if expected.exists() else {}
+        self.wide = self.load(torch.float64)
+        self.is_weft = self.wide.config.model_type == "weft"
+        self.vocabulary = self.wide.config.vocab_size
+        torch.manual_seed(7)
+
+    def load(self, dtype: torch.dtype):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            self.directory, trust_remote_code=True, dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+            if info.get(key):
+                raise Failure(f"{key}: {sorted(map(str, info[key]))[:5]}")
+        return model.to(self.device).eval()
+
+    def limit(self, name: str, value: float, bound: float) -> None:
+        self.figures[name] = max(value, self.figures.get(name, 0.0))
+        if not value <= bound:
+            raise Failure(f"{name}: {value:.3g}, more than {bound:.0e}")
+
+    def tokens(self, *shape: int) -> torch.Tensor:
+        return torch.randint(0, self.vocabulary, shape, device=self.device)
+
+    def logits(self, model, ids: torch.Tensor, **kwargs) -> torch.Tensor:
+        return model(input_ids=ids[None] if ids.dim() == 1 else ids, use_cache=False, **kwargs).logits
+
+    def pairs(self, first: str, second: str):
+        n = 0
+        while f"{first}.{n}" in self.expected:
+            yield self.expected[f"{first}.{n}"].to(self.device), self.expected[f"{second}.{n}"].to(self.device)
+            n += 1
+
+    # Each check returns, or raises Failure.
+
+    def check_logits(self) -> None:
+        narrow = self.load(torch.float32)
+        for ids, logits in self.pairs("ids", "logits"):
+            if logits.dtype == torch.float64:
+                self.limit("logits_fp64", relative(self.logits(self.wide, ids)[0], logits), FP64_AGAINST_WEFT)
+            self.limit("logits_fp32", relative(self.logits(narrow, ids)[0], logits), FP32_AGAINST_WEFT)
+
+    def check_greedy(self) -> None:
+        model = self.load(torch.float32)
+        for prompt, greedy in self.pairs("prompt", "greedy"):
+            ids = self.generate(model, prompt[None], max_new_tokens=len(greedy), eos_token_id=None)[0, len(prompt) :]
+            same = ids == greedy
+            if bool(same.all()):
+                continue
+            step = int((~same).nonzero()[0])
+            logits = self.logits(self.wide, torch.cat([prompt, greedy[:step]]))[0, -1]
+            best = logits.topk(2).values
+            gap = (best[0] - best[1]).item()
+            if gap >= EXCUSED_GAP:
+                raise Failure(f"greedy text parts from weft's at token {step}, where the two best logits are {gap:.3g} "
+                              "apart")
+            self.figures["greedy_excused"] = self.figures.get("greedy_excused", 0) + 1
+
+    def split_lengths(self, T: int) -> list[int]:
+        lengths = []
+        while T > 0:
+            choice = int(torch.randint(0, 3, ()))
+            n = min(T, [1, int(torch.randint(1, 8, ())), int(torch.randint(1, 100, ()))][choice])
+            lengths.append(n)
+            T -= n
+        return lengths
+
+    def in_calls(self, model, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        cache, rows, at = None, [], 0
+        for n in lengths:
+            out = model(input_ids=ids[:, at : at + n], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            rows.append(out.logits)
+            at += n
+        return torch.cat(rows, 1)
+
+    def check_splits(self) -> None:
+        for T in [70, 150] if self.quick else [3, 70, 150, 290]:
+            ids = self.tokens(1, T)
+            whole = self.logits(self.wide, ids)
+            ways = [self.split_lengths(T) for _ in range(2 if self.quick else 4)]
+            if T <= 150:
+                ways.append([1] * T)
+            for lengths in ways:
+                self.limit("splits_fp64", relative(self.in_calls(self.wide, ids, lengths), whole), FP64_AMONG_SPLITS)
+
+    def padded(self, rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        T = max(len(row) for row in rows)
+        ids = self.tokens(len(rows), T)  # padding is any token
+        mask = torch.zeros_like(ids)
+        for b, row in enumerate(rows):
+            ids[b, T - len(row) :] = row
+            mask[b, T - len(row) :] = 1
+        return ids, mask
+
+    def check_padding(self) -> None:
+        rows = [self.tokens(n) for n in (41, 1, 17, 40)]
+        ids, mask = self.padded(rows)
+        batch = self.logits(self.wide, ids, attention_mask=mask)
+        for b, row in enumerate(rows):
+            alone = self.logits(self.wide, row)[0]
+            self.limit("padding_fp64", relative(batch[b, -len(row) :], alone), FP64_AMONG_SPLITS)
+        text = self.generate(self.wide, ids, attention_mask=mask, max_new_tokens=8, eos_token_id=None)
+        for b, row in enumerate(rows):
+            alone = self.generate(self.wide, row[None], max_new_tokens=8, eos_token_id=None)
+            if not torch.equal(text[b, -8:], alone[0, -8:]):
+                raise Failure(f"a left-padded row of {len(row)} tokens continues otherwise than alone")
+
+    def generate(self, model, ids: torch.Tensor, **how) -> torch.Tensor:
+        how = {"do_sample": False, "attention_mask": torch.ones_like(ids), "pad_token_id": 0} | how
+        return model.generate(ids, **how)
+
+    def check_beams(self) -> None:
+        ids = self.tokens(3, 37)
+        out = self.wide(input_ids=ids, use_cache=True)
+        order = torch.tensor([2, 0, 2], device=self.device)
+        out.past_key_values.reorder_cache(order)
+        after = self.tokens(3, 1)
+        both = self.wide(input_ids=after, past_key_values=out.past_key_values, use_cache=True).logits
+        whole = self.logits(self.wide, torch.cat([ids[order], after], 1))[:, -1:]
+        self.limit("beams_fp64", relative(both, whole), FP64_AMONG_SPLITS)
+        how = {"num_beams": 3, "max_new_tokens": 10, "eos_token_id": None}
+        if not torch.equal(self.generate(self.wide, ids, **how), self.generate(self.wide, ids, use_cache=False, **how)):
+            raise Failure("beam search draws otherwise with a cache than without")
+
+    def check_generate(self) -> None:
+        ids = self.tokens(2, 50)
+        cached = self.generate(self.wide, ids, max_new_tokens=24, eos_token_id=None)
+        plain = self.generate(self.wide, ids, max_new_tokens=24, eos_token_id=None, use_cache=False)
+        if not torch.equal(cached, plain):
+            raise Failure("generate() draws otherwise with a cache than without")
+
+    def check_training(self) -> None:
+        """The loss of labels is that of the logits, gradients reach every parameter, and kept logits are the last."""
+        ids = self.tokens(2, 33)
+        labels = ids.clone()
+        labels[:, :5] = -100
+        model = self.wide
+        out = model(input_ids=ids, labels=labels, use_cache=False)
+        rows = out.logits[:, 4:-1].flatten(0, 1).log_softmax(-1)
+        loss = -rows.gather(1, ids[:, 5:].flatten()[:, None]).mean()
+        self.limit("loss_fp64", relative(out.loss.detach(), loss.detach()), FP64_AMONG_SPLITS)
+        with torch.enable_grad():
+            model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+        for name, p in model.named_parameters():
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
+                raise Failure(f"the gradient of {name} is not finite")
+        model.zero_grad(set_to_none=True)
+        kept = model(input_ids=ids, use_cache=False, logits_to_keep=2).logits
+        self.limit("kept_fp64", relative(kept, out.logits[:, -2:]), FP64_AMONG_SPLITS)
+
+    def check_bf16(self) -> None:
+        logits = self.logits(self.load(torch.bfloat16), self.tokens(1, 80))
+        if logits.dtype != torch.bfloat16 or not bool(torch.isfinite(logits).all()):
+            raise Failure("bf16: logits are not finite numbers of that type")
+
+
+def check(directory: pathlib.Path, arguments: argparse.Namespace) -> dict:
+    """The figures of a directory, and under "failures" what went wrong."""
+    failures: list[str] = []
+    figures: dict = {}
+    try:
+        expected = arguments.expected or directory / "expected.safetensors"
+        subject = Subject(directory, expected, arguments.device, arguments.quick)
+        figures = subject.figures
+        checks = [subject.check_logits, subject.check_greedy, subject.check_generate]
+        if subject.is_weft:
+            checks += [subject.check_splits, subject.check_padding, subject.check_beams, subject.check_training]
+            checks += [] if arguments.quick else [subject.check_bf16]
+        with torch.no_grad():
+            for step in checks:
+                try:
+                    step()
+                except Failure as failure:
+                    failures.append(f"{step.__name__.removeprefix('check_')}: {failure}")
+    except Failure as failure:
+        failures.append(str(failure))
+    except Exception as error:  # whatever a model or transformers raises is a finding
+        failures.append(f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+    return {**figures, "failures": failures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directories", nargs="+", type=pathlib.Path)
+    parser.add_argument("--expected", type=pathlib.Path)
+    parser.add_argument("--report", type=pathlib.Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    report: dict = {"transformers": transformers.__version__, "torch": torch.__version__, "directories": {}}
+    for directory in arguments.directories:
+        result = check(directory, arguments)
+        report["directories"][str(directory)] = result
+        figures = "  ".join(f"{name} {value:.1e}" for name, value in result.items() if name != "failures")
+        print(f"{'FAILED' if result['failures'] else 'ok':6} {directory.name}  {figures}", flush=True)
+        for failure in result["failures"]:
+            print(f"       {failure}", flush=True)
+    if arguments.report:
+        arguments.report.write_text(json.dumps(report, indent=2) + "\n")
+    failed = any(result["failures"] for result in report["directories"].values())
+    print("FAILED" if failed else "ok")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
