@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,8 @@ struct TensorRule {
   std::vector<Piece> pieces;
   double shift = 0.0;      // -1: the file holds gain - 1
   bool keep_fp32 = false;  // stays fp32 in a bf16 export (a_log, dt_bias)
+  // Element i of a constant whose elements differ, in place of `shift`.
+  std::function<double(std::int64_t)> constant = {};
 };
 
 }  // namespace weft
