@@ -24,6 +24,7 @@ class CommandLine {
     add_prepare();
     add_train();
     add_plan();
+    add_verify();
     add_eval();
     add_generate();
     add_files();
@@ -52,6 +53,10 @@ class CommandLine {
     if (*plan_) {
       plan_arguments_.form = form_of(json_);
       run_plan(plan_arguments_);
+    }
+    if (*verify_) {
+      verify_arguments_.form = form_of(json_);
+      if (!run_verify(verify_arguments_)) return ExitCode::internal;
     }
     if (*inspect_) run_inspect(path_, form_of(json_));
     if (*report_) run_report(runs_, out_);
@@ -126,6 +131,20 @@ class CommandLine {
     plan_->add_flag("--json", json_, "Print as JSON");
   }
 
+  void add_verify() {
+    verify_ = app_.add_subcommand("verify", "Each layer type of a recipe against fp64, on its device at its shapes");
+    verify_->add_option("recipe", verify_arguments_.recipe, "TOML recipe")->required();
+    verify_->add_option("--set", verify_arguments_.overrides, "Change a value: --set run.precision=fp32")
+        ->expected(1)
+        ->allow_extra_args(false)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    verify_
+        ->add_option("--tokens", verify_arguments_.tokens,
+                     "Tokens of each row to compare; 0: as many as fp64 computes in seconds")
+        ->check(CLI::NonNegativeNumber);
+    verify_->add_flag("--json", json_, "Print as JSON");
+  }
+
   void add_eval() {
     eval_ = app_.add_subcommand(
         "eval", "Loss, perplexity and bits per byte of a run or checkpoint, or how well it solves a task");
@@ -197,10 +216,12 @@ class CommandLine {
 
   CLI::App app_{"weft trains language models whose layers mix linear and sparse attention.", "weft"};
   CLI::App *prepare_ = nullptr, *train_ = nullptr, *eval_ = nullptr, *generate_ = nullptr, *inspect_ = nullptr,
-           *fsck_ = nullptr, *report_ = nullptr, *plan_ = nullptr, *mixers_ = nullptr, *panel_ = nullptr;
+           *fsck_ = nullptr, *report_ = nullptr, *plan_ = nullptr, *verify_ = nullptr, *mixers_ = nullptr,
+           *panel_ = nullptr;
   PrepareOptions prepare_options_;
   TrainArguments train_arguments_;
   PlanArguments plan_arguments_;
+  VerifyArguments verify_arguments_;
   EvalArguments eval_arguments_;
   GenerateArguments generate_arguments_;
   PanelArguments panel_arguments_;

@@ -1,11 +1,11 @@
 // What changes no bit of a mixer's results, on every device and in every type that it trains in; and how near a GPU
 // comes to fp64.
 
-#include <algorithm>
 #include <tuple>
 
 #include "tests/conformance/subject.h"
 #include "tests/support/compare.h"
+#include "train/verify/precision.h"
 
 namespace weft::testing {
 namespace {
@@ -103,59 +103,24 @@ TEST_P(Invariance, RunsRepeat) {
   }
 }
 
-// A layer is a chain of kernels, each of which has its own test at the tolerances of its kind. Here the whole agrees
-// with fp64, evaluated with the same rounded parameters and inputs, as closely as the table asks or, where the chain
-// magnifies rounding, as closely as fp64 agrees with itself when inputs and parameters move by a few units of that
-// rounding.
+// Agreement of a layer with fp64, at the tolerances of recurrences for all: a layer is a chain of kernels, each of
+// which has its own test at the tolerances of its kind.
 class Precision : public Invariance {};
 
 TEST_P(Precision, MatchesDouble) {
   Layer layer(subject(), target());
-  Layer fp64(subject(), layer);
-  const bool single = target().dtype == DType::f32;
-  const Tolerance table = single ? kFp32 : kBf16Recurrence;
-  const double unit = single ? 0x1p-24 : 0x1p-9;
-  const double most = single ? 1e3 : 32.0;  // times the table: a recipe that magnifies more would test nothing
   const DocumentsPtr docs = documents({130, 1, 77});
-  const Tensor x = cast(input(layer, docs->tokens(), 1), target().dtype);
-  const Tensor dy = cast(input(layer, docs->tokens(), 2), target().dtype);
-  const Layer::Gradients a = layer.backward(x, docs, dy);
-  const Layer::Gradients b = fp64.backward(x, docs, dy);
-
-  // What rounding may do: of inputs in fp32; in bf16, where every projection rounds, of parameters and dy as well, the
-  // largest of three draws.
-  const int draws = single ? 1 : 3;
-  constexpr double kRoundings = 4.0;
-  std::uint64_t seed = 30;
-  const auto moved = [&](const Tensor& t) {
-    const Tensor result = cast(t, DType::f64);
-    const Tensor noise = normal(t.shape(), seed++, kRoundings * unit);
-    for (std::int64_t i = 0; i < result.numel(); ++i) result.data<double>()[i] *= 1.0 + noise.data<double>()[i];
-    return result;
-  };
-  std::vector<Layer::Gradients> nearby;
-  for (int draw = 0; draw < draws; ++draw) {
-    Layer other(subject(), layer);
-    const Tensor near_x = moved(x);
-    if (!single) {
-      for (Parameter* p : other.parameters()) p->value.copy_from(moved(p->value));
-    }
-    nearby.push_back(other.backward(near_x, docs, single ? dy : moved(dy)));
-  }
-  const auto agrees = [&](const auto& part, double limit) {
-    Distance condition;
-    for (const Layer::Gradients& other : nearby) {
-      const Distance d = distance(part(other), part(b));
-      condition = {std::max(condition.rel_f, d.rel_f), std::max(condition.rel_max, d.rel_max)};
-    }
-    const auto raised = [&](double least, double by) { return std::clamp(by, least, most * least); };
-    return close(part(a), part(b), raised(limit, condition.rel_f), raised(table.max, condition.rel_max));
-  };
-  EXPECT_TRUE(agrees([](const Layer::Gradients& g) { return g.y; }, table.forward));
-  EXPECT_TRUE(agrees([](const Layer::Gradients& g) { return g.dx; }, table.backward));
-  for (std::size_t i = 0; i < a.parameters.size(); ++i) {
-    EXPECT_TRUE(agrees([i](const Layer::Gradients& g) { return g.parameters[i]; }, table.backward))
-        << layer.parameters()[i]->name;
+  const PrecisionCase c{.declare = mixer_of(subject()),
+                        .tolerance = target().dtype == DType::f32 ? kFp32 : kBf16Recurrence,
+                        .inputs = {input(layer, docs->tokens(), 1)},
+                        .row = {.documents = docs},
+                        .seeds = {input(layer, docs->tokens(), 2)},
+                        .compared = ComparedTokens::all(*docs),
+                        .input_names = {"x"},
+                        .output_names = {"output"}};
+  for (const PrecisionResult& r : compare_with_double(c, layer.specimen())) {
+    EXPECT_TRUE(r.ok()) << r.quantity << ": rel_F " << r.error.rel_f << " (limit " << r.limit.rel_f << "), rel_max "
+                        << r.error.rel_max << " (limit " << r.limit.rel_max << ")";
   }
 }
 

@@ -1,6 +1,5 @@
 #include "tests/conformance/subject.h"
 
-#include <cmath>
 #include <filesystem>
 
 #include "autograd/cuda/cuda_memory.h"
@@ -27,65 +26,50 @@ std::vector<Subject> conformance_subjects() {
   return subjects;
 }
 
-Layer::Layer(const Subject& subject, Target target) : width_(subject.recipe.model.width), target_(target) {
+namespace {
+
+std::shared_ptr<Mixer> create_mixer(const Subject& subject, const ParameterScope& scope) {
   const MixerTable& table = subject.recipe.mixer(subject.recipe.model.pattern.front());
-  const MixerSite site{.width = width_, .layers = 4, .layer = 1, .max_tokens = 2048};
-  mixer_ = table.type->create(ParameterScope(store_), site, table.options, table.where);
-  const bool on_cpu = target.device == DeviceKind::cpu;
-  store_.initialise(11, on_cpu ? target.dtype : DType::f32);
-  std::uint64_t seed = 100;
-  for (Parameter* p : store_.all()) {
-    const bool matrix = p->shape.rank() >= 2;
-    const double scale = matrix ? 1.0 / std::sqrt(static_cast<double>(p->shape.back())) : 0.1;
-    const Tensor noise = normal(p->shape, ++seed, scale);
-    Tensor value = matrix ? noise : cast(p->value, DType::f64);
-    if (!matrix) {
-      for (std::int64_t i = 0; i < value.numel(); ++i) value.data<double>()[i] += noise.data<double>()[i];
-    }
-    p->value.copy_from(cast(value, DType::f32));  // the same values in every type
-  }
-  if (!on_cpu) {
-    store_.move_to({.stream = gpu_stream(), .lasting = cuda_allocator(0), .arena = nullptr, .dtype = target.dtype});
-  }
+  const MixerSite site{.width = subject.recipe.model.width, .layers = 4, .layer = 1, .max_tokens = 2048};
+  return table.type->create(scope, site, table.options, table.where);
 }
 
-Layer::Layer(const Subject& subject, const Layer& rounded) : Layer(subject, DType::f64) {
-  Layer& other = const_cast<Layer&>(rounded);
-  const std::vector<Parameter*> from = other.parameters(), to = parameters();
-  for (std::size_t i = 0; i < to.size(); ++i) to[i]->value.copy_from(other.fetch(from[i]->value));
+SpecimenFunction function_of(const std::shared_ptr<Mixer>& mixer) {
+  return [mixer](Tape& tape, std::span<const Var> in, const SpecimenRow& row) {
+    return std::vector{mixer->forward(tape, in[0], row.documents, nullptr)};
+  };
 }
 
-std::shared_ptr<Allocator> Layer::memory() const {
-  return target_.device == DeviceKind::cpu ? heap_allocator(Hygiene::hostile) : gpu_memory();
+}  // namespace
+
+Place hostile_place(Target target) {
+  if (target.device == DeviceKind::cpu) return cpu_place(target.dtype, heap_allocator(Hygiene::hostile));
+  return {.stream = gpu_stream(), .lasting = cuda_allocator(0), .arena = gpu_memory(), .dtype = target.dtype};
 }
 
-Tensor Layer::fetch(const Tensor& tensor) const {
-  return cast(to_host(tensor, stream()), tensor.dtype());
+SpecimenDeclaration mixer_of(const Subject& subject) {
+  return [subject](const ParameterScope& scope) { return function_of(create_mixer(subject, scope)); };
 }
+
+Layer::Layer(const Subject& subject, Target target)
+    : width_(subject.recipe.model.width),
+      specimen_(
+          [&](const ParameterScope& scope) {
+            mixer_ = create_mixer(subject, scope);
+            return function_of(mixer_);
+          },
+          hostile_place(target)) {}
 
 Tensor Layer::forward(const Tensor& x, const DocumentsPtr& documents, MixerState* state) {
-  Tape tape(memory(), Tape::Mode::inference, stream());
+  const Place& place = specimen_.place();
+  Tape tape(place.arena, Tape::Mode::inference, place.stream);
   const Var y = mixer_->forward(tape, Tape::constant(tape.here(cast(x, dtype()))), documents, state);
-  return fetch(y.value);
+  return specimen_.fetch(y.value);
 }
 
 Layer::Gradients Layer::backward(const Tensor& x, const DocumentsPtr& documents, const Tensor& dy, bool recompute) {
-  store_.zero_gradients(stream());
-  Tape tape(memory(), Tape::Mode::record, stream());
-  const Var leaf = tape.leaf(tape.here(cast(x, dtype())));
-  Var y;
-  if (recompute) {
-    y = tape.recompute(std::span(&leaf, 1), [&](Tape& inner, std::span<const Var> in) {
-      return std::vector{mixer_->forward(inner, in[0], documents, nullptr)};
-    })[0];
-  } else {
-    y = mixer_->forward(tape, leaf, documents, nullptr);
-  }
-  Gradients result{.y = fetch(y.value), .dx = {}, .parameters = {}};
-  tape.backward(y, tape.here(cast(dy, dtype())));
-  result.dx = fetch(tape.gradient(leaf));
-  for (Parameter* p : store_.all()) result.parameters.push_back(fetch(p->grad));
-  return result;
+  const SpecimenResult r = specimen_.backward({x}, {.documents = documents}, {dy}, recompute);
+  return {.y = r.outputs[0], .dx = r.inputs[0], .parameters = r.parameters};
 }
 
 }  // namespace weft::testing

@@ -10,6 +10,7 @@
 #include "tests/support/gpu.h"
 #include "tests/support/random.h"
 #include "train/recipe/recipe.h"
+#include "train/verify/specimen.h"
 
 namespace weft::testing {
 
@@ -41,19 +42,23 @@ inline void PrintTo(const Target& target, std::ostream* out) {
   *out << target_name(target);
 }
 
-// One layer of a subject's mixer with generic parameters: projections of unit gain, and noise on everything else, so
-// that no gradient is small for want of a signal. Takes and gives host tensors wherever it computes.
+// A place for checks: hostile memory.
+Place hostile_place(Target target);
+
+// The subject's mixer as the part of a model that precision checks take.
+SpecimenDeclaration mixer_of(const Subject& subject);
+
+// One layer of a subject's mixer with generic parameters. Takes and gives host tensors wherever it computes.
 class Layer {
  public:
   Layer(const Subject& subject, DType dtype) : Layer(subject, Target{DeviceKind::cpu, dtype}) {}
   Layer(const Subject& subject, Target target);
-  // In fp64 on the CPU with the parameters of another layer, as they were rounded there.
-  Layer(const Subject& subject, const Layer& rounded);
 
   Mixer& mixer() { return *mixer_; }
+  Specimen& specimen() { return specimen_; }
   std::int64_t width() const { return width_; }
-  DType dtype() const { return target_.dtype; }
-  std::vector<Parameter*> parameters() { return store_.all(); }
+  DType dtype() const { return specimen_.place().dtype; }
+  std::vector<Parameter*> parameters() { return specimen_.parameters().all(); }
 
   // Output for x, in hostile memory; the state, if any, goes on.
   Tensor forward(const Tensor& x, const DocumentsPtr& documents, MixerState* state = nullptr);
@@ -66,15 +71,9 @@ class Layer {
   Gradients backward(const Tensor& x, const DocumentsPtr& documents, const Tensor& dy, bool recompute = false);
 
  private:
-  Stream stream() const { return target_.device == DeviceKind::cpu ? Stream{} : gpu_stream(); }
-  std::shared_ptr<Allocator> memory() const;
-  // On the host, with storage of its own.
-  Tensor fetch(const Tensor& tensor) const;
-
   std::int64_t width_;
-  Target target_;
-  ParameterStore store_;
-  std::unique_ptr<Mixer> mixer_;
+  std::shared_ptr<Mixer> mixer_;
+  Specimen specimen_;
 };
 
 }  // namespace weft::testing

@@ -1,29 +1,21 @@
-// Distances between tensors, by the metrics that gate every numerical test.
+// What a test expects of the distance between two tensors.
 #pragma once
 
 #include <gtest/gtest.h>
 
-#include "autograd/tensor.h"
+#include "autograd/distance.h"
 
 namespace weft::testing {
 
-// rel_f = |x - y|_F / |y|_F; rel_max = max|x - y| / max|y|. NaN anywhere gives infinity. Both 0 for empty tensors.
-struct Distance {
-  double rel_f = 0.0;
-  double rel_max = 0.0;
-};
-Distance distance(const Tensor& x, const Tensor& reference);
-
-// Tolerances of one path (forward and backward rel_F, rel_max of both).
-struct Tolerance {
-  double forward, backward, max;
-};
-inline constexpr Tolerance kFp64Chunked{1e-12, 1e-11, 1e-10};
-inline constexpr Tolerance kFp32{2e-6, 1e-5, 1e-4};
-inline constexpr Tolerance kBf16{4e-3, 8e-3, 2e-2};
-inline constexpr Tolerance kBf16Recurrence{8e-3, 1.5e-2, 4e-2};
-inline constexpr Tolerance kBf16TestTimeTraining{1.5e-2, 3e-2, 8e-2};
-inline constexpr Tolerance kBf16TokenSums{0.0, 1e-2, 3e-2};  // gradients that are sums over tokens
+using weft::Distance;
+using weft::distance;
+using weft::kBf16;
+using weft::kBf16Recurrence;
+using weft::kBf16TestTimeTraining;
+using weft::kBf16TokenSums;
+using weft::kFp32;
+using weft::kFp64Chunked;
+using weft::Tolerance;
 
 ::testing::AssertionResult close(const Tensor& x, const Tensor& reference, double rel_f, double rel_max);
 ::testing::AssertionResult bitwise_equal(const Tensor& x, const Tensor& y);

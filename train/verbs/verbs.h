@@ -32,6 +32,15 @@ struct PlanArguments {
 // Memory, work and time of a step. Error (config) if it does not fit, naming the largest parts.
 void run_plan(const PlanArguments& arguments);
 
+struct VerifyArguments {
+  std::string recipe;
+  std::vector<std::string> overrides;  // key=value
+  std::int64_t tokens = 0;             // compared of each row, at most; 0: as many as fp64 can afford
+  OutputForm form = OutputForm::text;
+};
+// False if a layer is further from fp64 than it may be.
+bool run_verify(const VerifyArguments& arguments);
+
 struct EvalArguments {
   std::string path;                    // run or checkpoint
   std::string data;                    // dataset; empty: the recipe's validation data
