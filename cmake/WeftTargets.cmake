@@ -14,6 +14,10 @@ function(weft_library folder)
     weft_generate_mixer_registry(registry)
     list(APPEND sources "${registry}")
   endif()
+  if(folder STREQUAL "checkpoints")
+    weft_embed_python(embedded)
+    list(APPEND sources "${embedded}")
+  endif()
   set(target weft_${folder})
   if(sources)
     add_library(${target} STATIC ${sources})
@@ -58,6 +62,25 @@ ${entries}  };
 }
 }  // namespace weft
 " @ONLY)
+  set(${output} "${path}" PARENT_SCOPE)
+endfunction()
+
+# The Python files that exports carry, as a source: those of the mixers and their families, and of
+# checkpoints/huggingface/remote_code.
+function(weft_embed_python output)
+  file(GLOB_RECURSE files CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/modules/weft_*.py")
+  file(GLOB common CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/checkpoints/huggingface/remote_code/*.py")
+  list(APPEND files ${common})
+  list(JOIN files "\n" lines)
+  set(list "${CMAKE_BINARY_DIR}/generated/checkpoints/embedded_files.txt")
+  file(CONFIGURE OUTPUT "${list}" CONTENT "${lines}\n" @ONLY)
+  set(path "${CMAKE_BINARY_DIR}/generated/checkpoints/embedded_files.cpp")
+  set(script "${CMAKE_SOURCE_DIR}/cmake/EmbedFiles.cmake")
+  add_custom_command(
+    OUTPUT "${path}"
+    COMMAND ${CMAKE_COMMAND} "-DOUTPUT=${path}" "-DLIST=${list}" -P "${script}"
+    DEPENDS ${files} "${list}" "${script}"
+    VERBATIM)
   set(${output} "${path}" PARENT_SCOPE)
 endfunction()
 

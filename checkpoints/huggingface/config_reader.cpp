@@ -11,12 +11,24 @@ namespace weft {
 namespace {
 
 // Written by every class; none of them changes what a loaded model computes.
-constexpr std::array<const char*, 18> kWithoutMeaning = {
-    "architectures",     "model_type",       "transformers_version", "torch_dtype",
-    "dtype",             "use_cache",        "initializer_range",    "_name_or_path",
-    "auto_map",          "pretraining_tp",   "output_attentions",    "output_hidden_states",
-    "return_dict",       "problem_type",     "_attn_implementation", "id2label",
-    "label2id",          "chunk_size_feed_forward"};
+constexpr std::array<const char*, 18> kWithoutMeaning = {"architectures",
+                                                         "model_type",
+                                                         "transformers_version",
+                                                         "torch_dtype",
+                                                         "dtype",
+                                                         "use_cache",
+                                                         "initializer_range",
+                                                         "_name_or_path",
+                                                         "auto_map",
+                                                         "pretraining_tp",
+                                                         "output_attentions",
+                                                         "output_hidden_states",
+                                                         "return_dict",
+                                                         "problem_type",
+                                                         "_attn_implementation",
+                                                         "id2label",
+                                                         "label2id",
+                                                         "chunk_size_feed_forward"};
 
 std::string shown(const nlohmann::json& value) {
   constexpr std::size_t kMost = 60;

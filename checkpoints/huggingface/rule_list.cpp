@@ -6,6 +6,12 @@ namespace weft {
 
 RuleList::RuleList(const LanguageModelConfig& model) : model_(model) {}
 
+std::vector<std::string> RuleList::parameters() const {
+  std::vector<std::string> names;
+  for (const Parameter* parameter : model_.parameters().all()) names.push_back(parameter->name);
+  return names;
+}
+
 const Shape& RuleList::shape(const std::string& parameter) const {
   const Parameter* found = model_.parameters().find(parameter);
   WEFT_CHECK(found != nullptr, "the model has no parameter {}", parameter);

@@ -14,6 +14,8 @@ class RuleList {
  public:
   explicit RuleList(const LanguageModelConfig& model);
 
+  // Names of all parameters, in canonical order.
+  std::vector<std::string> parameters() const;
   const Shape& shape(const std::string& parameter) const;
   // All elements, or `count` rows from row `first`.
   Piece all(const std::string& parameter) const;

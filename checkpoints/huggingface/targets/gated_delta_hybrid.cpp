@@ -19,7 +19,8 @@ std::int64_t rotary_dim(std::int64_t head_dim, double fraction) {
 // A factor of which the class takes exactly this many channels: it truncates head_dim * factor.
 double partial_rotary_factor(std::int64_t head_dim, std::int64_t rotary) {
   double factor = static_cast<double>(rotary) / static_cast<double>(head_dim);
-  while (static_cast<std::int64_t>(static_cast<double>(head_dim) * factor) < rotary) factor = std::nextafter(factor, 2.0);
+  while (static_cast<std::int64_t>(static_cast<double>(head_dim) * factor) < rotary)
+    factor = std::nextafter(factor, 2.0);
   return factor;
 }
 
@@ -44,7 +45,8 @@ void attention_obstacles(Obstacles& obstacles, const MixerChoice& choice) {
 void gdn_obstacles(Obstacles& obstacles, const MixerChoice& choice, double norm_eps) {
   const Options& o = choice.options;
   const std::string& at = choice.table;
-  obstacles.require(o.integer("conv_width") > 0, "{}: conv_width = 0: the class convolves queries, keys and values", at);
+  obstacles.require(o.integer("conv_width") > 0, "{}: conv_width = 0: the class convolves queries, keys and values",
+                    at);
   obstacles.require(!o.flag("negative_eigenvalues"),
                     "{}: negative_eigenvalues = true: the class writes with strengths below 1", at);
   obstacles.require(o.real("norm_eps") == norm_eps,

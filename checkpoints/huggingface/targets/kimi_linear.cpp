@@ -6,9 +6,10 @@
 #include "checkpoints/huggingface/obstacles.h"
 #include "checkpoints/huggingface/rule_list.h"
 
-// Facts of the class: layers of KDA with the softplus gate, of full rank-by-head-width gates without biases, one width for
-// keys and values; layers of MLA without rotation, whose latent norms have an epsilon of 1e-6 whatever rms_norm_eps is;
-// a head of its own. Tensors are written as the published checkpoints have them, which the class converts on loading.
+// Facts of the class: layers of KDA with the softplus gate, of full rank-by-head-width gates without biases, one width
+// for keys and values; layers of MLA without rotation, whose latent norms have an epsilon of 1e-6 whatever rms_norm_eps
+// is; a head of its own. Tensors are written as the published checkpoints have them, which the class converts on
+// loading.
 
 namespace weft {
 namespace {
@@ -32,9 +33,10 @@ void kda_obstacles(Obstacles& obstacles, const MixerChoice& choice, double norm_
                     o.integer("value_heads"), o.integer("heads"));
   obstacles.require(d_v == d_k, "{}: value_dim = {}: the class has one width for keys and values, head_dim = {}", at,
                     d_v, d_k);
-  obstacles.require(or_else(o.integer("rank"), d_v) == d_k, "{}: rank = {}: the class's gates have the rank head_dim = {}",
-                    at, o.integer("rank"), d_k);
-  obstacles.require(o.integer("conv_width") > 0, "{}: conv_width = 0: the class convolves queries, keys and values", at);
+  obstacles.require(or_else(o.integer("rank"), d_v) == d_k,
+                    "{}: rank = {}: the class's gates have the rank head_dim = {}", at, o.integer("rank"), d_k);
+  obstacles.require(o.integer("conv_width") > 0, "{}: conv_width = 0: the class convolves queries, keys and values",
+                    at);
   obstacles.require(!o.flag("negative_eigenvalues"),
                     "{}: negative_eigenvalues = true: the class writes with strengths below 1", at);
   obstacles.require(o.real("norm_eps") == norm_eps,
@@ -49,8 +51,7 @@ std::vector<std::string> obstacles(const LanguageModelConfig& model) {
   found.require(!model.tied, "tied = true in [model]: the class has a head of its own; use false");
   if (const MixerChoice* kda = find_choice(model, "kda")) kda_obstacles(found, *kda, model.norm_eps);
   if (const MixerChoice* mla = find_choice(model, "mla")) {
-    found.require(!mla->options.flag("rope"), "{}: rope = true: the class does not turn queries and keys",
-                      mla->table);
+    found.require(!mla->options.flag("rope"), "{}: rope = true: the class does not turn queries and keys", mla->table);
   }
   return std::move(found).lines();
 }
@@ -104,16 +105,15 @@ HubModel read_config(const nlohmann::json& json, const std::string& source) {
   if (config.integer_or("num_key_value_heads", heads, 1, kMostHeads) != heads) {
     config.refuse("num_key_value_heads", fmt::format("expected num_attention_heads = {}", heads));
   }
-  const MixerChoice mla =
-      mixer_choice("mla",
-                   {{"heads", heads},
-                    {"latent_dim", config.integer_or("kv_lora_rank", 512, 1, kMostWidth)},
-                    {"content_dim", config.integer_or("qk_nope_head_dim", 128, 1, kMostWidth)},
-                    {"shared_dim", config.integer_or("qk_rope_head_dim", 64, 1, kMostWidth)},
-                    {"value_dim", config.integer_or("v_head_dim", 128, 1, kMostWidth)},
-                    {"query_latent_dim", config.integer_or("q_lora_rank", 0, 1, kMostWidth)},
-                    {"rope", false}},
-                   config.source());
+  const MixerChoice mla = mixer_choice("mla",
+                                       {{"heads", heads},
+                                        {"latent_dim", config.integer_or("kv_lora_rank", 512, 1, kMostWidth)},
+                                        {"content_dim", config.integer_or("qk_nope_head_dim", 128, 1, kMostWidth)},
+                                        {"shared_dim", config.integer_or("qk_rope_head_dim", 64, 1, kMostWidth)},
+                                        {"value_dim", config.integer_or("v_head_dim", 128, 1, kMostWidth)},
+                                        {"query_latent_dim", config.integer_or("q_lora_rank", 0, 1, kMostWidth)},
+                                        {"rope", false}},
+                                       config.source());
   model.pattern = read_layer_types(config, model.layers, kda, mla);
   for (const std::string& type : config.texts("mlp_layer_types", model.layers)) {
     if (type != "dense") config.refuse("mlp_layer_types", "a mixture of experts is not supported");

@@ -8,10 +8,10 @@
 #include "checkpoints/huggingface/rule_list.h"
 #include "modules/mixers/lightning/slopes.h"
 
-// Facts of the class: branches add to the *normalised* input; lightning and softmax layers have the same heads; lightning
-// norms have an epsilon of 1e-6 whatever rms_norm_eps is; softmax layers turn whole heads; experts are router-weighted,
-// and the softmax over the single logit of one expert is 1, whatever its weight. The decays of lightning layers and
-// their powers within a block are buffers that files hold.
+// Facts of the class: branches add to the *normalised* input; lightning and softmax layers have the same heads;
+// lightning norms have an epsilon of 1e-6 whatever rms_norm_eps is; softmax layers turn whole heads; experts are
+// router-weighted, and the softmax over the single logit of one expert is 1, whatever its weight. The decays of
+// lightning layers and their powers within a block are buffers that files hold.
 //
 // H heads, B tokens of a block, d_h head width.
 
