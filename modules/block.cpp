@@ -6,19 +6,28 @@
 namespace weft {
 
 Block::Block(const ParameterScope& scope, const MixerType& mixer, const Options& options,
-             const std::string& mixer_table, const MixerSite& site, std::int64_t ffn_hidden, double norm_eps)
+             const std::string& mixer_table, const MixerSite& site, const BlockOptions& block)
     : name_(fmt::format("layers.{}", site.layer)),
-      norm_eps_(norm_eps),
+      options_(block),
       mixer_norm_w_(&scope.declare("mixer_norm_w", {site.width}, ParameterKind::vector, Init::constant(1.0))),
       mixer_(mixer.create(scope.scope("mixer"), site, options, mixer_table)) {
-  if (ffn_hidden == 0) return;
+  if (block.ffn_hidden == 0) return;
   ffn_norm_w_ = &scope.declare("ffn_norm_w", {site.width}, ParameterKind::vector, Init::constant(1.0));
-  ffn_ = std::make_unique<FeedForward>(scope.scope("ffn"), site.width, ffn_hidden, site.layers);
+  ffn_ = std::make_unique<FeedForward>(
+      scope.scope("ffn"), FeedForwardShape{.width = site.width, .hidden = block.ffn_hidden, .bias = block.ffn_bias},
+      site.layers);
 }
 
 std::array<Var, 2> Block::advance(Tape& tape, const ResidualStream& x, Parameter& norm) const {
-  if (x.branch.value.defined()) return add_rms_norm(tape, x.branch, x.residual, tape.parameter(norm), norm_eps_);
-  return {x.residual, rms_norm(tape, x.residual, tape.parameter(norm), norm_eps_)};
+  const Var weight = tape.parameter(norm);
+  std::array<Var, 2> next;
+  if (x.branch.value.defined()) {
+    next = add_rms_norm(tape, x.branch, x.residual, weight, options_.norm_eps);
+  } else {
+    next = {x.residual, rms_norm(tape, x.residual, weight, options_.norm_eps)};
+  }
+  if (options_.residual == Residual::post_norm_input) next[0] = next[1];
+  return next;
 }
 
 ResidualStream Block::forward(Tape& tape, const ResidualStream& x, const DocumentsPtr& documents, MixerState* state,
@@ -34,12 +43,11 @@ ResidualStream Block::forward(Tape& tape, const ResidualStream& x, const Documen
 }
 
 Tensor Block::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) const {
-  const Var in = Tape::constant(x);
-  const Var normed = rms_norm(tape, in, tape.parameter(*mixer_norm_w_), norm_eps_);
-  const Var mixed = Tape::constant(mixer_->decode(tape, normed.value, positions, state));
-  if (ffn_ == nullptr) return add(tape, in, mixed).value;
-  const auto [sum, ffn_x] = add_rms_norm(tape, mixed, in, tape.parameter(*ffn_norm_w_), norm_eps_);
-  return add(tape, sum, ffn_->forward(tape, ffn_x)).value;
+  const auto [mixer_in, mixer_x] = advance(tape, {Tape::constant(x), {}}, *mixer_norm_w_);
+  const Var mixed = Tape::constant(mixer_->decode(tape, mixer_x.value, positions, state));
+  if (ffn_ == nullptr) return add(tape, mixer_in, mixed).value;
+  const auto [ffn_in, ffn_x] = advance(tape, {mixer_in, mixed}, *ffn_norm_w_);
+  return add(tape, ffn_in, ffn_->forward(tape, ffn_x)).value;
 }
 
 }  // namespace weft

@@ -28,10 +28,17 @@ LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config
   embedding_ =
       &root.declare("embedding", {config.vocabulary, config.width}, ParameterKind::embedding, Init::normal(0.02));
   for (std::int64_t l = 0; l < config.layers; ++l) {
-    const MixerChoice& choice = config.pattern[static_cast<std::size_t>(l) % config.pattern.size()];
-    const MixerSite site{.width = config.width, .layers = config.layers, .layer = l, .max_tokens = config.max_tokens};
+    const MixerChoice& choice = config.choice(l);
+    const MixerSite site{.width = config.width,
+                         .layers = config.layers,
+                         .layer = l,
+                         .max_tokens = config.max_tokens,
+                         .norm_eps = config.norm_eps};
     blocks_.emplace_back(root.scope(fmt::format("layers.{}", l)), *choice.type, choice.options, choice.table, site,
-                         config.ffn_hidden, config.norm_eps);
+                         BlockOptions{.ffn_hidden = config.ffn_hidden,
+                                      .ffn_bias = config.ffn_bias,
+                                      .residual = config.residual,
+                                      .norm_eps = config.norm_eps});
   }
   final_norm_w_ = &root.declare("final_norm_w", {config.width}, ParameterKind::vector, Init::constant(1.0));
   head_ = config.tied

@@ -32,6 +32,13 @@ struct LanguageModelConfig {
   double norm_eps = 1e-6;
   Recompute recompute = Recompute::none;
   std::int64_t max_tokens = 0;  // longest document of training
+  bool ffn_bias = false;
+  Residual residual = Residual::pre_norm;
+
+  // The mixer of a layer.
+  const MixerChoice& choice(std::int64_t layer) const {
+    return pattern[static_cast<std::size_t>(layer) % pattern.size()];
+  }
 };
 
 // What a model remembers of N sequences.

@@ -20,6 +20,7 @@ struct MixerSite {
   std::int64_t layer;   // index of this one
   std::int64_t
       max_tokens;  // longest document the model is trained on (tables may be sized by it; longer ones still work)
+  double norm_eps = 1e-6;  // of the model's RMS norms
 };
 
 // What a mixer remembers of N sequences between calls: recurrent states, cached keys and values, convolution tails.

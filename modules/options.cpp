@@ -24,6 +24,11 @@ OptionSpec choice_option(const char* key, const char* default_value, const char*
   return {.key = key, .default_value = std::string(default_value), .help = help, .choices = std::move(choices)};
 }
 
+OptionSpec later(OptionSpec spec) {
+  spec.later = true;
+  return spec;
+}
+
 Options::Options(std::span<const OptionSpec> specs) {
   for (const OptionSpec& spec : specs) values_[spec.key] = spec.default_value;
 }

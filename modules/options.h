@@ -24,6 +24,8 @@ struct OptionSpec {
   double maximum = std::numeric_limits<double>::infinity();   // inclusive
   std::vector<std::string> choices;                           // strings only; empty = any
   bool required = false;
+  // Came after recipes had digests: at its default it is no part of them, so that they stay what they were.
+  bool later = false;
 };
 
 OptionSpec integer_option(const char* key, std::int64_t default_value, const char* help, double minimum,
@@ -32,6 +34,9 @@ OptionSpec real_option(const char* key, double default_value, const char* help, 
 OptionSpec flag_option(const char* key, bool default_value, const char* help);
 OptionSpec choice_option(const char* key, const char* default_value, const char* help,
                          std::vector<std::string> choices);
+
+// The same key as one that came later.
+OptionSpec later(OptionSpec spec);
 
 // Values of one table after checking: every key of the specs is present. Asking for a key or type that was not declared
 // is a defect (Error, internal).

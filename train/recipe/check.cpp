@@ -74,7 +74,8 @@ class Checker {
     const MixerSite site{.width = recipe_.model.width,
                          .layers = recipe_.model.layers,
                          .layer = 0,
-                         .max_tokens = recipe_.data.sequence_length};
+                         .max_tokens = recipe_.data.sequence_length,
+                         .norm_eps = recipe_.model.norm_eps};
     try {
       table.type->create(ParameterScope(store, "mixer."), site, table.options, table.where);
     } catch (const Error& error) {

@@ -29,7 +29,9 @@ LanguageModelConfig language_model_config(const Recipe& recipe, std::int64_t dat
                              .tied = model.tied,
                              .norm_eps = model.norm_eps,
                              .recompute = model.recompute,
-                             .max_tokens = recipe.data.sequence_length};
+                             .max_tokens = recipe.data.sequence_length,
+                             .ffn_bias = model.ffn_bias,
+                             .residual = model.residual};
   for (const std::string& name : model.pattern) {
     const MixerTable& table = recipe.mixer(name);
     config.pattern.push_back({table.type, table.options, table.where});

@@ -43,9 +43,12 @@ struct ModelSection {
   std::int64_t layers = 0;
   std::vector<std::string> pattern;  // names of [mixer.NAME] tables; layer l uses pattern[l mod size]
   std::int64_t ffn = kAutomatic;     // hidden width; 0: no feed-forward branch
+  bool ffn_bias = false;
   bool tied = true;
   std::int64_t vocabulary = 0;  // 0: the tokenizer's
   double norm_eps = 1e-6;
+  Residual residual = Residual::pre_norm;
+  std::string init_from;  // run or checkpoint whose parameters a new run begins with; empty: drawn from the seed
   double z_loss = 1e-4;
   Recompute recompute = Recompute::none;
 

@@ -13,6 +13,7 @@ struct Entry {
   std::string key;
   std::string value;
   Effect effect;
+  bool in_digest = true;
 };
 
 struct Table {
@@ -21,12 +22,16 @@ struct Table {
   std::vector<Entry> entries;
 };
 
+Entry written_key(const KeySpec& spec, const OptionValue& value) {
+  return {spec.option.key, toml_value(value, spec.automatic), spec.effect,
+          !(spec.option.later && value == spec.option.default_value)};
+}
+
 // A table's values from its declaration, in the order of the declaration.
 Table written_table(std::string header, std::string path, const std::vector<KeySpec>& keys, const Options& options) {
   Table table{std::move(header), std::move(path), {}};
   for (const KeySpec& spec : keys) {
-    table.entries.push_back(
-        {spec.option.key, toml_value(options.values().at(spec.option.key), spec.automatic), spec.effect});
+    table.entries.push_back(written_key(spec, options.values().at(spec.option.key)));
   }
   return table;
 }
@@ -64,7 +69,10 @@ std::vector<Table> written_tables(const Recipe& recipe) {
 std::vector<Entry> written_keys(const Recipe& recipe) {
   std::vector<Entry> keys;
   for (const Table& table : written_tables(recipe)) {
-    for (const Entry& entry : table.entries) keys.push_back({table.path + "." + entry.key, entry.value, entry.effect});
+    for (Entry entry : table.entries) {
+      entry.key = table.path + "." + entry.key;
+      keys.push_back(std::move(entry));
+    }
   }
   return keys;
 }
@@ -100,7 +108,7 @@ std::string resolved_recipe(const Recipe& recipe) {
 std::string recipe_digest(const Recipe& recipe) {
   std::string text;
   for (const Entry& entry : written_keys(recipe)) {
-    if (entry.effect != Effect::free) text += entry.key + " = " + entry.value + "\n";
+    if (entry.effect != Effect::free && entry.in_digest) text += entry.key + " = " + entry.value + "\n";
   }
   return hex(sha256(text));
 }

@@ -53,6 +53,13 @@ Field<S> field(const char* key, T S::*member, Effect effect, const char* help, L
   return bound;
 }
 
+// A key that came after recipes had digests.
+template <class S>
+Field<S> added_later(Field<S> bound) {
+  bound.spec.option.later = true;
+  return bound;
+}
+
 template <class S>
 Options read_fields(const std::vector<Field<S>>& fields, const S& s) {
   Options options;
@@ -133,11 +140,19 @@ SectionSpec model_section() {
            "ffn", &S::ffn, Effect::incompatible,
            "hidden width of the feed-forward branch; auto: 8/3 width rounded up to a multiple of 64; 0: no such branch",
            {.minimum = 0, .maximum = 1 << 22, .automatic = S::kAutomatic}),
+       added_later(field("ffn_bias", &S::ffn_bias, Effect::incompatible, "biases of the feed-forward branch")),
        field("tied", &S::tied, Effect::incompatible, "the output projection is the embedding table"),
        field("vocabulary", &S::vocabulary, Effect::incompatible,
              "rows of the embedding; auto: the vocabulary of the data's tokenizer, or of the task",
              {.minimum = 0, .maximum = 1 << 24, .automatic = 0}),
        field("norm_eps", &S::norm_eps, Effect::run, "epsilon of the RMS norms", {.minimum = 1e-12, .maximum = 1}),
+       added_later(field("residual", &S::residual, Effect::incompatible,
+                         "what branches f are added to: x + f(norm(x)), or norm(x) + f(norm(x))",
+                         {.choices = {"pre_norm", "post_norm_input"}})),
+       added_later(
+           field("init_from", &S::init_from, Effect::run,
+                 "run or checkpoint whose parameters a new run begins with, e.g. an imported model; empty: drawn "
+                 "from run.seed. Without effect on a run that goes on")),
        field("z_loss", &S::z_loss, Effect::run, "weight of the squared log-normaliser in the loss; 0: off",
              {.minimum = 0, .maximum = 1}),
        field("recompute", &S::recompute, Effect::free,

@@ -1,4 +1,5 @@
-// Rotary position embedding (Su et al., arXiv:2104.09864) with YaRN extension (Peng et al., arXiv:2309.00071).
+// Rotary position embedding (Su et al., arXiv:2104.09864) with YaRN extension (Peng et al., arXiv:2309.00071), and the
+// scalings of pretrained models.
 //
 // T tokens, H heads, D head width, D_r <= D rotary width (even; channels D_r.. pass through). Channel i is paired with
 // channel i + D_r/2 and turned by phi = position * theta_i:
@@ -19,16 +20,40 @@
 
 namespace weft {
 
+// How pretrained models stretch their frequencies; n_i = L theta_i / 2 pi are the turns of channel i over the original
+// length L, and each law blends theta_i with theta_i / factor:
+//   linear  theta_i / factor for all
+//   llama3  keeps n_i > high_freq_factor, divides n_i < low_freq_factor, and blends linearly in n_i between
+//   yarn    blends linearly in the channel's index i, between the indices that turn beta_fast and beta_slow times
+//   (these
+//           rounded outwards with `truncate`); cos and sin are multiplied by attention_factor
+// YaRN as its paper states it blends linearly in n_i instead: that is RopeConfig::yarn_factor.
+struct RopeScaling {
+  enum class Law : std::uint8_t { none, linear, llama3, yarn };
+  Law law = Law::none;
+  double factor = 1.0;               // new length / original length
+  std::int64_t original_length = 0;  // L, tokens; llama3 and yarn need it
+  double low_freq_factor = 1.0;      // llama3
+  double high_freq_factor = 4.0;     // llama3
+  double attention_factor = 0.0;     // yarn; 0: 0.1 ln(factor) + 1
+  double beta_fast = 32.0;           // yarn
+  double beta_slow = 1.0;            // yarn
+  bool truncate = true;              // yarn
+  bool operator==(const RopeScaling&) const = default;
+};
+
 struct RopeConfig {
   std::int64_t rotary_dim = 0;            // D_r, even
   double base = 10000.0;                  // theta_i = base^(-2i / D_r)
   double yarn_factor = 1.0;               // new length / original length; 1 = off
   std::int64_t yarn_original_length = 0;  // tokens; needed when yarn_factor > 1
+  RopeScaling scaling = {};               // not together with yarn_factor
+  bool operator==(const RopeConfig&) const = default;
 };
 
-// theta_i in radians per token, [D_r/2], YaRN's interpolation included. Throws config_error for values without meaning.
+// theta_i in radians per token, [D_r/2], scaling included. Throws config_error for values without meaning.
 std::vector<double> rope_frequencies(const RopeConfig& config);
-// YaRN's 0.1 ln(factor) + 1; it multiplies cos and sin, hence rotated queries and keys, but not what passes through.
+// YaRN's factor of attention; it multiplies cos and sin, hence rotated queries and keys, but not what passes through.
 double rope_magnitude(const RopeConfig& config);
 
 // position = kRopeStride u + w.

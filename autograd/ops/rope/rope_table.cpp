@@ -18,6 +18,32 @@ constexpr double kBeta = 32.0;
 
 constexpr double kTwoPi = 2.0 * std::numbers::pi;
 
+void check(const RopeScaling& s, const RopeConfig& config) {
+  using Law = RopeScaling::Law;
+  if (s.law == Law::none) return;
+  if (config.yarn_factor > 1.0) config_error("rope: a YaRN factor of {} and a scaling as well", config.yarn_factor);
+  if (!(s.factor >= 1.0) || !std::isfinite(s.factor)) {
+    config_error("rope: the scaling factor is {}; expected new length / original length, at least 1", s.factor);
+  }
+  if (s.law != Law::linear && s.original_length <= 0) {
+    config_error("rope: the scaling needs the original length in tokens, got {}", s.original_length);
+  }
+  if (s.law == Law::llama3 && !(s.low_freq_factor > 0.0 && s.high_freq_factor > s.low_freq_factor)) {
+    config_error("rope: frequency factors low = {} and high = {}; expected 0 < low < high", s.low_freq_factor,
+                 s.high_freq_factor);
+  }
+  if (s.law != Law::yarn) return;
+  if (!(s.beta_slow > 0.0 && s.beta_fast > s.beta_slow)) {
+    config_error("rope: beta_slow = {} and beta_fast = {}; expected 0 < beta_slow < beta_fast", s.beta_slow,
+                 s.beta_fast);
+  }
+  if (!(s.attention_factor >= 0.0) || !std::isfinite(s.attention_factor)) {
+    config_error("rope: the attention factor is {}; expected a positive number, or 0 for the usual one",
+                 s.attention_factor);
+  }
+  if (!(config.base > 1.0)) config_error("rope: YaRN needs a base above 1, got {}", config.base);
+}
+
 void check(const RopeConfig& config) {
   if (config.rotary_dim <= 0 || config.rotary_dim % 2 != 0) {
     config_error("rope: the rotary width is {}; expected a positive even number", config.rotary_dim);
@@ -32,6 +58,49 @@ void check(const RopeConfig& config) {
     config_error("rope: a YaRN factor of {} needs the original length in tokens, got {}", config.yarn_factor,
                  config.yarn_original_length);
   }
+  check(config.scaling, config);
+}
+
+// Channels between `low` and `high` are blended; `low` and those below keep their frequency.
+struct YarnRange {
+  double low, high;
+};
+
+YarnRange yarn_range(const RopeConfig& config) {
+  const RopeScaling& s = config.scaling;
+  const auto D_r = static_cast<double>(config.rotary_dim);
+  // The index, as a real number, of a channel that turns so many times over the original length.
+  const auto index_of = [&](double turns) {
+    return D_r * portable_log(static_cast<double>(s.original_length) / (turns * kTwoPi)) /
+           (2.0 * portable_log(config.base));
+  };
+  YarnRange range{index_of(s.beta_fast), index_of(s.beta_slow)};
+  if (s.truncate) range = {std::floor(range.low), std::ceil(range.high)};
+  range = {std::max(range.low, 0.0), std::min(range.high, D_r - 1.0)};
+  if (range.low == range.high) range.high += 0.001;
+  return range;
+}
+
+double scaled(const RopeConfig& config, std::size_t i, double theta) {
+  const RopeScaling& s = config.scaling;
+  double keep = 0.0;  // the part that stays as it is
+  switch (s.law) {
+    case RopeScaling::Law::none:
+      return theta;
+    case RopeScaling::Law::linear:
+      break;
+    case RopeScaling::Law::llama3: {
+      const double turns = static_cast<double>(s.original_length) * theta / kTwoPi;
+      keep = std::clamp((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0);
+      break;
+    }
+    case RopeScaling::Law::yarn: {
+      const YarnRange range = yarn_range(config);
+      keep = 1.0 - std::clamp((static_cast<double>(i) - range.low) / (range.high - range.low), 0.0, 1.0);
+      break;
+    }
+  }
+  return (1.0 - keep) * theta / s.factor + keep * theta;
 }
 
 }  // namespace
@@ -47,13 +116,17 @@ std::vector<double> rope_frequencies(const RopeConfig& config) {
       const double keep = std::clamp((rotations - kAlpha) / (kBeta - kAlpha), 0.0, 1.0);
       theta[i] = (1.0 - keep) * theta[i] / config.yarn_factor + keep * theta[i];
     }
+    theta[i] = scaled(config, i, theta[i]);
   }
   return theta;
 }
 
 double rope_magnitude(const RopeConfig& config) {
   check(config);
-  return config.yarn_factor > 1.0 ? 0.1 * portable_log(config.yarn_factor) + 1.0 : 1.0;
+  const auto usual = [](double factor) { return factor > 1.0 ? 0.1 * portable_log(factor) + 1.0 : 1.0; };
+  const RopeScaling& s = config.scaling;
+  if (s.law == RopeScaling::Law::yarn) return s.attention_factor > 0.0 ? s.attention_factor : usual(s.factor);
+  return usual(config.yarn_factor);
 }
 
 RopeTable::RopeTable(const RopeConfig& config) : RopeTable(rope_frequencies(config), rope_magnitude(config)) {}

@@ -22,7 +22,8 @@ struct Config {
   std::int64_t width, layers;
   std::int64_t heads, kv_heads, head_dim;
   AttentionOptions attention;
-  bool sink_logit, qk_norm, bias;
+  bool sink_logit, qk_norm, bias, out_bias;
+  double norm_eps;
   Gate gate;
   std::optional<RopeConfig> rope;
 };
@@ -34,7 +35,7 @@ Gate gate_from(const std::string& name) {
 
 std::optional<RopeConfig> partial_rope_from(const Options& options, std::int64_t head_dim, const std::string& where) {
   const double fraction = options.real("rope_fraction");
-  if (fraction == 1.0) return yarn_rope_from(options, "head_dim", head_dim, where);
+  if (fraction == 1.0) return scaled_rope_from(options, "head_dim", head_dim, where);
   const auto turned = 2 * static_cast<std::int64_t>(static_cast<double>(head_dim) * fraction / 2.0);
   if (options.flag("rope") && turned == 0) {
     config_error(
@@ -42,7 +43,7 @@ std::optional<RopeConfig> partial_rope_from(const Options& options, std::int64_t
         "false",
         where, fraction, head_dim);
   }
-  return yarn_rope_from(options, "head_dim", turned, where);
+  return scaled_rope_from(options, "head_dim", turned, where);
 }
 
 Config config_from(const MixerSite& site, const Options& options, const std::string& where) {
@@ -65,6 +66,8 @@ Config config_from(const MixerSite& site, const Options& options, const std::str
           .sink_logit = options.flag("sink_logit"),
           .qk_norm = options.flag("qk_norm"),
           .bias = options.flag("bias"),
+          .out_bias = options.flag("out_bias"),
+          .norm_eps = site.norm_eps,
           .gate = gate_from(options.text("gate")),
           .rope = partial_rope_from(options, head_dim, where)};
 }
@@ -104,6 +107,7 @@ class AttentionMixer final : public Mixer {
     if (c_.sink_logit) sink_logit_ = vector("sink_logit", c_.heads, 0.0);
     if (c_.gate != Gate::none) wg_ = matrix("wg", gate_width(), c_.width, 0.02);
     wo_ = matrix("wo", c_.width, query_width, 0.02 / std::sqrt(2.0 * static_cast<double>(c_.layers)));
+    if (c_.out_bias) bo_ = vector("bo", c_.width, 0.0);
     if (c_.rope) rope_.emplace(*c_.rope);
   }
 
@@ -120,7 +124,7 @@ class AttentionMixer final : public Mixer {
       const Var g = linear(tape, x, tape.parameter(*wg_));
       o = sigmoid_gate(tape, o, c_.gate == Gate::headwise ? g : g.reshape(o.shape()));
     }
-    return linear(tape, o.reshape({T, c_.heads * c_.head_dim}), tape.parameter(*wo_));
+    return projected(tape, o.reshape({T, c_.heads * c_.head_dim}), *wo_, bo_);
   }
 
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
@@ -157,14 +161,17 @@ class AttentionMixer final : public Mixer {
 
   // x W^T (+ b) as [T, heads, head_dim].
   Var heads_of(Tape& tape, const Var& x, Parameter& weight, Parameter* bias, std::int64_t heads) const {
-    const Var y = bias == nullptr ? linear(tape, x, tape.parameter(weight))
-                                  : linear(tape, x, tape.parameter(weight), tape.parameter(*bias));
-    return y.reshape({x.dim(0), heads, c_.head_dim});
+    return projected(tape, x, weight, bias).reshape({x.dim(0), heads, c_.head_dim});
+  }
+
+  static Var projected(Tape& tape, const Var& x, Parameter& weight, Parameter* bias) {
+    return bias == nullptr ? linear(tape, x, tape.parameter(weight))
+                           : linear(tape, x, tape.parameter(weight), tape.parameter(*bias));
   }
 
   // Queries or keys, normalised for each head and turned to their positions, where the layer does so.
   Var rotated(Tape& tape, const DocumentsPtr& documents, Var x, Parameter* norm_w) const {
-    if (norm_w != nullptr) x = rms_norm(tape, x, tape.parameter(*norm_w));
+    if (norm_w != nullptr) x = rms_norm(tape, x, tape.parameter(*norm_w), c_.norm_eps);
     return rope_ ? rope(tape, x, documents, *rope_) : x;
   }
 
@@ -177,7 +184,7 @@ class AttentionMixer final : public Mixer {
 
   Config c_;
   Parameter *wq_, *wk_, *wv_, *wo_;
-  Parameter *bq_ = nullptr, *bk_ = nullptr, *bv_ = nullptr;
+  Parameter *bq_ = nullptr, *bk_ = nullptr, *bv_ = nullptr, *bo_ = nullptr;
   Parameter *q_norm_w_ = nullptr, *k_norm_w_ = nullptr;
   Parameter *sink_logit_ = nullptr, *wg_ = nullptr;
   std::optional<RopeTable> rope_;
@@ -190,7 +197,7 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
 
 std::vector<OptionSpec> option_specs() {
   constexpr double kMany = std::numeric_limits<std::int32_t>::max();
-  return {
+  std::vector<OptionSpec> specs = {
       integer_option("heads", 4, "query heads", 1, 65536),
       kv_heads_option(),
       integer_option("head_dim", 0, "width of a head; 0 = width / heads", 0, 65536),
@@ -206,7 +213,10 @@ std::vector<OptionSpec> option_specs() {
       real_option("rope_fraction", 1.0, "part of a head's channels that turn", 0.0, 1.0),
       yarn_factor_option(),
       yarn_original_length_option(),
-      flag_option("bias", false, "biases of the query, key and value projections")};
+      flag_option("bias", false, "biases of the query, key and value projections"),
+      later(flag_option("out_bias", false, "bias of the output projection"))};
+  for (OptionSpec& spec : rope_scaling_options()) specs.push_back(std::move(spec));
+  return specs;
 }
 
 }  // namespace
