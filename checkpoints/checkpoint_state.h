@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -30,9 +31,14 @@ struct Slice {
   Shape shape;       // of the whole parameter
   std::int64_t offset = 0;
   DType dtype = DType::f32;
-  std::span<const std::byte> bytes;  // host memory, unchanged until the save has returned
+  std::span<const std::byte> bytes;  // host memory, unchanged until the save has returned; or none, and
+  // what fills the whole array in memory that lasts while it is written: for models larger than memory. Called once.
+  std::function<void(std::span<std::byte>)> produce = {};
 
-  std::int64_t length() const { return static_cast<std::int64_t>(bytes.size() / size_of(dtype)); }
+  std::uint64_t byte_count() const {
+    return produce ? static_cast<std::uint64_t>(shape.numel()) * size_of(dtype) : bytes.size();
+  }
+  std::int64_t length() const { return static_cast<std::int64_t>(byte_count() / size_of(dtype)); }
 };
 
 // A parameter (or buffer) of the model, and which kinds of it are stored.

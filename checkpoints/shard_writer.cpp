@@ -37,16 +37,23 @@ std::vector<SliceRecord> write_data(const ShardPlan& plan, const fs::path& path,
   file.set_attribute("/", "writer", std::int64_t{plan.writer});
   file.set_attribute("/", "nonce", plan.nonce);
   std::vector<SliceRecord> records;
+  std::vector<std::byte> produced;
   for (const Slice& slice : slices) {
+    std::span<const std::byte> bytes = slice.bytes;
+    if (slice.produce) {
+      produced.resize(slice.byte_count());
+      slice.produce(produced);
+      bytes = produced;
+    }
     SliceRecord record{slice.kind,     slice.name,  slice.shape, slice.offset,
-                       slice.length(), slice.dtype, 0,           block_checksums(slice.bytes, plan.crc_block_bytes)};
+                       slice.length(), slice.dtype, 0,           block_checksums(bytes, plan.crc_block_bytes)};
     const std::string object = record.object();
     const auto count = static_cast<std::uint64_t>(record.length);
-    file.write_dataset(object, stored_type(slice.dtype), std::span(&count, 1), slice.bytes);
+    file.write_dataset(object, stored_type(slice.dtype), std::span(&count, 1), bytes);
     file.set_attribute(object, "global_shape", std::span(slice.shape.begin(), slice.shape.end()));
     file.set_attribute(object, "flat_offset", slice.offset);
     file.set_attribute(object, "dtype", name_of(slice.dtype));
-    file.set_attribute(object, "crc32c", record.crc32c.size() == 1 ? record.crc32c[0] : crc32c(slice.bytes));
+    file.set_attribute(object, "crc32c", record.crc32c.size() == 1 ? record.crc32c[0] : crc32c(bytes));
     record.byte_offset = file.dataset_offset(object);
     records.push_back(std::move(record));
   }
@@ -99,7 +106,7 @@ std::uint64_t shard_bytes_bound(std::span<const Slice> slices) {
   // Object headers, group tables, alignment and the index's entry of a slice stay well below this (tested).
   constexpr std::uint64_t kOverheadOfSlice = 12 * 1024, kOverheadOfFile = 64 * 1024;
   std::uint64_t bytes = kOverheadOfFile;
-  for (const Slice& slice : slices) bytes += slice.bytes.size() + kOverheadOfSlice;
+  for (const Slice& slice : slices) bytes += slice.byte_count() + kOverheadOfSlice;
   return bytes;
 }
 

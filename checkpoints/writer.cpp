@@ -62,6 +62,8 @@ void check_state(const CheckpointState& state) {
     WEFT_CHECK(is_slice_kind(slice.kind) && is_bare_name(slice.name), "slice {} of \"{}\"", slice.kind, slice.name);
     WEFT_CHECK(slice.bytes.size() % size_of(slice.dtype) == 0, "slice {} of {}: {} bytes of {}", slice.kind, slice.name,
                slice.bytes.size(), name_of(slice.dtype));
+    WEFT_CHECK(!slice.produce || (slice.bytes.empty() && slice.offset == 0), "slice {} of {}: made and given",
+               slice.kind, slice.name);
     const std::int64_t numel = slice.shape.numel();
     WEFT_CHECK(slice.offset >= 0 && slice.offset <= numel && slice.length() <= numel - slice.offset,
                "slice {} of {}: elements [{}, {}) of {}", slice.kind, slice.name, slice.offset,
