@@ -59,7 +59,8 @@ TensorRule& RuleList::add_constant(const std::string& name, const Shape& shape,
 }
 
 void add_ends(RuleList& rules, const LanguageModelConfig& model, double norm_shift) {
-  rules.add("model.embed_tokens.weight", "embedding");
+  TensorRule& embedding = rules.add("model.embed_tokens.weight", "embedding");
+  if (model.tied) embedding.copies = {"lm_head.weight"};
   rules.add("model.norm.weight", "final_norm_w").shift = norm_shift;
   if (!model.tied) rules.add("lm_head.weight", "head");
 }

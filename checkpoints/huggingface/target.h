@@ -41,5 +41,7 @@ struct HubTarget {
 const std::vector<HubTarget>& hub_targets();
 // nullptr if there is none.
 const HubTarget* find_hub_target(std::string_view name);
+// The target of a config.json, by its model_type. Error (config) if weft has none.
+const HubTarget& hub_target_of(const nlohmann::json& config, const std::string& source);
 
 }  // namespace weft
