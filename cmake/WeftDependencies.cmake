@@ -20,6 +20,14 @@ add_library(weft::blas ALIAS PkgConfig::OPENBLAS)
 pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
 add_library(weft::zstd ALIAS PkgConfig::ZSTD)
 
+# The library that encodes; the one that trains is not used.
+find_path(WEFT_SENTENCEPIECE_DIR sentencepiece_processor.h REQUIRED)
+find_library(WEFT_SENTENCEPIECE_LIBRARY sentencepiece REQUIRED)
+add_library(weft_sentencepiece INTERFACE)
+target_include_directories(weft_sentencepiece SYSTEM INTERFACE "${WEFT_SENTENCEPIECE_DIR}")
+target_link_libraries(weft_sentencepiece INTERFACE "${WEFT_SENTENCEPIECE_LIBRARY}")
+add_library(weft::sentencepiece ALIAS weft_sentencepiece)
+
 # The C library alone; the high-level and C++ layers of HDF5 are not used.
 set(HDF5_PREFER_PARALLEL FALSE)
 find_package(HDF5 REQUIRED COMPONENTS C)

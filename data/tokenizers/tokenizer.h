@@ -84,4 +84,8 @@ std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name, const Boundar
 std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string text, const std::string& source,
                                                 const BoundaryIds& ids = {});
 
+// The same for a tokenizer.model's bytes.
+std::unique_ptr<Tokenizer> parse_tokenizer_model(std::string file, const std::string& source,
+                                                 const BoundaryIds& ids = {});
+
 }  // namespace weft
