@@ -94,11 +94,9 @@ def write_code(out: pathlib.Path, config: dict) -> None:
         path = sources.get(f"weft_{name}.py")
         if path is None:
             sys.exit(f"no modelling file weft_{name}.py")
-        found = re.search(r"^class (\w+)\(\w*Mixer\w*\)", path.read_text(), re.M)
-        if found is None:
-            sys.exit(f"{path}: no class of a mixer")
-        imports.append(f"from .weft_{name} import {found[1]}")
-        entries.append(f'    "{name}": {found[1]},')
+        class_name = name.title().replace("_", "")
+        imports.append(f"from .weft_{name} import {class_name}")
+        entries.append(f'    "{name}": {class_name},')
         wanted.append(f"weft_{name}")
     (out / "weft_mixers.py").write_text("\n".join([*imports, "", "MIXERS = {", *entries, "}", ""]))
     done = {"weft_mixers"}

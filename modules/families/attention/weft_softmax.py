@@ -18,6 +18,8 @@ QUERY_ROWS = 512
 def softmax_over_seen(scores: Tensor, sink_logit: Optional[Tensor] = None) -> Tensor:
     """p = e^(a - lse), lse = log(sum e^a + e^sink), over the last dimension; scores are -inf where a key is not seen.
     A query that sees nothing has p = 0. sink_logit broadcasts against scores without their last dimension."""
+    if scores.shape[-1] == 0:
+        return scores
     top = scores.amax(-1, keepdim=True)
     if sink_logit is not None:
         top = torch.maximum(top, sink_logit[..., None])
@@ -29,21 +31,19 @@ def softmax_over_seen(scores: Tensor, sink_logit: Optional[Tensor] = None) -> Te
     return weights / mass.where(mass > 0, 1.0)
 
 
-def attend(
+def attention_weights(
     q: Tensor,
     k: Tensor,
-    v: Tensor,
     seen: Tensor,
     scale: float,
     soft_cap: float = 0.0,
     sink_logit: Optional[Tensor] = None,
 ) -> Tensor:
-    """o_i = sum_j p_ij v_j over the keys j that query i sees:
+    """p_ij of the keys j that query i sees:
 
         z_ij = scale <q_i, k_j>     a_ij = c tanh(z_ij / c), or z_ij without soft_cap c     p = softmax_over_seen(a)
 
-    q [T, H_Q, D], k [S, H_KV, D], v [S, H_KV, D_V], sink_logit [H_Q]; seen, bool, [T, S] or for each query head
-    [H_KV, G or 1, T, S]. Returns [T, H_Q, D_V].
+    q [T, H_Q, D], k [S, H_KV, D], sink_logit [H_Q]; seen, bool, broadcasts against the result [H_KV, G, T, S].
     """
     T, H_Q, D = q.shape
     H_KV = k.shape[1]
@@ -53,8 +53,17 @@ def attend(
         a = soft_cap * torch.tanh(a / soft_cap)
     a = a.masked_fill(~seen, -math.inf)
     sink = None if sink_logit is None else wide(sink_logit).view(H_KV, H_Q // H_KV, 1)
-    p = softmax_over_seen(a, sink)
-    return torch.einsum("hgts,shd->thgd", p, wide(v)).reshape(T, H_Q, -1).to(v.dtype)
+    return softmax_over_seen(a, sink)
+
+
+def weighted_values(p: Tensor, v: Tensor) -> Tensor:
+    """o_i = sum_j p_ij v_j: p [H_KV, G, T, S], v [S, H_KV, D_V] -> [T, H_Q, D_V]."""
+    return torch.einsum("hgts,shd->thgd", p, wide(v)).reshape(p.shape[2], -1, v.shape[-1]).to(v.dtype)
+
+
+def query_tiles(start: int, T: int) -> list[tuple[int, int]]:
+    """Positions [begin, end) of the queries whose weights are in memory together."""
+    return [(begin, min(begin + QUERY_ROWS, start + T)) for begin in range(start, start + T, QUERY_ROWS)]
 
 
 class KeyValues:
@@ -90,13 +99,12 @@ class KeyValues:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, state: dict, start: int, **how) -> Tensor:
         """Attention of the tokens from position `start` on to all before them that window and sinks show, themselves
-        included; takes their keys and values into the state. For `how` see attend()."""
+        included; takes their keys and values into the state. For `how` see attention_weights()."""
         T = q.shape[0]
         k, v, pinned, base = self.extend(state, k, v, start)
         how.setdefault("scale", q.shape[-1] ** -0.5)
         pieces = []
-        for begin in range(start, start + T, QUERY_ROWS):
-            end = min(begin + QUERY_ROWS, start + T)
+        for begin, end in query_tiles(start, T):
             low = max(base, begin - self.window + 1) if self.window > 0 else base
             sinks = min(self.sinks, pinned if pinned > 0 else low)
             first, last = low - base + pinned, end - base + pinned
@@ -109,5 +117,6 @@ class KeyValues:
             seen = distance >= 0
             if self.window > 0:
                 seen = seen & ((distance < self.window) | (at < self.sinks))
-            pieces.append(attend(q[begin - start : end - start], keys, values, seen, **how))
+            p = attention_weights(q[begin - start : end - start], keys, seen, **how)
+            pieces.append(weighted_values(p, values))
         return torch.cat(pieces)

@@ -12,7 +12,7 @@ class Attention(Mixer):
     q, k, v = x wq^T (+ bq), x wk^T (+ bk), x wv^T (+ bv)         split into heads
     q, k    = RMSNorm(q; q_norm_w), RMSNorm(k; k_norm_w)          for each head; qk_norm
     q, k    = RoPE(q), RoPE(k)                                    first rope_fraction of the channels; rope
-    o       = attention(q, k, v), see weft_softmax.attend
+    o       = attention(q, k, v), see weft_softmax
     o       = o * sigmoid(x wg^T)                                 one gate a channel or a head; gate
     y       = o wo^T
 
