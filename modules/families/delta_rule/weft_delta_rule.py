@@ -20,9 +20,6 @@ from torch.nn import functional as F
 from .weft_gated_linear import chunk_length, chunked, decayed_products, decays_to_end
 from .weft_layers import Mixer, Site, l2_norm, linear, rms_norm, short_convolution, wide
 
-OUTPUT_NORM_EPS = 1e-5
-
-
 # --- the recurrence ---------------------------------------------------------------------------------------------------
 
 
@@ -85,21 +82,22 @@ class DeltaRuleLayer(Mixer):
         v    = silu(conv(x wv^T))                                                      [T, H, d_v]
         beta = sigma(x wb^T)                      times 2 with negative_eigenvalues    [T, H]
         o    = delta_rule(d_k^(-1/2) q, k, v, decay(x), beta)        value head h uses key head h H_K / H
-        y    = wo ( RMSNorm_head(o; norm_w) * a(gate) ),   gate = x wg^T, or (x wg_a^T) wg_b^T + bg at low rank
+        y    = wo ( RMSNorm_head(o; norm_w) * a(gate) ),   gate = x wg^T, or (x wg_a^T) wg_b^T (+ bg) at low rank
 
-    The convolutions are causal and depthwise, without bias; conv_width = 0 leaves only silu. gate: the activation a,
-    "sigmoid", "silu" or "none".
+    The convolutions are causal and depthwise, without bias; conv_width = 0 leaves only silu. The epsilon of L2 is 1e-6,
+    of the RMS norm norm_eps (1e-5). gate: the activation a, "sigmoid", "silu" or "none".
     """
 
     GATES = {"sigmoid": torch.sigmoid, "silu": F.silu}
 
-    def __init__(self, options: dict, site: Site, gate: str, gate_rank: int = 0):
+    def __init__(self, options: dict, site: Site, gate: str, gate_rank: int = 0, gate_bias: bool = False):
         super().__init__(options, site)
         self.key_heads, self.taps = options["heads"], options["conv_width"]
         self.heads = options["value_heads"] or self.key_heads
         self.d_k = options["head_dim"]
         self.d_v = options["value_dim"] or self.d_k
-        self.gate, self.gate_rank = gate, gate_rank
+        self.gate, self.gate_rank, self.gate_bias = gate, gate_rank, gate_bias
+        self.norm_eps = options.get("norm_eps", 1e-5)
         values = self.heads * self.d_v
         for name, width in (("q", self.key_heads * self.d_k), ("k", self.key_heads * self.d_k), ("v", values)):
             self.parameter(f"w{name}", width, site.width)
@@ -109,7 +107,8 @@ class DeltaRuleLayer(Mixer):
         if gate != "none" and gate_rank > 0:
             self.parameter("wg_a", gate_rank, site.width)
             self.parameter("wg_b", values, gate_rank)
-            self.parameter("bg", values)
+            if gate_bias:
+                self.parameter("bg", values)
         elif gate != "none":
             self.parameter("wg", values, site.width)
         self.parameter("norm_w", self.d_v)
@@ -129,7 +128,7 @@ class DeltaRuleLayer(Mixer):
         beta = torch.sigmoid(wide(linear(x, self.wb))) * (2.0 if self.options["negative_eigenvalues"] else 1.0)
         o, state["S"] = delta_rule(q * self.d_k**-0.5, k, v, self.decay(x), beta, state["S"])
         state["length"] += x.shape[0]
-        return linear(self.gated(x, rms_norm(o, self.norm_w, OUTPUT_NORM_EPS).flatten(1)), self.wo)
+        return linear(self.gated(x, rms_norm(o, self.norm_w, self.norm_eps).flatten(1)), self.wo)
 
     def convolved(self, x: Tensor, name: str, state: dict) -> Tensor:
         """silu(conv(x w^T)) [T, channels]; its last inputs stay in the state."""
@@ -143,8 +142,7 @@ class DeltaRuleLayer(Mixer):
         """o [T, H d_v], normalised."""
         if self.gate == "none":
             return o
-        if self.gate_rank > 0:
-            gate = wide(linear(linear(x, self.wg_a), self.wg_b)) + wide(self.bg)
-        else:
-            gate = wide(linear(x, self.wg))
+        gate = wide(linear(linear(x, self.wg_a), self.wg_b) if self.gate_rank > 0 else linear(x, self.wg))
+        if self.gate_bias:
+            gate = gate + wide(self.bg)
         return o * self.GATES[self.gate](gate)

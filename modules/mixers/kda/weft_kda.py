@@ -5,6 +5,8 @@
     g    = -e^a_log softplus(f + dt_bias)                gate = "softplus"
     y    = wo ( RMSNorm_head(o; norm_w) * sigma((x wg_a^T) wg_b^T + bg) )          output_gate = "full": sigma(x wg^T)
 
+gate_bias = false leaves bg out.
+
 Queries, keys, values, write strengths and the recurrence are those of the family.
 """
 
@@ -19,7 +21,9 @@ from .weft_layers import Site, linear, wide
 class Kda(DeltaRuleLayer):
     def __init__(self, options: dict, site: Site):
         rank = options["rank"] or options["value_dim"] or options["head_dim"]
-        super().__init__(options, site, "sigmoid", gate_rank=0 if options["output_gate"] == "full" else rank)
+        full = options["output_gate"] == "full"
+        bias = not full and options.get("gate_bias", True)
+        super().__init__(options, site, "sigmoid", gate_rank=0 if full else rank, gate_bias=bias)
         self.parameter("wf_a", rank, site.width)
         self.parameter("wf_b", self.heads * self.d_k, rank)
         self.parameter("a_log", self.heads)
