@@ -126,8 +126,9 @@ def expected(program: str, checkpoint: pathlib.Path, values: dict, lengths: list
         for i, T in enumerate(lengths):
             ids = torch.randint(0, vocabulary, (T,), generator=generator)
             pathlib.Path(ids_file).write_text(" ".join(str(int(t)) for t in ids))
-            subprocess.run([program, checkpoint, ids_file, out, "f64", "params", params], check=True,
-                           stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [program, checkpoint, ids_file, out, "f64", "params", params], check=True, stdout=subprocess.DEVNULL
+            )
             logits = torch.frombuffer(bytearray(pathlib.Path(out).read_bytes()), dtype=torch.float64)
             results[f"ids.{i}"] = ids
             results[f"logits.{i}"] = logits.view(T, vocabulary)

@@ -111,8 +111,9 @@ class Subject:
             best = logits.topk(2).values
             gap = (best[0] - best[1]).item()
             if gap >= EXCUSED_GAP:
-                raise Failure(f"greedy text parts from weft's at token {step}, where the two best logits are {gap:.3g} "
-                              "apart")
+                raise Failure(
+                    f"greedy text parts from weft's at token {step}, where the two best logits are {gap:.3g} apart"
+                )
             self.figures["greedy_excused"] = self.figures.get("greedy_excused", 0) + 1
 
     def split_lengths(self, T: int) -> list[int]:
@@ -134,7 +135,7 @@ class Subject:
         return torch.cat(rows, 1)
 
     def check_splits(self) -> None:
-        for T in [70, 150] if self.quick else [3, 70, 150, 290]:
+        for T in [70, 150] if self.quick else [3, 70, 150, 290, 1100]:
             ids = self.tokens(1, T)
             whole = self.logits(self.wide, ids)
             ways = [self.split_lengths(T) for _ in range(2 if self.quick else 4)]

@@ -35,7 +35,8 @@ class Mixer(nn.Module):
     """Maps x [T, d], the normalised input, to [T, d]: what the residual stream takes in.
 
     A mixer sees one sequence without padding. `state` holds what it remembers of the tokens before x: tensors, numbers,
-    and lists and dicts of them, advanced in place. How a sequence is cut into calls changes the result by rounding only.
+    and lists and dicts of them, advanced in place. How a sequence is cut into calls changes the result by rounding
+    only.
     """
 
     def __init__(self, options: dict, site: Site):

@@ -60,8 +60,8 @@ class Rule:
 
 
 def overlap_scores(p: Tensor, span: Span, rule: Rule, J: int, largest: bool) -> Tensor:
-    """Scores of blocks from the probabilities p [H_KV, G, T, n] of summaries, summed over the heads of a group: for each
-    block their sum over the strides that it shares with each summary, or the largest -> [H_KV, T, J]."""
+    """Scores of blocks from the probabilities p [H_KV, G, T, n] of summaries, summed over the heads of a group: for
+    each block their sum over the strides that it shares with each summary, or the largest -> [H_KV, T, J]."""
     p = p.sum(1)
     strides = rule.block // span.stride
     shared = span.length // span.stride

@@ -1,4 +1,6 @@
-"""The memory of Titans (arXiv:2501.00663): weights of a small network f for each head, trained while the sequence is read.
+"""The memory of Titans (arXiv:2501.00663): weights of a small network f, trained while the sequence is read.
+
+For each head
 
     f(x) = x W      or, with a hidden layer,      f(x) = gelu(x W1) W2          gelu in its tanh form
     Z_t = mu_t Z_(t-1) - theta_t g_t              g_t: gradient of |f(k_t) - v_t|^2 / 2 at Wc
@@ -96,7 +98,9 @@ def titans_chunk(q: Tensor, k: Tensor, v: Tensor, keep: Tensor, momentum: Tensor
     for i, (W, Z, x_k, e) in enumerate(zip(state["W"], state["Z"], inputs, errors)):
         x = gelu(x) if i > 0 else x
         scores = (x @ x_k.mT).tril() * c * theta[:, None, :]
-        W_next.append(A[:, -1, None, None] * W + f[:, -1, None, None] * Z - x_k.mT @ ((theta * c[:, -1])[..., None] * e))
+        W_next.append(
+            A[:, -1, None, None] * W + f[:, -1, None, None] * Z - x_k.mT @ ((theta * c[:, -1])[..., None] * e)
+        )
         Z_next.append(B[:, -1, None, None] * Z - x_k.mT @ ((theta * M[:, -1])[..., None] * e))
         x = A[..., None] * (x @ W) + f[..., None] * (x @ Z) - scores @ e
     state["W"], state["Z"] = W_next, Z_next

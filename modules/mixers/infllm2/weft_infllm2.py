@@ -12,8 +12,8 @@ class Infllm2(BlockSparseAttention):
     c_i    = mean of k over [i delta, i delta + l)                               seen from token i delta + l - 1 on
     p_t,i  = sum over the group's heads of softmax_i( <q_t,h, c_i> / sqrt(D) )
     s_t[j] = max of p_t,i over the i that overlap block j
-    J_t    = n blocks up to t / l': the first `first_blocks`, the last w / l', then the largest s_t; ties to the smaller j;
-             all of them for t < dense_length
+    J_t    = n blocks up to t / l': the first `first_blocks`, the last w / l', then the largest s_t,
+             ties to the smaller j; all of them for t < dense_length
     o_t    = attention of q_t to the tokens u <= t of the blocks in J_t          one softmax
 
     l, delta = compress_length, compress_stride; l' = block; n = selected; w = window. The rest is BlockSparseAttention.

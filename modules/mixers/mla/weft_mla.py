@@ -16,8 +16,8 @@ class Mla(Mixer):
     z_ij       = (<q_n,i, k_n,j> + <q_r,i, k_r,j>) / sqrt(D_n + D_r),   j <= i
     o_i        = sum_j softmax_j(z_ij) v_j,             y = o wo^T
 
-    With a query latent, q = RMSNorm(x wq_a^T; q_a_norm_w) wq_b^T. Parameters: wq [H (D_n + D_r), d], or wq_a [d_q, d] and
-    wq_b [H (D_n + D_r), d_q]; wkv_a [d_c + D_r, d], wkv_b [H (D_n + D_V), d_c], wo [d, H D_V], kv_a_norm_w [d_c],
+    With a query latent, q = RMSNorm(x wq_a^T; q_a_norm_w) wq_b^T. Parameters: wq [H (D_n + D_r), d], or wq_a [d_q, d]
+    and wq_b [H (D_n + D_r), d_q]; wkv_a [d_c + D_r, d], wkv_b [H (D_n + D_V), d_c], wo [d, H D_V], kv_a_norm_w [d_c],
     q_a_norm_w [d_q].
 
     The first tokens of a sequence attend in this form. All that follow use <q_n, U c> = <q_n U, c> and

@@ -11,7 +11,8 @@ from .weft_layers import Site, wide
 class Moba(BlockSparseAttention):
     """
     m_j  = mean of k over block j                                                tokens [j B, (j + 1) B)
-    J_t  = { t / B } and the n - 1 blocks j < t / B with the largest <q_t,h, m_j>    for each query head h; ties to smaller j
+    J_t  = { t / B } and the n - 1 blocks j < t / B with the largest <q_t,h, m_j>    for each query head h,
+           ties to smaller j
     o_t  = attention of q_t to the tokens u <= t of the blocks in J_t            one softmax
 
     B is `block`, n is `selected`. `full` attends to everything. The rest is BlockSparseAttention.

@@ -13,7 +13,7 @@ class Nsa(Mixer):
     q = RoPE(x wq^T)      k_b, v_b = x wk_b^T, x wv_b^T   for b = c, s, w      k_s, k_w = RoPE(k_s), RoPE(k_w)
 
     compressed   k~_i = RoPE_(i delta)(phi_k(k_c[i delta, i delta + l)))      v~_i = phi_v(v_c[i delta, i delta + l))
-                 p_t,i = softmax over i with i delta + l - 1 <= t of <q_t, k~_i> / sqrt(D)        o^c_t = sum_i p_t,i v~_i
+                 p_t,i = softmax over i with i delta + l - 1 <= t of <q_t, k~_i> / sqrt(D)      o^c_t = sum_i p_t,i v~_i
     selected     s_t[j] = sum_(h in group) sum_(m < l'/delta) sum_(r < l/delta) p_t,(j l'/delta + m - r)
                  J_t = the n best of the blocks j <= t / l', forced ones first, ties to the smaller j
                  o^s_t = attention of q_t to k_s, v_s at the tokens u <= t of the blocks in J_t
@@ -21,10 +21,11 @@ class Nsa(Mixer):
 
     y = ( sum_b sigma(x w_gate^T + b_gate)_b o^b ) wo^T                       one gate for each head and branch
 
-    l, delta = compress_length, compress_stride; l' = block; n = selected; w = window; forced are the first `first_blocks`
-    and the last `local_blocks`. phi is Compression. Parameters: wq [H_Q D, d], wk_c, wk_s, wk_w [H_KV D, d], wv_c, wv_s,
-    wv_w [H_KV D_V, d], phi_k, phi_v, w_gate [3 H_Q, d] with rows 3 h + b, b_gate, wo [d, H_Q D_V]. State: keys and values
-    of the selected branch and of the window, compressed rows, and the tokens of spans that are not whole.
+    l, delta = compress_length, compress_stride; l' = block; n = selected; w = window; forced are the first
+    `first_blocks` and the last `local_blocks`. phi is Compression. Parameters: wq [H_Q D, d], wk_c, wk_s, wk_w
+    [H_KV D, d], wv_c, wv_s, wv_w [H_KV D_V, d], phi_k, phi_v, w_gate [3 H_Q, d] with rows 3 h + b, b_gate,
+    wo [d, H_Q D_V]. State: keys and values of the selected branch and of the window, compressed rows, and the tokens
+    of spans that are not whole.
     """
 
     def __init__(self, options: dict, site: Site):

@@ -49,9 +49,9 @@ class SwaTtt(Mixer):
     y   = o wo^T + alpha * (m wo_m^T)                    gate = "channel"
     y   = (o + silu(x w_s^T) * m) wo^T                   gate = "head": one gate a memory
 
-    projections = "shared" gives the memory the attention's queries and keys (normed, not rotated) and values, a key head
-    for every query head, instead of wq_m, wk_m, wv_m. State: the window's keys and values; W and Z of each memory; the
-    tokens of the chunk that is not complete.
+    projections = "shared" gives the memory the attention's queries and keys (normed, not rotated) and values, a key
+    head for every query head, instead of wq_m, wk_m, wv_m. State: the window's keys and values; W and Z of each memory;
+    the tokens of the chunk that is not complete.
     """
 
     def __init__(self, options: dict, site: Site):
@@ -127,7 +127,9 @@ class SwaTtt(Mixer):
         T = x.shape[0]
         if self.wq_m is None:
             group = self.H // self.H_KV
-            q, k, v = (rows.reshape(T, -1) for rows in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)))
+            q, k, v = (
+                rows.reshape(T, -1) for rows in (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1))
+            )
         else:
             q, k, v = linear(x, self.wq_m), linear(x, self.wk_m), linear(x, self.wv_m)
         v = F.silu(wide(v)).to(v.dtype) if self.value_silu else v

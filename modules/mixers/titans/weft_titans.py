@@ -12,8 +12,8 @@ from .weft_titans_memory import memory_state, read, titans_memory
 class Titans(Mixer):
     """
     Memory(u):    q, k = L2(silu(u wq_m^T)), L2(silu(u wk_m^T)),  v = u wv_m^T
-                  keep = sigma(u w_keep^T + b_keep),  mu = sigma(u w_mu^T + b_mu),  theta = eta sigma(u w_rate^T + b_rate)
-                  see weft_titans_memory
+                  keep = sigma(u w_keep^T + b_keep),  mu = sigma(u w_mu^T + b_mu)
+                  theta = eta sigma(u w_rate^T + b_rate)                         see weft_titans_memory
     Attention(u): q, k = rope(RMSNorm_head(u wq^T)), rope(RMSNorm_head(u wk^T)),  v = u wv^T,  softmax, causal
 
     p are learned tokens that stand before the sequence, at positions 0 .. n_p - 1, and are always seen.
