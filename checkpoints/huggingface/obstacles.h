@@ -26,6 +26,11 @@ class Obstacles {
   void require_mixers(const LanguageModelConfig& model, const std::vector<std::string>& mixers,
                       const std::string& layers);
 
+  // Blocks have a feed-forward branch without biases, and branches are added as `residual` says.
+  void require_blocks(const LanguageModelConfig& model, Residual residual);
+  // Rotary positions without scaling; no sinks, soft cap or biases.
+  void require_plain_attention(const MixerChoice& attention);
+
   std::vector<std::string> lines() && { return std::move(lines_); }
 
  private:

@@ -10,6 +10,7 @@
 #include "checkpoints/huggingface/targets/minimax.h"
 #include "checkpoints/huggingface/targets/qwen3_5.h"
 #include "checkpoints/huggingface/targets/qwen3_next.h"
+#include "checkpoints/huggingface/targets/weft.h"
 #include "data/storage/text.h"
 
 namespace weft {
@@ -87,6 +88,7 @@ const std::vector<HubTarget>& hub_targets() {
       qwen3_5_target(),
       minimax_target(),
       kimi_linear_target(),
+      weft_target(),
   };
   return targets;
 }

@@ -33,13 +33,7 @@ void attention_obstacles(Obstacles& obstacles, const MixerChoice& choice) {
   obstacles.require(o.flag("qk_norm"), "{}: qk_norm = false: the class normalises queries and keys", at);
   obstacles.require(o.integer("window") == 0, "{}: window = {}: the class attends to all tokens; use 0", at,
                     o.integer("window"));
-  obstacles.require(!o.flag("sink_logit"), "{}: sink_logit = true: the class has no sink logits", at);
-  obstacles.require(o.real("soft_cap") == 0.0, "{}: soft_cap = {}: the class has no cap; use 0", at,
-                    o.real("soft_cap"));
-  obstacles.require(!o.flag("bias"), "{}: bias = true: exported without biases only", at);
-  obstacles.require(o.flag("rope"), "{}: rope = false: the class turns queries and keys", at);
-  obstacles.require(o.real("yarn_factor") == 1.0, "{}: yarn_factor = {}: exported without scaling only; use 1", at,
-                    o.real("yarn_factor"));
+  obstacles.require_plain_attention(choice);
 }
 
 void gdn_obstacles(Obstacles& obstacles, const MixerChoice& choice, double norm_eps) {
@@ -83,7 +77,7 @@ void add_attention(RuleList& rules, const std::string& prefix, const std::string
 std::vector<std::string> gated_delta_hybrid_obstacles(const LanguageModelConfig& model) {
   Obstacles obstacles;
   obstacles.require_mixers(model, {"gdn", "attention"}, "layers of gdn and attention");
-  obstacles.require(model.ffn_hidden > 0, "ffn = 0 in [model]: the class has a feed-forward branch in every layer");
+  obstacles.require_blocks(model, Residual::pre_norm);
   if (const MixerChoice* gdn = find_choice(model, "gdn")) gdn_obstacles(obstacles, *gdn, model.norm_eps);
   if (const MixerChoice* full = find_choice(model, "attention")) attention_obstacles(obstacles, *full);
   return std::move(obstacles).lines();

@@ -47,7 +47,7 @@ void kda_obstacles(Obstacles& obstacles, const MixerChoice& choice, double norm_
 std::vector<std::string> obstacles(const LanguageModelConfig& model) {
   Obstacles found;
   found.require_mixers(model, {"kda", "mla"}, "layers of kda and mla");
-  found.require(model.ffn_hidden > 0, "ffn = 0 in [model]: the class has a feed-forward branch in every layer");
+  found.require_blocks(model, Residual::pre_norm);
   found.require(!model.tied, "tied = true in [model]: the class has a head of its own; use false");
   if (const MixerChoice* kda = find_choice(model, "kda")) kda_obstacles(found, *kda, model.norm_eps);
   if (const MixerChoice* mla = find_choice(model, "mla")) {

@@ -44,24 +44,15 @@ void attention_obstacles(Obstacles& found, const MixerChoice& choice) {
   found.require(o.text("gate") == "none", "{}: gate = \"{}\": the class has no output gate in softmax layers", at,
                 o.text("gate"));
   found.require(!o.flag("qk_norm"), "{}: qk_norm = true: the class does not normalise queries and keys", at);
-  found.require(o.integer("sinks") == 0, "{}: sinks = {}: the class has no sinks; use 0", at, o.integer("sinks"));
-  found.require(!o.flag("sink_logit"), "{}: sink_logit = true: the class has no sink logits", at);
-  found.require(o.real("soft_cap") == 0.0, "{}: soft_cap = {}: the class has no cap; use 0", at, o.real("soft_cap"));
-  found.require(!o.flag("bias"), "{}: bias = true: the class has no biases", at);
-  found.require(o.flag("rope"), "{}: rope = false: the class turns queries and keys", at);
   found.require(o.real("rope_fraction") == 1.0, "{}: rope_fraction = {}: the class turns whole heads; use 1", at,
                 o.real("rope_fraction"));
-  found.require(o.real("yarn_factor") == 1.0, "{}: yarn_factor = {}: exported without scaling only; use 1", at,
-                o.real("yarn_factor"));
+  found.require_plain_attention(choice);
 }
 
 std::vector<std::string> obstacles(const LanguageModelConfig& model) {
   Obstacles found;
   found.require_mixers(model, {"lightning", "attention"}, "layers of lightning and attention");
-  found.require(model.ffn_hidden > 0, "ffn = 0 in [model]: the class has a feed-forward branch in every layer");
-  found.require(model.residual == Residual::post_norm_input,
-                "residual = \"pre_norm\" in [model]: the class adds branches to the normalised input; use "
-                "\"post_norm_input\"");
+  found.require_blocks(model, Residual::post_norm_input);
   const MixerChoice* lightning = find_choice(model, "lightning");
   const MixerChoice* softmax = find_choice(model, "attention");
   if (lightning != nullptr) lightning_obstacles(found, *lightning);

@@ -7,8 +7,8 @@
 #include "checkpoints/huggingface/remote_code.h"
 #include "checkpoints/huggingface/rule_list.h"
 
-// Tensors have the names of weft's parameters behind "model.". config.json has `pattern`, names of mixers, and `mixers`,
-// for each its type and all its options as a recipe has them.
+// Tensors have the names of weft's parameters behind "model.". config.json has `pattern`, names of mixers, and
+// `mixers`, for each its type and all its options as a recipe has them.
 
 namespace weft {
 namespace {
@@ -67,8 +67,8 @@ OptionValue read_option(ConfigReader& reader, const OptionSpec& spec) {
   if (std::holds_alternative<bool>(spec.default_value)) return reader.flag_or(spec.key, false);
   if (std::holds_alternative<double>(spec.default_value)) return reader.real(spec.key, spec.minimum, spec.maximum);
   if (std::holds_alternative<std::int64_t>(spec.default_value)) {
-    const std::int64_t number = reader.integer(spec.key, std::numeric_limits<std::int64_t>::min(),
-                                               std::numeric_limits<std::int64_t>::max());
+    const std::int64_t number =
+        reader.integer(spec.key, std::numeric_limits<std::int64_t>::min(), std::numeric_limits<std::int64_t>::max());
     const auto real = static_cast<double>(number);
     if (real < spec.minimum || real > spec.maximum) {
       reader.refuse(spec.key, fmt::format("expected {} to {}", spec.minimum, spec.maximum));

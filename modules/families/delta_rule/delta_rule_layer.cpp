@@ -30,7 +30,7 @@ std::vector<OptionSpec> delta_rule_layer_options() {
                          static_cast<double>(kMaxConvolutionTaps)),
           flag_option("negative_eigenvalues", false,
                       "write strengths up to 2, so that a write may reflect the state, not only erase"),
-          real_option("norm_eps", 1e-5, "epsilon of the output norm", 1e-12, 1.0)};
+          later(real_option("norm_eps", 1e-5, "epsilon of the output norm", 1e-12, 1.0))};
 }
 
 DeltaRuleLayerConfig delta_rule_layer_config(const MixerSite& site, const Options& options, const std::string& where) {

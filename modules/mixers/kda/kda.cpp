@@ -86,7 +86,7 @@ MixerType make_type() {
       "rank", 0, "rank of the projections of the forget gate and a low-rank output gate; 0 = value_dim", 0, 65536));
   type.options.push_back(
       choice_option("output_gate", "low_rank", "projection of the output gate", {"low_rank", "full"}));
-  type.options.push_back(flag_option("gate_bias", true, "bias of a low-rank output gate"));
+  type.options.push_back(later(flag_option("gate_bias", true, "bias of a low-rank output gate")));
   return type;
 }
 

@@ -1,0 +1,112 @@
+#include "checkpoints/huggingface/tokenizer_files.h"
+
+#include <array>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "data/storage/file.h"
+#include "data/tokenizers/byte_tokenizer.h"
+
+namespace weft {
+namespace fs = std::filesystem;
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kEndOfDocument = "<|endoftext|>";
+
+std::string utf8_of(std::uint32_t code_point) {
+  if (code_point < 0x80) return {static_cast<char>(code_point)};
+  return {static_cast<char>(0xc0 | code_point >> 6), static_cast<char>(0x80 | (code_point & 0x3f))};
+}
+
+// What stands for each byte in vocabularies of byte-level BPE: printable bytes themselves, the others, in their order,
+// the characters from U+0100 on.
+std::array<std::string, 256> byte_alphabet() {
+  std::array<std::string, 256> alphabet;
+  std::uint32_t next = 0x100;
+  for (std::uint32_t b = 0; b < 256; ++b) {
+    const bool printable = (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
+    alphabet[b] = utf8_of(printable ? b : next++);
+  }
+  return alphabet;
+}
+
+// BPE without merges: every byte is a token.
+Json byte_tokenizer_json() {
+  Json vocabulary = Json::object();
+  std::int32_t id = 0;
+  for (const std::string& symbol : byte_alphabet()) vocabulary[symbol] = id++;
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
+  return {{"version", "1.0"},
+          {"truncation", nullptr},
+          {"padding", nullptr},
+          {"added_tokens", Json::array({{{"id", ByteTokenizer::kEos},
+                                         {"content", kEndOfDocument},
+                                         {"single_word", false},
+                                         {"lstrip", false},
+                                         {"rstrip", false},
+                                         {"normalized", false},
+                                         {"special", true}}})},
+          {"normalizer", nullptr},
+          {"pre_tokenizer", byte_level},
+          {"post_processor", nullptr},
+          {"decoder", byte_level},
+          {"model",
+           {{"type", "BPE"},
+            {"dropout", nullptr},
+            {"unk_token", nullptr},
+            {"continuing_subword_prefix", nullptr},
+            {"end_of_word_suffix", nullptr},
+            {"fuse_unk", false},
+            {"byte_fallback", false},
+            {"ignore_merges", false},
+            {"vocab", vocabulary},
+            {"merges", Json::array()}}}};
+}
+
+// How the tokenizer's file spells a token.
+std::optional<std::string> content_of(const Tokenizer& tokenizer, std::int64_t id) {
+  if (id < 0) return std::nullopt;
+  if (tokenizer.name() == "byte") return kEndOfDocument;
+  for (const char* usual : {"</s>", "<s>", kEndOfDocument, "<|im_end|>", "<|end_of_text|>", "<|begin_of_text|>",
+                            "<|eot_id|>", "<|im_start|>", "<eos>", "<bos>", "<unk>", "<pad>"}) {
+    if (tokenizer.token_id(usual) == id) return usual;
+  }
+  if (tokenizer.name() != "tokenizer.json") return std::nullopt;
+  const Json file = Json::parse(tokenizer.file());
+  for (const Json& token : file.value("added_tokens", Json::array())) {
+    if (token.at("id") == id) return token.at("content").get<std::string>();
+  }
+  for (const auto& [content, of] : file.at("model").at("vocab").items()) {
+    if (of == id) return content;
+  }
+  return std::nullopt;
+}
+
+void write_json(const fs::path& path, const Json& json) {
+  write_file_atomically(path, json.dump(2) + "\n");
+}
+
+}  // namespace
+
+void write_tokenizer_files(const Tokenizer& tokenizer, std::int64_t max_positions, const fs::path& folder) {
+  if (tokenizer.name() == "byte") {
+    write_json(folder / "tokenizer.json", byte_tokenizer_json());
+  } else {
+    write_file_atomically(folder / tokenizer.name(), tokenizer.file());
+  }
+  Json special = Json::object();
+  if (const auto bos = content_of(tokenizer, tokenizer.bos_id())) special["bos_token"] = *bos;
+  if (const auto eos = content_of(tokenizer, tokenizer.eos_id())) special["eos_token"] = *eos;
+  write_json(folder / "special_tokens_map.json", special);
+  Json config = special;
+  config["clean_up_tokenization_spaces"] = false;
+  if (max_positions > 0) config["model_max_length"] = max_positions;
+  // A tokenizer.model is read by a class of its own.
+  config["tokenizer_class"] = tokenizer.name() == "tokenizer.model" ? "LlamaTokenizer" : "PreTrainedTokenizerFast";
+  write_json(folder / "tokenizer_config.json", config);
+}
+
+}  // namespace weft
