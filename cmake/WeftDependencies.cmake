@@ -19,6 +19,10 @@ pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
 add_library(weft::blas ALIAS PkgConfig::OPENBLAS)
 pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
 add_library(weft::zstd ALIAS PkgConfig::ZSTD)
+pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+add_library(weft::pcre2 ALIAS PkgConfig::PCRE2)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+add_library(weft::utf8proc ALIAS PkgConfig::UTF8PROC)
 
 # The library that encodes; the one that trains is not used.
 find_path(WEFT_SENTENCEPIECE_DIR sentencepiece_processor.h REQUIRED)

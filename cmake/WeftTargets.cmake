@@ -170,11 +170,14 @@ function(weft_header_check)
   target_link_libraries(header_check PRIVATE weft_train weft_test_support nlohmann_json::nlohmann_json weft::hdf5 MPI::MPI_CXX)
 endfunction()
 
-# Target weft_bench: bench/ and every *_bench.cpp, on Google Benchmark. Built when asked for.
+# Target weft_bench: bench/ and every *_bench.cpp, on Google Benchmark; encode_documents: for bench/tokenizers/compare.py.
+# Built when asked for.
 function(weft_benchmarks)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/*/*_bench.cpp" "${CMAKE_SOURCE_DIR}/bench/*.cpp")
   list(FILTER sources EXCLUDE REGEX "/build/")
   list(REMOVE_DUPLICATES sources)
   add_executable(weft_bench EXCLUDE_FROM_ALL ${sources})
   target_link_libraries(weft_bench PRIVATE weft_train benchmark::benchmark_main)
+  add_executable(encode_documents EXCLUDE_FROM_ALL bench/tokenizers/encode_documents.cpp)
+  target_link_libraries(encode_documents PRIVATE weft_data)
 endfunction()

@@ -5,9 +5,8 @@
 namespace weft {
 
 std::string StreamDecoder::push(std::int32_t id) {
-  const std::size_t before = held_.size();
   tokenizer_.decode_token(id, first_, held_);
-  if (held_.size() > before) first_ = false;
+  if (!tokenizer_.is_special(id)) first_ = false;
   const std::size_t tail = incomplete_utf8_tail(held_);
   std::string text = repair_utf8(std::string_view(held_).substr(0, held_.size() - tail));
   held_.erase(0, held_.size() - tail);

@@ -58,8 +58,9 @@ class Tokenizer {
   // The text of the ids in order; special ids give nothing. The byte tokenizer gives the bytes as they are, the others
   // valid UTF-8 with U+FFFD for what is none. An id outside the vocabulary is an error.
   virtual std::string decode(std::span<const std::int32_t> ids) const = 0;
-  // Appends the bytes of one id, which may be part of a character; nothing for special ids. `first`: no text comes
-  // before it (some vocabularies drop a space there). For output as it is made, see stream_decoder.h.
+  // Appends the bytes of one id, which may be part of a character; nothing for special ids. `first`: no other
+  // than special ids come before it (some vocabularies drop a space there). For output as it is made, see
+  // stream_decoder.h.
   virtual void decode_token(std::int32_t id, bool first, std::string& bytes) const = 0;
   // Bytes of text that one id stands for, 0 for special and unknown ids: what bits per byte divides by.
   virtual int text_bytes(std::int32_t id) const = 0;
