@@ -92,25 +92,21 @@ class DeltaRuleLayer(Mixer):
 
     def __init__(self, options: dict, site: Site, gate: str, gate_rank: int = 0, gate_bias: bool = False):
         super().__init__(options, site)
-        self.key_heads, self.taps = options["heads"], options["conv_width"]
+        self.key_heads, taps = options["heads"], options["conv_width"]
         self.heads = options["value_heads"] or self.key_heads
         self.d_k = options["head_dim"]
         self.d_v = options["value_dim"] or self.d_k
-        self.gate, self.gate_rank, self.gate_bias = gate, gate_rank, gate_bias
+        self.gate = gate
         self.norm_eps = options.get("norm_eps", 1e-5)
         values = self.heads * self.d_v
         for name, width in (("q", self.key_heads * self.d_k), ("k", self.key_heads * self.d_k), ("v", values)):
             self.parameter(f"w{name}", width, site.width)
-            if self.taps > 0:
-                self.parameter(f"conv_{name}", width, self.taps)
+            self.parameter(f"conv_{name}", width, taps, present=taps > 0)
         self.parameter("wb", self.heads, site.width)
-        if gate != "none" and gate_rank > 0:
-            self.parameter("wg_a", gate_rank, site.width)
-            self.parameter("wg_b", values, gate_rank)
-            if gate_bias:
-                self.parameter("bg", values)
-        elif gate != "none":
-            self.parameter("wg", values, site.width)
+        self.parameter("wg", values, site.width, present=gate != "none" and gate_rank == 0)
+        self.parameter("wg_a", gate_rank, site.width, present=gate_rank > 0)
+        self.parameter("wg_b", values, gate_rank, present=gate_rank > 0)
+        self.parameter("bg", values, present=gate_bias)
         self.parameter("norm_w", self.d_v)
         self.parameter("wo", site.width, values)
 
@@ -132,17 +128,16 @@ class DeltaRuleLayer(Mixer):
 
     def convolved(self, x: Tensor, name: str, state: dict) -> Tensor:
         """silu(conv(x w^T)) [T, channels]; its last inputs stay in the state."""
-        z = wide(linear(x, getattr(self, f"w{name}")))
-        if self.taps == 0:
+        z, taps = wide(linear(x, getattr(self, f"w{name}"))), getattr(self, f"conv_{name}")
+        if taps is None:
             return F.silu(z)
-        z, state[f"tail_{name}"] = short_convolution(z, getattr(self, f"conv_{name}"), state[f"tail_{name}"])
+        z, state[f"tail_{name}"] = short_convolution(z, taps, state[f"tail_{name}"])
         return z
 
     def gated(self, x: Tensor, o: Tensor) -> Tensor:
         """o [T, H d_v], normalised."""
         if self.gate == "none":
             return o
-        gate = wide(linear(linear(x, self.wg_a), self.wg_b) if self.gate_rank > 0 else linear(x, self.wg))
-        if self.gate_bias:
-            gate = gate + wide(self.bg)
-        return o * self.GATES[self.gate](gate)
+        low_rank = self.wg is None
+        gate = linear(linear(x, self.wg_a), self.wg_b, self.bg) if low_rank else linear(x, self.wg)
+        return o * self.GATES[self.gate](wide(gate))

@@ -139,15 +139,12 @@ class GatedLinearLayer(GatedLinearMixer):
         d_x = options["head_dim"]
         d_v = options["value_dim"] or d_x
         super().__init__(options, site, d_x, d_v)
-        self.norm, self.gate, self.gate_rank = norm, gate, gate_rank
+        self.norm, self.gate = norm, gate
         values = self.heads * d_v
-        if norm != "simple":
-            self.parameter("norm_w", values if norm == "joint" else d_v)
-        if gate_rank > 0:
-            self.parameter("wg_a", gate_rank, site.width)
-            self.parameter("wg_b", values, gate_rank)
-        elif gate != "none":
-            self.parameter("wg", values, site.width)
+        self.parameter("norm_w", d_v if norm == "per_head" else values, present=norm != "simple")
+        self.parameter("wg", values, site.width, present=gate != "none" and gate_rank == 0)
+        self.parameter("wg_a", gate_rank, site.width, present=gate_rank > 0)
+        self.parameter("wg_b", values, gate_rank, present=gate_rank > 0)
 
     def inputs(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
         """q, k, v, g, s for tokens x [T, d], the first of them at `position`."""
@@ -163,12 +160,13 @@ class GatedLinearLayer(GatedLinearMixer):
         """o [T, H, d_v] -> [T, H d_v]."""
         if self.norm == "per_head":
             return rms_norm(o, self.norm_w).flatten(1)
-        return rms_norm(o.flatten(1), None if self.norm == "simple" else self.norm_w)
+        return rms_norm(o.flatten(1), self.norm_w)
 
     def gated(self, x: Tensor, o: Tensor) -> Tensor:
         if self.gate == "none":
             return o
-        gate = linear(linear(x, self.wg_a), self.wg_b) if self.gate_rank > 0 else linear(x, self.wg)
+        low_rank = self.wg is None
+        gate = linear(linear(x, self.wg_a), self.wg_b) if low_rank else linear(x, self.wg)
         return o * self.GATES[self.gate](wide(gate))
 
 

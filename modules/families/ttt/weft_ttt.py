@@ -58,14 +58,13 @@ class TttLayer(Mixer):
     def __init__(self, options: dict, site: Site, hidden_factor: int):
         super().__init__(options, site)
         self.heads, _, width = heads_of(options, site)
-        self.head_dim, self.batch, self.taps = width, options["batch"], options["conv_width"]
+        self.head_dim, self.batch, taps = width, options["batch"], options["conv_width"]
         self.rotary = rotary(options, width)
         inner, hidden = self.heads * width, hidden_factor * width
         for name in ("wq", "wk", "wv"):
             self.parameter(name, inner, site.width)
-        if self.taps > 0:
-            self.parameter("conv_q", inner, self.taps)
-            self.parameter("conv_k", inner, self.taps)
+        for name in ("conv_q", "conv_k"):
+            self.parameter(name, inner, taps, present=taps > 0)
         self.parameter("wr", self.heads, site.width)
         self.parameter("br", self.heads)
         self.parameter("offset", self.batch)
@@ -78,8 +77,7 @@ class TttLayer(Mixer):
             self.parameter(weight, self.heads, fan_in, fan_out)
             self.parameter(bias, self.heads, fan_out)
         self.parameter("norm_w", inner)
-        if options["gate"] != "none":
-            self.parameter("wg", inner, site.width)
+        self.parameter("wg", inner, site.width, present=options["gate"] != "none")
         self.parameter("wo", site.width, inner)
 
     def initial_state(self) -> dict:
@@ -93,19 +91,18 @@ class TttLayer(Mixer):
         k = self.features(x, "k", places, state)
         v = wide(linear(x, self.wv)).unflatten(-1, (self.heads, -1))
         eta = self.options["inner_learning_rate"] / self.head_dim
-        rate = eta * torch.sigmoid(wide(linear(x, self.wr)) + wide(self.br))
+        rate = eta * torch.sigmoid(wide(linear(x, self.wr, self.br)))
         o = self.remembered(q, k, v, rate[..., None], state).flatten(1)
         y = rms_norm(o, self.norm_w)
-        if self.options["gate"] != "none":
+        if self.wg is not None:
             y = y * gelu(wide(linear(x, self.wg)))
         return linear(y, self.wo)
 
     def features(self, x: Tensor, name: str, places: Tensor, state: dict) -> Tensor:
         """q or k [T, H, d_h]."""
-        y = wide(linear(x, getattr(self, f"w{name}")))
-        if self.taps > 0:
-            taps, tail = getattr(self, f"conv_{name}"), state[f"tail_{name}"]
-            y, state[f"tail_{name}"] = short_convolution(y, taps, tail, silu=False)
+        y, taps = wide(linear(x, getattr(self, f"w{name}"))), getattr(self, f"conv_{name}")
+        if taps is not None:
+            y, state[f"tail_{name}"] = short_convolution(y, taps, state[f"tail_{name}"], silu=False)
         y = y.unflatten(-1, (self.heads, -1))
         return y if self.rotary is None else self.rotary.at(y, places)
 

@@ -22,6 +22,6 @@ class Gla(GatedLinearLayer):
 
     def inputs(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
         q, k, v = self.projected(x)
-        logits = wide(linear(linear(x, self.wf_a), self.wf_b)) + wide(self.bf)
+        logits = wide(linear(linear(x, self.wf_a), self.wf_b, self.bf))
         g = F.logsigmoid(logits).view_as(k) / self.options["decay_temperature"]
         return q, k, v, g, self.key_width**-0.5

@@ -36,8 +36,7 @@ class Lightning(GatedLinearLayer):
         # LRPE: queries and keys turned by trained frequencies.
         self.turning = options["lrpe"] == "all" or (options["lrpe"] == "first_layer" and site.layer == 0)
         self.log_decays = log_decays(options["slopes"], self.heads, site.layer, site.layers)
-        if self.turning:
-            self.parameter("theta", self.heads * self.key_width)
+        self.parameter("theta", self.heads * self.key_width, present=self.turning)
 
     def inputs(self, x: Tensor, position: int) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
         q, k, v = self.projected(x)
