@@ -65,12 +65,13 @@ ${entries}  };
   set(${output} "${path}" PARENT_SCOPE)
 endfunction()
 
-# The Python files that exports carry, as a source: those of the mixers and their families, and of
-# checkpoints/huggingface/remote_code.
+# The Python files that exports carry, as a source: those of the mixers and their families, of
+# checkpoints/huggingface/remote_code, and the check of exports.
 function(weft_embed_python output)
   file(GLOB_RECURSE files CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/modules/weft_*.py")
   file(GLOB common CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/checkpoints/huggingface/remote_code/*.py")
-  list(APPEND files ${common})
+  # The check that `weft export --verify python` runs.
+  list(APPEND files ${common} "${CMAKE_SOURCE_DIR}/tests/remote_code/check.py")
   list(JOIN files "\n" lines)
   set(list "${CMAKE_BINARY_DIR}/generated/checkpoints/embedded_files.txt")
   file(CONFIGURE OUTPUT "${list}" CONTENT "${lines}\n" @ONLY)

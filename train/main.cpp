@@ -27,6 +27,7 @@ class CommandLine {
     add_verify();
     add_eval();
     add_generate();
+    add_export();
     add_files();
     add_mixers();
   }
@@ -49,6 +50,10 @@ class CommandLine {
     if (*generate_) {
       generate_arguments_.form = form_of(json_);
       run_generate(generate_arguments_);
+    }
+    if (*export_) {
+      export_arguments_.form = form_of(json_);
+      run_export(export_arguments_);
     }
     if (*plan_) {
       plan_arguments_.form = form_of(json_);
@@ -154,6 +159,10 @@ class CommandLine {
         ->check(CLI::NonNegativeNumber);
     eval_->add_option("--sequence-length", eval_arguments_.sequence_length, "Row length; the recipe's otherwise")
         ->check(CLI::Range(std::int64_t{2}, std::int64_t{1} << 28));
+    eval_
+        ->add_option("--requests", eval_arguments_.requests,
+                     "JSON lines {\"context\", \"continuation\"} to score instead: log-likelihoods, as JSON lines")
+        ->excludes("--data", "--tokens", "--sequence-length");
     eval_->add_flag("--bigram", eval_arguments_.bigram, "Score a bigram model of the training data beside it");
     eval_->add_option("--task", eval_arguments_.task, "Score a synthetic task: NAME, or without it the recipe's own")
         ->expected(0, 1)
@@ -182,6 +191,24 @@ class CommandLine {
         ->check(CLI::Range(0.0, 1.0));
     generate_->add_option("--seed", a.sampling.seed, "Of the random choices");
     generate_->add_flag("--json", json_, "Print the result as JSON");
+  }
+
+  void add_export() {
+    export_ = app_.add_subcommand("export", "A run or checkpoint as a directory that transformers loads");
+    ExportArguments& a = export_arguments_;
+    export_->add_option("model", a.path, "Run or checkpoint")->required();
+    export_->add_option("--out", a.out, "Folder to make; must not exist")->required();
+    export_->add_option("--to", a.target, "Class of models: auto, or the name of one")->capture_default_str();
+    export_->add_option("--dtype", a.dtype, "Of the weights: bf16, f16 or fp32")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"bf16", "f16", "fp32"}));
+    export_->add_option("--shard-size", a.shard_bytes, "Largest file of weights, e.g. 2GB; 5 GB otherwise")
+        ->transform(CLI::AsSizeValue(true));
+    export_->add_option("--verify", a.verify, "weft: reread and compare; python: load it in transformers, too")
+        ->capture_default_str()
+        ->check(CLI::IsMember({"weft", "python"}));
+    export_->add_option("--python", a.python, "Interpreter for --verify python")->capture_default_str();
+    export_->add_flag("--json", json_, "Print the result as JSON");
   }
 
   void add_files() {
@@ -217,13 +244,14 @@ class CommandLine {
   CLI::App app_{"weft trains language models whose layers mix linear and sparse attention.", "weft"};
   CLI::App *prepare_ = nullptr, *train_ = nullptr, *eval_ = nullptr, *generate_ = nullptr, *inspect_ = nullptr,
            *fsck_ = nullptr, *report_ = nullptr, *plan_ = nullptr, *verify_ = nullptr, *mixers_ = nullptr,
-           *panel_ = nullptr;
+           *panel_ = nullptr, *export_ = nullptr;
   PrepareOptions prepare_options_;
   TrainArguments train_arguments_;
   PlanArguments plan_arguments_;
   VerifyArguments verify_arguments_;
   EvalArguments eval_arguments_;
   GenerateArguments generate_arguments_;
+  ExportArguments export_arguments_;
   PanelArguments panel_arguments_;
   std::string invalid_, dedup_, bos_, shuffle_, path_, out_;
   std::vector<std::string> runs_, names_;

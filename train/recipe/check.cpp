@@ -4,6 +4,7 @@
 #include <bit>
 #include <set>
 
+#include "checkpoints/huggingface/target.h"
 #include "train/recipe/schema.h"
 
 namespace weft {
@@ -65,7 +66,27 @@ class Checker {
       problem("model.layers", "layers in [model] is {}, fewer than the {} entries of pattern", model.layers,
               model.pattern.size());
     }
+    const bool sound = problems_.empty();
     for (const MixerTable& table : recipe_.mixers) try_mixer(table);
+    // A recipe with other defects is no model yet.
+    if (sound && problems_.empty() && model.export_profile != "none") check_export_profile();
+  }
+
+  // What the target cannot express, each where the recipe says it.
+  void check_export_profile() {
+    constexpr std::int64_t kAnyVocabulary = 256;
+    const std::string& profile = recipe_.model.export_profile;
+    for (const std::string& line :
+         find_hub_target(profile)->obstacles(language_model_config(recipe_, kAnyVocabulary))) {
+      const auto table =
+          std::ranges::find_if(recipe_.mixers, [&](const MixerTable& t) { return line.starts_with(t.where); });
+      if (table != recipe_.mixers.end()) {
+        problems_.add_complete(places_.find("mixer." + table->name),
+                               fmt::format("{} (export_profile = \"{}\")", line, profile));
+      } else {
+        problem("model." + line.substr(0, line.find(' ')), "{} (export_profile = \"{}\")", line, profile);
+      }
+    }
   }
 
   // Lets the mixer declare a layer, which allocates nothing, to hear its objections before any data is touched.

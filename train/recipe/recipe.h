@@ -49,6 +49,7 @@ struct ModelSection {
   double norm_eps = 1e-6;
   Residual residual = Residual::pre_norm;
   std::string init_from;  // run or checkpoint whose parameters a new run begins with; empty: drawn from the seed
+  std::string export_profile = "none";  // a target of `weft export` that must be able to express the model
   double z_loss = 1e-4;
   Recompute recompute = Recompute::none;
 

@@ -4,6 +4,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "checkpoints/huggingface/target.h"
+
 namespace weft {
 namespace {
 
@@ -107,6 +109,12 @@ SectionSpec table_array(const char* name, const char* help, Get get, std::vector
   return section;
 }
 
+std::vector<std::string> export_profiles() {
+  std::vector<std::string> names{"none"};
+  for (const HubTarget& target : hub_targets()) names.push_back(target.name);
+  return names;
+}
+
 SectionSpec run_section() {
   using S = RunSection;
   return table<S>("run", "What is run, and where it is kept.", [](auto& r) -> auto& { return r.run; },
@@ -153,6 +161,9 @@ SectionSpec model_section() {
            field("init_from", &S::init_from, Effect::run,
                  "run or checkpoint whose parameters a new run begins with, e.g. an imported model; empty: drawn "
                  "from run.seed. Without effect on a run that goes on")),
+       added_later(field("export_profile", &S::export_profile, Effect::free,
+                         "a target of weft export: options that it cannot express are refused before training",
+                         {.choices = export_profiles()})),
        field("z_loss", &S::z_loss, Effect::run, "weight of the squared log-normaliser in the loss; 0: off",
              {.minimum = 0, .maximum = 1}),
        field("recompute", &S::recompute, Effect::free,

@@ -2,6 +2,7 @@
 
 #include "data/bigram.h"
 #include "train/evaluate/evaluate.h"
+#include "train/evaluate/requests.h"
 #include "train/loop/run_folder.h"
 #include "train/verbs/task_eval.h"
 
@@ -35,10 +36,27 @@ void print_result(const EvalArguments& arguments, const LoadedModel& loaded, con
   }
 }
 
+// One line of JSON for each request, in their order.
+void run_requests(World& world, const EvalArguments& arguments) {
+  if (world.is_root()) {
+    const std::vector<ScoreRequest> requests = read_requests(arguments.requests);
+    LoadedModel loaded = load_text_model(arguments.path);
+    score_requests(*loaded.model, *loaded.tokenizer, requests, loaded.recipe.data.sequence_length,
+                   [](const ContinuationScore& score) {
+                     fmt::print("{}\n", nlohmann::json{{"loglikelihood", score.log_likelihood},
+                                                       {"is_greedy", score.is_greedy},
+                                                       {"tokens", score.tokens}}
+                                            .dump());
+                   });
+  }
+  world.communicator().barrier().wait();
+}
+
 }  // namespace
 
 void run_eval(World& world, const EvalArguments& arguments) {
   if (arguments.task) return run_task_eval(world, arguments);
+  if (!arguments.requests.empty()) return run_requests(world, arguments);
   LoadedModel loaded = load_text_model(arguments.path);
   if (arguments.bigram && loaded.recipe.task) {
     config_error("{}: --bigram counts the training data, but the model was trained on the task {}; leave it out",

@@ -46,6 +46,7 @@ struct EvalArguments {
   std::string data;                    // dataset; empty: the recipe's validation data
   std::int64_t tokens = 0;             // of the dataset; 0: all
   std::int64_t sequence_length = 0;    // 0: the recipe's
+  std::string requests;                // score continuations instead: a file of JSON lines
   bool bigram = false;                 // also score a bigram model of the recipe's training data
   std::optional<std::string> task;     // score this synthetic task instead; empty: the recipe's own
   std::vector<std::string> overrides;  // key=value of the task
@@ -61,6 +62,19 @@ struct GenerateArguments {
   OutputForm form = OutputForm::text;
 };
 void run_generate(const GenerateArguments& arguments);
+
+struct ExportArguments {
+  std::string path;             // run or checkpoint
+  std::string out;              // folder; must not exist
+  std::string target = "auto";  // or the name of a target
+  std::string dtype = "bf16";   // bf16, f16, fp32
+  std::uint64_t shard_bytes = 5'000'000'000;
+  std::string verify = "weft";     // "python": in transformers, too
+  std::string python = "python3";  // interpreter for that
+  OutputForm form = OutputForm::text;
+};
+// Writes a directory that transformers loads. It appears under its name after it was reread and compared.
+void run_export(const ExportArguments& arguments);
 
 struct PanelArguments {
   std::vector<std::string> mixers;        // names of recipes; empty: all

@@ -1,4 +1,4 @@
-// Runs of the program by itself.
+// Programs that this one runs.
 #pragma once
 
 #include <filesystem>
@@ -16,5 +16,10 @@ struct ChildResult {
 // Error (storage) if it cannot be started.
 ChildResult run_self(const std::vector<std::string>& arguments, const std::filesystem::path& out,
                      const std::filesystem::path& err);
+
+// The same for a program that PATH finds, with this process's environment and `variables`, "NAME=value". A program that
+// cannot be started has status 127.
+ChildResult run_program(std::vector<std::string> command, const std::vector<std::string>& variables,
+                        const std::filesystem::path& out, const std::filesystem::path& err);
 
 }  // namespace weft

@@ -1,0 +1,130 @@
+#include "checkpoints/huggingface/export.h"
+
+#include <nlohmann/json.hpp>
+
+#include "checkpoints/reader.h"
+#include "data/storage/file.h"
+#include "data/storage/sha256.h"
+#include "train/export/choose_target.h"
+#include "train/export/model_card.h"
+#include "train/export/python_check.h"
+#include "train/loop/run_folder.h"
+#include "train/loop/run_log.h"
+#include "train/verbs/verbs.h"
+
+namespace weft {
+namespace fs = std::filesystem;
+namespace {
+
+SafetensorsDType dtype_of(const std::string& name) {
+  if (name == "fp32") return SafetensorsDType::f32;
+  return name == "f16" ? SafetensorsDType::f16 : SafetensorsDType::bf16;
+}
+
+HubModel hub_model(const LoadedModel& loaded) {
+  HubModel hub{.model = loaded.model->config(), .max_positions = loaded.recipe.data.sequence_length, .eos = {}};
+  if (loaded.tokenizer == nullptr) return hub;
+  hub.bos = static_cast<std::int32_t>(loaded.tokenizer->bos_id());
+  if (loaded.tokenizer->eos_id() >= 0) hub.eos = {static_cast<std::int32_t>(loaded.tokenizer->eos_id())};
+  return hub;
+}
+
+std::uint64_t bytes_in(const fs::path& folder) {
+  std::uint64_t bytes = 0;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) bytes += entry.file_size();
+  return bytes;
+}
+
+nlohmann::json provenance(const LoadedModel& loaded, const HubTarget& target, const std::string& dtype,
+                          const fs::path& folder) {
+  nlohmann::json files = nlohmann::json::object();
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    files[entry.path().filename().string()] = {{"bytes", entry.file_size()},
+                                               {"sha256", hex(sha256_file(entry.path()))}};
+  }
+  nlohmann::json json = {
+      {"target", target.name},
+      {"dtype", dtype},
+      {"checkpoint", {{"digest", CheckpointReader(loaded.checkpoint).digest()}, {"step", loaded.step}}},
+      {"recipe_digest", recipe_digest(loaded.recipe)},
+      {"recipe", resolved_recipe(loaded.recipe)},
+      {"files", std::move(files)}};
+  if (loaded.tokenizer != nullptr) json["tokenizer_fingerprint"] = hex(loaded.tokenizer->fingerprint());
+  return json;
+}
+
+nlohmann::json reread_json(const Reread& reread) {
+  return {{"lengths", reread.lengths},
+          {"max_logit_difference", reread.max_difference},
+          {"largest_logit", reread.largest_logit}};
+}
+
+// A folder beside `out` that takes its place when all is well.
+fs::path create_staging(const fs::path& out) {
+  if (fs::exists(out)) config_error("{}: there is something already; export to a new folder", out.string());
+  const fs::path absolute = fs::absolute(out).lexically_normal();
+  const fs::path named = absolute.has_filename() ? absolute : absolute.parent_path();
+  const fs::path staging =
+      named.parent_path() / fmt::format("{}.unverified-{}", named.filename().string(), random_nonce());
+  std::error_code error;
+  fs::create_directories(staging, error);
+  if (error) storage_error("cannot create {}: {}", staging.string(), error.message());
+  return staging;
+}
+
+void print_result(const ExportArguments& arguments, const HubTarget& target, const nlohmann::json& verification,
+                  std::uint64_t bytes) {
+  if (arguments.form == OutputForm::json) {
+    const nlohmann::json json = {{"out", arguments.out},
+                                 {"target", target.name},
+                                 {"dtype", arguments.dtype},
+                                 {"bytes", bytes},
+                                 {"verification", verification}};
+    fmt::print("{}\n", json.dump());
+    return;
+  }
+  const nlohmann::json& reread = verification.at("reread");
+  fmt::print("{}: {}, {}, {}B\n", arguments.out, target.name, arguments.dtype, short_count(static_cast<double>(bytes)));
+  fmt::print("  reread by weft: every parameter equal, logits within {:.2g} (largest {:.3g})\n",
+             reread.at("max_logit_difference").get<double>(), reread.at("largest_logit").get<double>());
+  const nlohmann::json& python = verification.at("python");
+  if (python.is_null()) {
+    fmt::print("  not loaded in transformers; --verify python does that\n");
+    return;
+  }
+  fmt::print("  transformers {}: nothing missing or unexpected, greedy text equal",
+             python.at("transformers").get<std::string>());
+  for (const auto& [name, value] : python.at("figures").items()) fmt::print(", {} {:.2g}", name, value.get<double>());
+  fmt::print("\n");
+}
+
+}  // namespace
+
+void run_export(const ExportArguments& arguments) {
+  LoadedModel loaded = load_model(arguments.path);
+  const HubModel hub = hub_model(loaded);
+  const HubTarget& target = choose_target(hub.model, arguments.target);
+  const ExportSource source{.target = target, .hub = hub, .model = *loaded.model, .tokenizer = loaded.tokenizer.get()};
+  const SafetensorsDType dtype = dtype_of(arguments.dtype);
+  const fs::path staging = create_staging(arguments.out);
+  nlohmann::json verification = {{"python", nullptr}};
+  try {
+    write_export(source, {.dtype = dtype, .shard_bytes = arguments.shard_bytes, .card = model_card(loaded, target)},
+                 staging);
+    round_to_files(source, dtype);
+    verification["reread"] = reread_json(check_export(source, staging));
+    if (arguments.verify == "python") {
+      verification["python"] = check_in_python(*loaded.model, staging, arguments.python);
+    }
+    nlohmann::json record = provenance(loaded, target, arguments.dtype, staging);
+    record["verification"] = verification;
+    write_file_atomically(staging / "weft_export.json", record.dump(2) + "\n");
+    rename_durably(staging, arguments.out);
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("{}\n{} was not made; what was written stays in {}", error.what(),
+                                          arguments.out, staging.string()));
+  }
+  print_result(arguments, target, verification, bytes_in(arguments.out));
+}
+
+}  // namespace weft
