@@ -31,7 +31,19 @@ std::vector<std::pair<std::string, OptionList>> variants() {
             {"rope_fraction", 0.6}}},
           {"no positions", {{"rope", false}, {"gate", Text("headwise")}, {"soft_cap", 5.0}, {"qk_norm", false}}},
           {"stretched",
-           {{"yarn_factor", 4.0}, {"yarn_original_length", std::int64_t{32}}, {"rope_base", 500.0}, {"bias", true}}}};
+           {{"yarn_factor", 4.0}, {"yarn_original_length", std::int64_t{32}}, {"rope_base", 500.0}, {"bias", true}}},
+          {"scaled as llama3",
+           {{"rope_scaling", Text("llama3")},
+            {"rope_factor", 8.0},
+            {"rope_original_length", std::int64_t{64}},
+            {"bias", true},
+            {"out_bias", true}}},
+          {"scaled as yarn",
+           {{"rope_scaling", Text("yarn")},
+            {"rope_factor", 4.0},
+            {"rope_original_length", std::int64_t{64}},
+            {"rope_attention_factor", 1.5},
+            {"out_bias", true}}}};
 }
 
 double dot(const Tensor& a, const Tensor& b) {
