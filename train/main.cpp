@@ -28,6 +28,7 @@ class CommandLine {
     add_eval();
     add_generate();
     add_export();
+    add_import();
     add_files();
     add_mixers();
   }
@@ -54,6 +55,10 @@ class CommandLine {
     if (*export_) {
       export_arguments_.form = form_of(json_);
       run_export(export_arguments_);
+    }
+    if (*import_) {
+      import_arguments_.form = form_of(json_);
+      run_import(import_arguments_);
     }
     if (*plan_) {
       plan_arguments_.form = form_of(json_);
@@ -211,6 +216,14 @@ class CommandLine {
     export_->add_flag("--json", json_, "Print the result as JSON");
   }
 
+  void add_import() {
+    import_ =
+        app_.add_subcommand("import", "A model of Hugging Face's form to a run that eval, generate and train take");
+    import_->add_option("model", import_arguments_.path, "Folder with config.json and safetensors")->required();
+    import_->add_option("--out", import_arguments_.out, "Folder of the run; must not exist")->required();
+    import_->add_flag("--json", json_, "Print the result as JSON");
+  }
+
   void add_files() {
     inspect_ = app_.add_subcommand("inspect", "Describe a dataset, run, checkpoint or shard");
     inspect_->add_option("path", path_)->required();
@@ -244,7 +257,7 @@ class CommandLine {
   CLI::App app_{"weft trains language models whose layers mix linear and sparse attention.", "weft"};
   CLI::App *prepare_ = nullptr, *train_ = nullptr, *eval_ = nullptr, *generate_ = nullptr, *inspect_ = nullptr,
            *fsck_ = nullptr, *report_ = nullptr, *plan_ = nullptr, *verify_ = nullptr, *mixers_ = nullptr,
-           *panel_ = nullptr, *export_ = nullptr;
+           *panel_ = nullptr, *export_ = nullptr, *import_ = nullptr;
   PrepareOptions prepare_options_;
   TrainArguments train_arguments_;
   PlanArguments plan_arguments_;
@@ -252,6 +265,7 @@ class CommandLine {
   EvalArguments eval_arguments_;
   GenerateArguments generate_arguments_;
   ExportArguments export_arguments_;
+  ImportArguments import_arguments_;
   PanelArguments panel_arguments_;
   std::string invalid_, dedup_, bos_, shuffle_, path_, out_;
   std::vector<std::string> runs_, names_;

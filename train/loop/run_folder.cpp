@@ -43,6 +43,14 @@ void write_run_recipe(const fs::path& folder, const Recipe& recipe) {
   write(current);
 }
 
+void read_run_or_checkpoint(const fs::path& path, const std::function<void(const CheckpointReader&)>& load) {
+  if (fs::exists(path / kManifestName)) return load(CheckpointReader(path));
+  SingleProcess group;
+  const auto chosen =
+      choose_checkpoint(path, {}, group, load, [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
+  if (!chosen) config_error("{}: neither a checkpoint nor a run with checkpoints", path.string());
+}
+
 LoadedModel load_model(const fs::path& path) {
   if (!fs::exists(path)) config_error("{}: no such run or checkpoint", path.string());
   LoadedModel loaded;
@@ -61,14 +69,7 @@ LoadedModel load_model(const fs::path& path) {
     loaded.checkpoint = reader.directory();
     loaded.step = reader.step();
   };
-  if (fs::exists(path / kManifestName)) {
-    load(CheckpointReader(path));
-    return loaded;
-  }
-  SingleProcess group;
-  const auto chosen =
-      choose_checkpoint(path, {}, group, load, [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
-  if (!chosen) config_error("{}: neither a checkpoint nor a run with checkpoints", path.string());
+  read_run_or_checkpoint(path, load);
   return loaded;
 }
 

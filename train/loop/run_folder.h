@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 
 #include "checkpoints/reader.h"
@@ -18,6 +19,11 @@ void create_run_folder(const std::filesystem::path& folder);
 
 // Writes the resolved recipe; if the folder holds another one, that one becomes recipe.N.toml, so that none is lost.
 void write_run_recipe(const std::filesystem::path& folder, const Recipe& recipe);
+
+// Calls `load` with a checkpoint, or with the newest of a run that loads: rejected ones are reported on standard error,
+// and `load` must overwrite what an earlier call has written. Error (config) if `path` is neither.
+void read_run_or_checkpoint(const std::filesystem::path& path,
+                            const std::function<void(const CheckpointReader&)>& load);
 
 // A trained model for evaluation and generation.
 struct LoadedModel {

@@ -10,6 +10,7 @@
 #include "data/storage/json.h"
 #include "data/storage/sha256.h"
 #include "train/loop/batch.h"
+#include "train/loop/initial_parameters.h"
 #include "train/loop/run_folder.h"
 #include "train/optimizers/gradient_norm.h"
 #include "train/report/report.h"
@@ -154,6 +155,7 @@ void Trainer::load(const CheckpointReader& reader) {
   }
   load_training_state(reader, parts());
   take_validation_of(reader);
+  origin_ = origin_of(reader);
 }
 
 // The row of a validation is written before the checkpoint of its step, so it is there already: not again.
@@ -197,6 +199,9 @@ void Trainer::resume_from(const ResumeChoice& choice) {
     saved_step_ = loaded->step;
     log_.info(fmt::format("resumed from {} (step {}, {} tokens)", loaded->directory.string(), progress_.step,
                           short_count(static_cast<double>(progress_.tokens))));
+  } else if (!recipe_.model.init_from.empty()) {
+    origin_ = load_initial_parameters(recipe_.model.init_from, model_, compute_.place().stream);
+    log_.info("the parameters are those of " + recipe_.model.init_from);
   }
 }
 
@@ -480,10 +485,12 @@ void Trainer::save(const char* why) {
   Snapshot snapshot = take_snapshot(parts(), world_.rank(), world_.size());
   CheckpointState& state = snapshot.state;
   state.mesh = canonical(nlohmann::json{{"dp", mesh_.shape().dp}, {"cp", mesh_.shape().cp}});
-  state.provenance = canonical(nlohmann::json{{"recipe", resolved_recipe(recipe_)},
-                                              {"recipe_digest", recipe_digest(recipe_)},
-                                              {"datasets", data_->digests()},
-                                              {"tokenizer", data_->tokenizer()}});
+  nlohmann::json provenance = {{"recipe", resolved_recipe(recipe_)},
+                               {"recipe_digest", recipe_digest(recipe_)},
+                               {"datasets", data_->digests()},
+                               {"tokenizer", data_->tokenizer()}};
+  provenance.update(nlohmann::json::parse(origin_));
+  state.provenance = canonical(provenance);
   if (validated_step_ == progress_.step && last_validation_ && std::isfinite(*last_validation_)) {
     state.metrics["val_loss"] = *last_validation_;
   }

@@ -115,6 +115,7 @@ class Trainer {
   std::optional<double> last_validation_;  // loss at validated_step_
   std::int64_t validated_step_ = -1;
   std::int64_t saved_step_ = -1;
+  std::string origin_ = "{}";  // see initial_parameters.h
   bool warned_of_cuts_ = false;
   bool memory_told_ = false;
   int failed_saves_ = 0;  // in a row

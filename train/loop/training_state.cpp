@@ -53,16 +53,14 @@ std::vector<ParameterRecord> parameter_records(const TrainingParts& parts) {
   return records;
 }
 
-json scalar_state(const TrainingParts& parts) {
-  const TrainingProgress& progress = parts.progress;
-  const SpikeGuard::State& guard = parts.guard.state();
-  const NonfinitePolicy::State& policy = parts.policy.state();
+json scalar_state(const TrainingProgress& progress, std::int64_t updates, const SpikeGuard::State& guard,
+                  const NonfinitePolicy::State& policy) {
   return {
       {"tokens", progress.tokens},
       {"data_step", progress.data_step},
       {"data_skips", progress.data_skips},
       {"sampler", progress.sampler},
-      {"updates", parts.optimizer.updates()},
+      {"updates", updates},
       {"spike_guard",
        {{"losses", to_bits_list(guard.losses)},
         {"log_norms", to_bits_list(guard.log_norms)},
@@ -143,12 +141,17 @@ void check_same_model(const CheckpointReader& reader, LanguageModel& model) {
 
 }  // namespace
 
+std::string fresh_training_state() {
+  return canonical(scalar_state({}, 0, {}, {}));
+}
+
 Snapshot take_snapshot(const TrainingParts& parts, int rank, int ranks) {
   Snapshot snapshot;
   CheckpointState& state = snapshot.state;
   state.step = parts.progress.step;
   state.parameters = parameter_records(parts);
-  state.state = canonical(scalar_state(parts));
+  state.state =
+      canonical(scalar_state(parts.progress, parts.optimizer.updates(), parts.guard.state(), parts.policy.state()));
   // The writer of an array is the rank whose share of all bytes the array begins in.
   const std::vector<StoredArray> arrays = stored_arrays(parts);
   std::size_t total = 0;
@@ -183,9 +186,10 @@ void load_training_state(const CheckpointReader& reader, const TrainingParts& pa
   restore_scalars(reader, parts);
 }
 
-void load_parameters(const CheckpointReader& reader, LanguageModel& model) {
+void load_parameters(const CheckpointReader& reader, LanguageModel& model, const Stream& stream) {
   check_same_model(reader, model);
-  for (const Parameter* p : model.parameters().all()) read_array(reader, {"master", p->name, p->master}, {});
+  for (const Parameter* p : model.parameters().all()) read_array(reader, {"master", p->name, p->master}, stream);
+  model.parameters().take_masters(stream);
 }
 
 std::string recipe_of(const CheckpointReader& reader) {

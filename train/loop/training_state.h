@@ -56,12 +56,16 @@ struct Snapshot {
 };
 Snapshot take_snapshot(const TrainingParts& parts, int rank, int ranks);
 
+// The counters and guards of a run that has not begun, as checkpoints store them.
+std::string fresh_training_state();
+
 // Reads parameters, optimizer states and counters. Error (storage) for a damaged checkpoint, Error (config) if it is
 // not of this model, listing what differs.
 void load_training_state(const CheckpointReader& reader, const TrainingParts& parts);
 
-// Reads the parameters alone, into a model in host memory.
-void load_parameters(const CheckpointReader& reader, LanguageModel& model);
+// Reads the parameters alone, to where the model's masters are. Error (config) if it is not of this model, listing what
+// differs.
+void load_parameters(const CheckpointReader& reader, LanguageModel& model, const Stream& stream = {});
 
 // The recipe that a checkpoint was trained with, as TOML.
 std::string recipe_of(const CheckpointReader& reader);

@@ -76,6 +76,13 @@ struct ExportArguments {
 // Writes a directory that transformers loads. It appears under its name after it was reread and compared.
 void run_export(const ExportArguments& arguments);
 
+struct ImportArguments {
+  std::string path;  // folder of a foreign model
+  std::string out;   // run folder to make
+  OutputForm form = OutputForm::text;
+};
+void run_import(const ImportArguments& arguments);
+
 struct PanelArguments {
   std::vector<std::string> mixers;        // names of recipes; empty: all
   std::string recipes = "recipes/panel";  // folder

@@ -1,0 +1,185 @@
+#include "train/hub/import_model.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "checkpoints/huggingface/hub_facts.h"
+#include "checkpoints/huggingface/hub_files.h"
+#include "checkpoints/huggingface/tensor_map.h"
+#include "checkpoints/writer.h"
+#include "data/storage/file.h"
+#include "data/storage/json.h"
+#include "train/hub/imported_recipe.h"
+#include "train/loop/training_state.h"
+#include "train/recipe/recipe.h"
+
+namespace weft {
+namespace fs = std::filesystem;
+namespace {
+
+// What of a model's folder belongs to its tokenizer; copied as it is.
+constexpr std::array<const char*, 5> kTokenizerFiles = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+                                                        "special_tokens_map.json", "generation_config.json"};
+constexpr std::uint64_t kMaxTokenizerBytes = std::uint64_t{256} << 20;
+
+// The folder being written; gone unless it gets its name.
+class Aside {
+ public:
+  explicit Aside(const fs::path& out) : out_(out), aside_(out.string() + ".tmp-" + random_nonce()) {
+    std::error_code error;
+    if (!out_.parent_path().empty()) fs::create_directories(out_.parent_path(), error);
+    if (error || !fs::create_directory(aside_, error)) {
+      storage_error("{}: cannot be created: {}", aside_.string(), error.message());
+    }
+  }
+  ~Aside() {
+    std::error_code ignored;
+    fs::remove_all(aside_, ignored);
+  }
+  Aside(const Aside&) = delete;
+  Aside& operator=(const Aside&) = delete;
+
+  const fs::path& path() const { return aside_; }
+  void rename() {
+    if (fs::exists(out_)) config_error("{}: has appeared meanwhile; nothing was replaced", out_.string());
+    rename_durably(aside_, out_);
+  }
+
+ private:
+  fs::path out_, aside_;
+};
+
+// A run's name from a folder's.
+std::string name_from(const fs::path& out) {
+  std::string name = out.filename().string();
+  for (char& c : name) {
+    const bool legal =
+        (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+    if (!legal) c = '-';
+  }
+  return name.starts_with(".") ? "imported" + name : name;
+}
+
+void count_nonfinite(const TensorMap& map, const TensorSource& source, const std::string& parameter,
+                     std::span<const float> values) {
+  const auto bad = std::ranges::count_if(values, [](float v) { return !std::isfinite(v); });
+  if (bad == 0) return;
+  std::string tensors;
+  for (const TensorRule& rule : map.rules()) {
+    for (const Piece& piece : rule.pieces) {
+      if (piece.parameter == parameter && tensors.find(rule.name) == std::string::npos) {
+        tensors += (tensors.empty() ? "" : ", ") + rule.name;
+      }
+    }
+  }
+  fail(ExitCode::nonfinite, "{}: {} of {} values of {} are not finite; the file is damaged, or its type was too small",
+       source.where(tensors), bad, values.size(), tensors);
+}
+
+// Each parameter is read when the checkpoint's writer comes to it.
+class ParameterReader {
+ public:
+  ParameterReader(const HubFiles& files, const TensorMap& map, std::int64_t total, const ImportProgress& progress)
+      : files_(files), map_(map), total_(total), progress_(progress) {}
+
+  Slice slice(const Parameter& parameter) {
+    return {.kind = "master",
+            .name = parameter.name,
+            .shape = parameter.shape,
+            .bytes = {},
+            .produce = [this, name = parameter.name](std::span<std::byte> bytes) { produce(name, bytes); }};
+  }
+
+  // The writer turns exceptions into a text; this is the one that stopped it, if it was ours.
+  const std::optional<Error>& error() const { return error_; }
+
+ private:
+  void produce(const std::string& name, std::span<std::byte> bytes) {
+    try {
+      const std::span values(reinterpret_cast<float*>(bytes.data()), bytes.size() / sizeof(float));
+      map_.read_parameter(*files_.tensors, name, values);
+      count_nonfinite(map_, *files_.tensors, name, values);
+      done_ += static_cast<std::int64_t>(values.size());
+      if (progress_) progress_(done_, total_);
+    } catch (const Error& error) {
+      error_ = error;
+      throw;
+    }
+  }
+
+  const HubFiles& files_;
+  const TensorMap& map_;
+  std::int64_t total_, done_ = 0;
+  const ImportProgress& progress_;
+  std::optional<Error> error_;
+};
+
+std::string copy_tokenizer(const fs::path& from, const fs::path& to) {
+  std::string found;
+  if (!fs::is_directory(from)) return found;
+  for (const char* name : kTokenizerFiles) {
+    if (!fs::exists(from / name)) continue;
+    write_file_atomically(to / name, read_small_file(from / name, kMaxTokenizerBytes));
+    if (found.empty() && std::string_view(name).starts_with("tokenizer.")) found = name;
+  }
+  return found;
+}
+
+}  // namespace
+
+ImportResult import_model(const fs::path& path, const fs::path& out, const ImportProgress& progress) {
+  const fs::path folder = fs::absolute(out).lexically_normal();
+  if (fs::exists(folder)) config_error("{}: exists already; choose another --out", out.string());
+  const HubFiles files = open_hub_model(path);
+  LanguageModel model(files.model.model);
+  const TensorMap map(files.target->tensors(files.model.model), model.parameters().all());
+  map.check(*files.tensors);
+
+  const std::string name = name_from(folder);
+  const std::string recipe =
+      imported_recipe(files.model.model, {.name = name + "-tuned",
+                                          .init_from = folder.string(),
+                                          .origin = fs::absolute(path).lexically_normal().string(),
+                                          .max_positions = files.model.max_positions});
+  const std::vector<std::string> own = {"run.name=" + name, "run.out=" + folder.parent_path().string(),
+                                        "model.init_from=\"\""};
+  const Recipe described = parse_recipe(recipe, "recipe.toml", own);
+
+  Aside aside(folder);
+  const std::string tokenizer = copy_tokenizer(path, aside.path());
+  ParameterReader reader(files, map, model.parameters().element_count(), progress);
+  CheckpointState state;
+  for (const Parameter* p : model.parameters().all()) {
+    state.parameters.push_back(
+        {.name = p->name, .shape = p->shape, .group = "default", .optimizer = "none", .store = {"master"}});
+    state.slices.push_back(reader.slice(*p));
+  }
+  state.state = fresh_training_state();
+  state.provenance = canonical({{"recipe", resolved_recipe(described)},
+                                {"recipe_digest", recipe_digest(described)},
+                                {"datasets", nlohmann::json::array()},
+                                {"tokenizer", tokenizer},
+                                {"imported_from", fs::absolute(path).lexically_normal().string()},
+                                {kHubFactsKey, to_json(hub_facts_of(*files.target, files.model))}});
+  state.info = canonical({{"config", *files.config}});
+  SingleProcess group;
+  const SaveResult saved = save_checkpoint(aside.path(), state, group);
+  if (!saved.saved) {
+    if (reader.error()) throw *reader.error();
+    storage_error("{}: {}", out.string(), saved.failure);
+  }
+  write_file_atomically(aside.path() / "recipe.toml", recipe);
+  aside.rename();
+  return {.folder = out,
+          .checkpoint = folder / saved.directory.lexically_relative(aside.path()),
+          .target = files.target->name,
+          .tokenizer = tokenizer,
+          .parameters = model.parameters().element_count(),
+          .tensors = static_cast<std::int64_t>(map.rules().size()),
+          .digest = saved.digest};
+}
+
+}  // namespace weft

@@ -1,0 +1,40 @@
+#include "train/loop/initial_parameters.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "checkpoints/huggingface/hub_facts.h"
+#include "data/storage/json.h"
+#include "train/loop/run_folder.h"
+#include "train/loop/training_state.h"
+
+namespace weft {
+namespace {
+
+constexpr const char* kInitFrom = "init_from";
+
+}  // namespace
+
+std::string load_initial_parameters(const std::string& path, LanguageModel& model, const Stream& stream) {
+  if (!std::filesystem::exists(path)) config_error("model.init_from: {}: no such run or checkpoint", path);
+  nlohmann::json origin = nlohmann::json::object();
+  read_run_or_checkpoint(path, [&](const CheckpointReader& reader) {
+    load_parameters(reader, model, stream);
+    origin = nlohmann::json::object();
+    origin[kInitFrom] = {{"path", path}, {"step", reader.step()}, {"digest", reader.digest()}};
+    const nlohmann::json& provenance = reader.provenance();
+    if (provenance.contains(kHubFactsKey)) origin[kHubFactsKey] = provenance.at(kHubFactsKey);
+  });
+  return canonical(origin);
+}
+
+std::string origin_of(const CheckpointReader& reader) {
+  nlohmann::json origin = nlohmann::json::object();
+  for (const char* key : {kInitFrom, kHubFactsKey}) {
+    const nlohmann::json& provenance = reader.provenance();
+    if (provenance.contains(key)) origin[key] = provenance.at(key);
+  }
+  return canonical(origin);
+}
+
+}  // namespace weft
