@@ -134,26 +134,64 @@ class Rotary:
 
 
 def rotary(options: dict, dim: int) -> Optional[Rotary]:
-    """The rotary positions that a mixer's options ask for on `dim` channels; None without any.
+    """The rotary positions that a mixer's options ask for on `dim` channels; None without any. What is kept of a
+    frequency theta that is stretched by a factor becomes keep theta + (1 - keep) theta / factor.
 
-    YaRN (arXiv:2309.00071) keeps channels that turn at least 32 times over the original length, divides by the factor
-    the frequency of those that turn at most once, blends linearly between, and multiplies cos and sin by
-    0.1 ln(factor) + 1.
+    yarn_factor: YaRN (arXiv:2309.00071) keeps channels that turn at least 32 times over the original length, divides
+    by the factor the frequency of those that turn at most once, blends linearly between, and multiplies cos and sin by
+    0.1 ln(factor) + 1. rope_scaling: the laws of pretrained models, see kept().
     """
     if not options.get("rope", True):
         return None
     base = float(options.get("rope_base", 10000.0))
     theta = [base ** (-2.0 * i / dim) for i in range(dim // 2)]
     factor = float(options.get("yarn_factor", 1.0))
-    if factor <= 1.0:
+    law = options.get("rope_scaling", "none")
+    magnitude = 1.0
+    if factor > 1.0:
+        length = float(options["yarn_original_length"])
+        keep = [clamp((length * t / (2.0 * math.pi) - 1.0) / 31.0) for t in theta]
+        magnitude = 0.1 * math.log(factor) + 1.0
+    elif law != "none":
+        factor = float(options["rope_factor"])
+        keep = kept(options, law, theta, base, dim)
+        if law == "yarn":
+            magnitude = options["rope_attention_factor"] or (0.1 * math.log(factor) + 1.0 if factor > 1.0 else 1.0)
+    else:
         return Rotary(theta)
-    original = float(options["yarn_original_length"])
+    return Rotary([k * t + (1.0 - k) * t / factor for k, t in zip(keep, theta)], magnitude)
 
-    def stretched(t: float) -> float:
-        keep = min(max((original * t / (2.0 * math.pi) - 1.0) / 31.0, 0.0), 1.0)
-        return (1.0 - keep) * t / factor + keep * t
 
-    return Rotary([stretched(t) for t in theta], 0.1 * math.log(factor) + 1.0)
+def kept(options: dict, law: str, theta: list[float], base: float, dim: int) -> list[float]:
+    """What a rope_scaling keeps of each frequency:
+
+    linear   nothing
+    llama3   rises linearly with the turns over the original length, from low_freq_factor (0) to high_freq_factor (1)
+    yarn     falls linearly with the channel's index, from that which turns beta_fast times (1) to that which turns
+             beta_slow times (0); `truncate` rounds both indices outwards
+    """
+    if law == "linear":
+        return [0.0] * len(theta)
+    length = float(options["rope_original_length"])
+    if law == "llama3":
+        low, high = options["rope_low_freq_factor"], options["rope_high_freq_factor"]
+        return [clamp((length * t / (2.0 * math.pi) - low) / (high - low)) for t in theta]
+    if law != "yarn":
+        raise ValueError(f'rope_scaling = "{law}"; expected "none", "linear", "llama3" or "yarn"')
+
+    def index(turns: float) -> float:
+        return dim * math.log(length / (turns * 2.0 * math.pi)) / (2.0 * math.log(base))
+
+    first, last = index(options["rope_beta_fast"]), index(options["rope_beta_slow"])
+    if options["rope_truncate"]:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0.0), min(last, dim - 1.0)
+    last += 0.001 if first == last else 0.0
+    return [1.0 - clamp((i - first) / (last - first)) for i in range(len(theta))]
+
+
+def clamp(x: float) -> float:
+    return min(max(x, 0.0), 1.0)
 
 
 def heads_of(options: dict, site: Site) -> tuple[int, int, int]:

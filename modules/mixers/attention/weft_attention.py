@@ -14,10 +14,10 @@ class Attention(Mixer):
     q, k    = RoPE(q), RoPE(k)                                    first rope_fraction of the channels; rope
     o       = attention(q, k, v), see weft_softmax
     o       = o * sigmoid(x wg^T)                                 one gate a channel or a head; gate
-    y       = o wo^T
+    y       = o wo^T (+ bo)
 
     Query i sees j <= i with i - j < window (0: all) and the first `sinks` tokens. Parameters: wq [H_Q D, d],
-    wk, wv [H_KV D, d], wo [d, H_Q D], bq, bk, bv, q_norm_w, k_norm_w [D], sink_logit [H_Q], wg [H_Q D or H_Q, d].
+    wk, wv [H_KV D, d], wo [d, H_Q D], bq, bk, bv, bo [d], q_norm_w, k_norm_w [D], sink_logit [H_Q], wg [H_Q D or H_Q, d].
     State: keys as rotated, and values.
     """
 
@@ -32,6 +32,7 @@ class Attention(Mixer):
         self.parameter("bq", queries, present=options["bias"])
         self.parameter("bk", keys, present=options["bias"])
         self.parameter("bv", keys, present=options["bias"])
+        self.parameter("bo", site.width, present=options.get("out_bias", False))
         self.parameter("q_norm_w", self.D, present=options["qk_norm"])
         self.parameter("k_norm_w", self.D, present=options["qk_norm"])
         self.parameter("sink_logit", self.H, present=options["sink_logit"])
@@ -46,7 +47,8 @@ class Attention(Mixer):
         k = linear(x, self.wk, self.bk).view(T, self.H_KV, self.D)
         v = linear(x, self.wv, self.bv).view(T, self.H_KV, self.D)
         if self.q_norm_w is not None:
-            q, k = rms_norm(q, self.q_norm_w), rms_norm(k, self.k_norm_w)
+            eps = self.site.norm_eps
+            q, k = rms_norm(q, self.q_norm_w, eps), rms_norm(k, self.k_norm_w, eps)
         if self.rope is not None:
             q, k = self.rope(q, start), self.rope(k, start)
         how = {"soft_cap": self.options["soft_cap"], "sink_logit": self.sink_logit}
@@ -55,4 +57,4 @@ class Attention(Mixer):
             gate = torch.sigmoid(wide(linear(x, self.wg)))
             o = (wide(o) * gate.view(T, self.H, -1)).to(o.dtype)
         state["length"] = start + T
-        return linear(o.reshape(T, -1), self.wo)
+        return linear(o.reshape(T, -1), self.wo, self.bo)
