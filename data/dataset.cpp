@@ -152,6 +152,27 @@ void Dataset::open_shard(Shard& shard) {
   }
 }
 
+TokenizerIdentity Dataset::tokenizer_identity() const {
+  return {manifest_.tokenizer_name, manifest_.tokenizer_fingerprint, manifest_.bos_id, manifest_.eos_id};
+}
+
+TokenizerBundle Dataset::tokenizer() const {
+  std::vector<TokenizerFile> files;
+  for (const DatasetTokenizerFile& entry : manifest_.tokenizer_files) {
+    const std::string path = (std::filesystem::path(folder_) / entry.name).string();
+    std::error_code error;
+    if (!std::filesystem::exists(path, error)) {
+      config_error("{}: the tokenizer's file is missing, dataset.json lists it", path);
+    }
+    std::string content = read_small_file(path, std::uint64_t{64} << 20);
+    if (const std::string digest = hex(sha256(content)); digest != entry.sha256) {
+      config_error("{}: its SHA-256 is {}, dataset.json says {}; copy the file again", path, digest, entry.sha256);
+    }
+    files.push_back({entry.name, std::move(content)});
+  }
+  return restore_tokenizer(tokenizer_identity(), std::move(files), folder_);
+}
+
 std::int32_t Dataset::padding_id() const {
   const std::int64_t id = manifest_.eos_id >= 0 ? manifest_.eos_id : std::max<std::int64_t>(manifest_.bos_id, 0);
   return static_cast<std::int32_t>(id);
@@ -224,8 +245,11 @@ std::string describe_dataset(const std::string& folder) {
   const Dataset dataset(folder);
   const DatasetManifest& m = dataset.manifest();
   std::string text = fmt::format("dataset    {}\ndigest     {}\n", folder, dataset.digest());
-  text +=
-      fmt::format("tokenizer  {} ({} ids, {} bytes a token stored)\n", m.tokenizer_name, m.vocab_size, m.token_bytes);
+  text += fmt::format("tokenizer  {} ({} ids, {} bytes a token stored)\n", shown(dataset.tokenizer_identity()),
+                      m.vocab_size, m.token_bytes);
+  for (const DatasetTokenizerFile& file : m.tokenizer_files) {
+    text += fmt::format("           {}, {} bytes\n", file.name, file.bytes);
+  }
   text += fmt::format("tokens     {}\ndocuments  {}\ntext       {} bytes\n", m.n_tokens, m.n_docs, m.text_bytes);
   text += fmt::format("shards     {}, {} bytes\n", m.shards.size(),
                       std::accumulate(m.shards.begin(), m.shards.end(), std::int64_t{0},

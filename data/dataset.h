@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "data/manifest.h"
+#include "data/tokenizers/tokenizer_files.h"
 
 namespace weft {
 
@@ -35,6 +36,11 @@ class Dataset {
   // EOS, else BOS, else 0: what fills padding.
   std::int32_t padding_id() const;
 
+  TokenizerIdentity tokenizer_identity() const;
+  // The tokenizer that it was prepared with, from the files in its folder. Error (config) if they are missing, damaged
+  // or another's.
+  TokenizerBundle tokenizer() const;
+
   // n_docs + 1 token positions: document d is [offsets[d], offsets[d + 1]).
   std::span<const std::int64_t> doc_offsets() const { return doc_offsets_; }
   // The document that holds `token`.
@@ -57,8 +63,8 @@ class Dataset {
   std::vector<std::int64_t> doc_offsets_;
 };
 
-// Reads everything: SHA-256 of each shard, every checksum, every id, and what the HDF5 library says about types,
-// shapes, offsets and attributes against the manifest. Throws at the first difference.
+// Reads everything: SHA-256 of each shard and file of the tokenizer, every checksum, every id, and what the HDF5
+// library says about types, shapes, offsets and attributes against the manifest. Throws at the first difference.
 void verify_dataset(const std::string& folder);
 
 // Rebuilds dataset.json from the shards, for a dataset that lost it; what only the manifest knew (digests of the input

@@ -6,6 +6,7 @@
 
 #include "autograd/check.h"
 #include "data/storage/json.h"
+#include "data/tokenizers/tokenizer_files.h"
 
 namespace weft {
 
@@ -15,6 +16,7 @@ using nlohmann::json;
 
 // Leaves room to multiply by the bytes of an element and to add up.
 constexpr std::int64_t kMaxCount = std::int64_t{1} << 56;
+constexpr std::int64_t kMaxTokenizerFileBytes = std::int64_t{64} << 20;
 constexpr std::string_view kFormat = "weft-tokens";
 
 bool is_bare_name(const std::string& name) {
@@ -50,6 +52,25 @@ DatasetShard shard_from_json(const json& object, const std::string& source) {
   return shard;
 }
 
+std::vector<DatasetTokenizerFile> tokenizer_files_from_json(const json& tokenizer, const std::string& where) {
+  std::vector<DatasetTokenizerFile> files;
+  for (const json& entry : require_array(tokenizer, "files", where)) {
+    const std::string source = fmt::format("{}, files[{}]", where, files.size());
+    check_keys(entry, {"bytes", "name", "sha256"}, source);
+    DatasetTokenizerFile file;
+    file.name = require_string(entry, "name", source);
+    const bool repeated = std::any_of(files.begin(), files.end(), [&](const auto& f) { return f.name == file.name; });
+    if (!is_tokenizer_file(file.name) || repeated) {
+      config_error("{}: key \"name\": \"{}\" is {}", source, file.name,
+                   repeated ? "named twice" : "no file of a tokenizer");
+    }
+    file.bytes = require_int(entry, "bytes", source, 0, kMaxTokenizerFileBytes);
+    file.sha256 = require_digest(entry, "sha256", source);
+    files.push_back(std::move(file));
+  }
+  return files;
+}
+
 DatasetSource source_from_json(const json& object, const std::string& where) {
   check_keys(object, {"bytes", "documents", "name", "sha256", "tokens"}, where);
   DatasetSource source;
@@ -82,8 +103,8 @@ DatasetManifest from_json(const std::string& text, const std::string& source) {
     config_error("{}: not the manifest of a weft dataset (\"format\" is not \"{}\")", source, kFormat);
   }
   const std::int64_t version = require_int(object, "version", source);
-  if (version != kDatasetVersion) {
-    config_error("{}: dataset version {}, this build reads version {}", source, version, kDatasetVersion);
+  if (version < 1 || version > kDatasetVersion) {
+    config_error("{}: dataset version {}, this build reads versions 1 to {}", source, version, kDatasetVersion);
   }
   check_keys(object,
              {"doc_terminator", "format", "n_docs", "n_tokens", "options", "prepare_digest", "program", "shards",
@@ -99,7 +120,8 @@ DatasetManifest from_json(const std::string& text, const std::string& source) {
 
   const json& tokenizer = require_object(object, "tokenizer", source);
   const std::string where = source + ", tokenizer";
-  check_keys(tokenizer, {"bos_id", "eos_id", "fingerprint", "name", "vocab_size"}, where);
+  check_keys(tokenizer, {"bos_id", "eos_id", "files", "fingerprint", "name", "vocab_size"}, where);
+  if (version >= 2) manifest.tokenizer_files = tokenizer_files_from_json(tokenizer, where);
   manifest.tokenizer_name = require_string(tokenizer, "name", where);
   manifest.tokenizer_fingerprint = require_digest(tokenizer, "fingerprint", where);
   manifest.vocab_size = require_int(tokenizer, "vocab_size", where, 1, std::numeric_limits<std::int32_t>::max());
@@ -148,6 +170,14 @@ std::string manifest_to_json(const DatasetManifest& manifest) {
                        {"sha256", source.sha256},
                        {"tokens", source.tokens}});
   }
+  json tokenizer = {{"bos_id", manifest.bos_id},
+                    {"eos_id", manifest.eos_id},
+                    {"fingerprint", manifest.tokenizer_fingerprint},
+                    {"name", manifest.tokenizer_name},
+                    {"vocab_size", manifest.vocab_size}};
+  for (const DatasetTokenizerFile& file : manifest.tokenizer_files) {
+    tokenizer["files"].push_back({{"bytes", file.bytes}, {"name", file.name}, {"sha256", file.sha256}});
+  }
   return canonical({{"doc_terminator", manifest.eos_terminated ? 1 : 0},
                     {"format", kFormat},
                     {"n_docs", manifest.n_docs},
@@ -160,13 +190,8 @@ std::string manifest_to_json(const DatasetManifest& manifest) {
                     {"sources", sources},
                     {"text_bytes", manifest.text_bytes},
                     {"token_bytes", manifest.token_bytes},
-                    {"tokenizer",
-                     {{"bos_id", manifest.bos_id},
-                      {"eos_id", manifest.eos_id},
-                      {"fingerprint", manifest.tokenizer_fingerprint},
-                      {"name", manifest.tokenizer_name},
-                      {"vocab_size", manifest.vocab_size}}},
-                    {"version", kDatasetVersion}});
+                    {"tokenizer", tokenizer},
+                    {"version", manifest.tokenizer_files.empty() ? 1 : 2}});
 }
 
 DatasetManifest manifest_from_json(const std::string& text, const std::string& source) {

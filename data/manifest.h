@@ -10,7 +10,9 @@
 
 namespace weft {
 
-inline constexpr std::int64_t kDatasetVersion = 1;
+// Of dataset.json: 2 with files of a tokenizer, 1 without, which is as it was before there were any. Both are read.
+inline constexpr std::int64_t kDatasetVersion = 2;
+inline constexpr std::int64_t kDatasetShardVersion = 1;
 // Goes into manifests as the program that wrote them.
 inline constexpr std::string_view kDatasetWriter = "weft 0.1.0";
 // Entries (not bytes) of tokens and of document offsets that one checksum covers.
@@ -26,6 +28,13 @@ struct DatasetShard {
   std::map<std::string, std::int64_t> offsets;
 };
 
+// A file of the tokenizer, which lies beside the shards.
+struct DatasetTokenizerFile {
+  std::string name;
+  std::int64_t bytes = 0;
+  std::string sha256;
+};
+
 struct DatasetSource {
   std::string name;    // base name of the input file
   std::string sha256;  // of the file's bytes; empty in a manifest rebuilt by index_dataset
@@ -36,7 +45,8 @@ struct DatasetSource {
 
 struct DatasetManifest {
   std::string tokenizer_name;
-  std::string tokenizer_fingerprint;  // 64 hexadecimal digits
+  std::string tokenizer_fingerprint;                  // 64 hexadecimal digits
+  std::vector<DatasetTokenizerFile> tokenizer_files;  // none for "byte"
   std::int64_t vocab_size = 0;
   std::int64_t bos_id = -1;  // -1: none
   std::int64_t eos_id = -1;

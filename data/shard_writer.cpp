@@ -49,7 +49,7 @@ ShardWriter::ShardWriter(const std::string& folder, const std::string& name, con
   file_.write_texts("/sources", kNameLength, names);
 
   file_.set_attribute("/", "format", std::string_view("weft-tokens"));
-  file_.set_attribute("/", "version", static_cast<std::uint32_t>(kDatasetVersion));
+  file_.set_attribute("/", "version", static_cast<std::uint32_t>(kDatasetShardVersion));
   file_.set_attribute("/", "tokenizer", std::string_view(manifest.tokenizer_name));
   const auto fingerprint = bytes_of_hex(manifest.tokenizer_fingerprint);
   file_.set_attribute("/", "tokenizer_fingerprint", std::span<const std::uint8_t>(fingerprint));

@@ -81,8 +81,8 @@ ShardContent read_shard(const std::string& path) {
   if (!file.has_attribute("/", "format") || file.text_attribute("/", "format") != "weft-tokens") {
     config_error("{}: not a shard of a weft dataset (attribute format is not \"weft-tokens\")", path);
   }
-  if (const std::uint32_t version = file.uint32_attribute("/", "version"); version != kDatasetVersion) {
-    config_error("{}: dataset version {}, this build reads version {}", path, version, kDatasetVersion);
+  if (const std::uint32_t version = file.uint32_attribute("/", "version"); version != kDatasetShardVersion) {
+    config_error("{}: dataset version {}, this build reads version {}", path, version, kDatasetShardVersion);
   }
   ShardContent content;
   DatasetManifest& identity = content.identity;
@@ -145,10 +145,28 @@ auto as_input(F&& read) {
   }
 }
 
+// For a rebuilt manifest: the files that lie in the folder, if they are of the tokenizer that the shards name.
+void take_tokenizer_files(const std::string& folder, DatasetManifest& manifest) {
+  if (manifest.tokenizer_name == "byte") return;
+  const std::string path = (fs::path(folder) / manifest.tokenizer_name).string();
+  std::error_code error;
+  if (!is_tokenizer_file(manifest.tokenizer_name) || !fs::exists(path, error)) {
+    config_error("{}: the file of the tokenizer is missing; its shards name it", path);
+  }
+  TokenizerBundle bundle = open_tokenizer(path);
+  for (const TokenizerFile& file : bundle.files) {
+    manifest.tokenizer_files.push_back(
+        {file.name, static_cast<std::int64_t>(file.content.size()), hex(sha256(file.content))});
+  }
+  restore_tokenizer({manifest.tokenizer_name, manifest.tokenizer_fingerprint, manifest.bos_id, manifest.eos_id},
+                    std::move(bundle.files), folder);
+}
+
 }  // namespace
 
 void verify_dataset(const std::string& folder) {
   const Dataset dataset(folder);
+  dataset.tokenizer();
   std::int64_t text_bytes = 0;
   for (const DatasetShard& entry : dataset.manifest().shards) {
     const std::string path = (fs::path(folder) / entry.file).string();
@@ -208,6 +226,7 @@ DatasetManifest index_dataset(const std::string& folder) {
     shard.entry.sha256 = hex(sha256_file(path));
     manifest.shards.push_back(shard.entry);
   }
+  take_tokenizer_files(folder, manifest);
   manifest.program = kDatasetWriter;
   const std::string text = manifest_to_json(manifest);
   manifest_from_json(text, target.string());

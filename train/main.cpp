@@ -82,7 +82,8 @@ class CommandLine {
     PrepareOptions& o = prepare_options_;
     prepare_->add_option("inputs", o.inputs, "Files, folders, patterns, or - for standard input")->required();
     prepare_->add_option("--out", o.out, "Folder of the dataset; must not exist")->required();
-    prepare_->add_option("--tokenizer", o.tokenizer, "byte");
+    prepare_->add_option("--tokenizer", o.tokenizer,
+                         "byte, a tokenizer.json or tokenizer.model, or a folder that holds one");
     const std::map<std::string, InputFormat> formats = {
         {"auto", InputFormat::automatic}, {"text", InputFormat::text}, {"jsonl", InputFormat::jsonl}};
     prepare_->add_option("--format", o.format, "auto (by name), text or jsonl")
@@ -187,6 +188,14 @@ class CommandLine {
     GenerateArguments& a = generate_arguments_;
     generate_->add_option("model", a.path, "Run or checkpoint")->required();
     generate_->add_option("--prompt", a.prompt, "Text to go on from");
+    const std::map<std::string, EncodeMode> modes = {
+        {"prompt", EncodeMode::prompt}, {"markup", EncodeMode::markup}, {"text", EncodeMode::text}};
+    generate_
+        ->add_option(
+            "--prompt-as", a.mode,
+            "prompt (special tokens count, BOS as the tokenizer's template says), markup (without template) or "
+            "text (special tokens are text)")
+        ->transform(CLI::CheckedTransformer(modes));
     generate_->add_option("--tokens", a.tokens, "At most this many")->check(CLI::PositiveNumber);
     generate_->add_option("--temperature", a.sampling.temperature, "0: always the most likely token")
         ->check(CLI::NonNegativeNumber);

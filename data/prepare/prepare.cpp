@@ -79,7 +79,8 @@ class Preparation {
   Preparation(const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& progress)
       : options_(options),
         progress_(progress),
-        tokenizer_(make_tokenizer(options.tokenizer)),
+        bundle_(open_tokenizer(options.tokenizer)),
+        tokenizer_(bundle_.tokenizer),
         started_(std::chrono::steady_clock::now()) {
     check_options(options_, *tokenizer_);
     while (options_.out.size() > 1 && options_.out.ends_with('/')) options_.out.pop_back();
@@ -197,8 +198,10 @@ class Preparation {
       inputs.push_back(
           {hex(std::as_bytes(std::span(input.path))), static_cast<int>(input.format), input.bytes, input.modified_ns});
     }
-    return digest_of(
-        {{"inputs", inputs}, {"options", content_options(options_)}, {"tokenizer", hex(tokenizer_->fingerprint())}});
+    nlohmann::json job = {
+        {"inputs", inputs}, {"options", content_options(options_)}, {"tokenizer", hex(tokenizer_->fingerprint())}};
+    for (const TokenizerFile& file : bundle_.files) job["files"][file.name] = hex(sha256(file.content));
+    return digest_of(job);
   }
 
   static std::string hex(std::span<const std::byte> bytes) {
@@ -272,6 +275,10 @@ class Preparation {
     manifest.vocab_size = tokenizer_->vocab_size();
     manifest.bos_id = tokenizer_->bos_id();
     manifest.eos_id = tokenizer_->eos_id();
+    for (const TokenizerFile& file : bundle_.files) {
+      manifest.tokenizer_files.push_back(
+          {file.name, static_cast<std::int64_t>(file.content.size()), hex(sha256(file.content))});
+    }
     manifest.eos_terminated = tokenizer_->eos_id() >= 0;
     manifest.token_bytes = token_bytes();
     manifest.n_tokens = dataset.tokens;
@@ -306,13 +313,18 @@ class Preparation {
                   state.datasets[static_cast<std::size_t>(i)].spills};
       emit_shards(job, manifest, journal,
                   [&](std::int64_t done) { report("writing", before + done, total, state.ordinal, false); });
-      // By way of the working folder: what a crash leaves half written must not stay in the dataset.
-      write_file_atomically(partial_ + "/dataset.json", manifest_to_json(manifest));
-      rename_durably(partial_ + "/dataset.json", growing_folder(i) + "/dataset.json");
+      for (const TokenizerFile& file : bundle_.files) place(file.name, file.content, growing_folder(i));
+      place("dataset.json", manifest_to_json(manifest), growing_folder(i));
       before += manifest.n_tokens;
     }
     journal.record_complete(state);
     report("writing", total, total, state.ordinal, true);
+  }
+
+  // By way of the working folder: what a crash leaves half written must not stay in the dataset.
+  void place(const std::string& name, const std::string& content, const std::string& folder) const {
+    write_file_atomically(partial_ + "/" + name, content);
+    rename_durably(partial_ + "/" + name, folder + "/" + name);
   }
 
   // The renaming of OUT is last, so that OUT is there only if everything is.
@@ -348,7 +360,8 @@ class Preparation {
 
   PrepareOptions options_;
   const std::function<void(const PrepareProgress&)>& progress_;
-  std::unique_ptr<Tokenizer> tokenizer_;
+  TokenizerBundle bundle_;
+  std::shared_ptr<const Tokenizer> tokenizer_;
   std::chrono::steady_clock::time_point started_;
   std::chrono::steady_clock::time_point last_report_{};
   std::vector<PrepareInput> inputs_;

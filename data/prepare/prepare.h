@@ -28,7 +28,7 @@ enum class TextSplit : std::uint8_t {
 struct PrepareOptions {
   std::vector<std::string> inputs;  // files, folders (all files below), glob patterns, or "-" for standard input
   std::string out;                  // the dataset's folder; must not exist, or be empty
-  std::string tokenizer = "byte";
+  std::string tokenizer = "byte";   // or a file or folder, as make_tokenizer takes
 
   InputFormat format = InputFormat::automatic;
   TextSplit split = TextSplit::file;

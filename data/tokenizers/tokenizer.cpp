@@ -7,6 +7,7 @@
 #include "data/storage/file.h"
 #include "data/storage/json.h"
 #include "data/tokenizers/byte_tokenizer.h"
+#include "data/tokenizers/probe.h"
 
 namespace weft {
 
@@ -93,12 +94,22 @@ std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name, const Boundar
   if (name == "byte") return std::make_unique<ByteTokenizer>();
   fs::path path = name;
   if (fs::is_directory(path)) {
-    if (fs::exists(path / "tokenizer.json")) return read_tokenizer(path / "tokenizer.json", parse_tokenizer_json, ids);
-    config_error("tokenizer \"{}\": the folder has no tokenizer.json", name);
+    if (fs::exists(path / "tokenizer.json")) {
+      auto tokenizer = read_tokenizer(path / "tokenizer.json", parse_tokenizer_json, ids);
+      if (fs::exists(path / "tokenizer.model")) {
+        check_same_ids(*tokenizer, *read_tokenizer(path / "tokenizer.model", parse_tokenizer_model, ids), name);
+      }
+      return tokenizer;
+    }
+    if (fs::exists(path / "tokenizer.model"))
+      return read_tokenizer(path / "tokenizer.model", parse_tokenizer_model, ids);
+    config_error("tokenizer \"{}\": the folder has neither tokenizer.json nor tokenizer.model", name);
   }
   if (!fs::exists(path)) config_error("tokenizer \"{}\": neither \"byte\" nor the path of a tokenizer's file", name);
   if (path.extension() == ".json") return read_tokenizer(path, parse_tokenizer_json, ids);
-  config_error("tokenizer \"{}\": expected \"byte\", a tokenizer.json, or a folder that holds one", name);
+  if (path.extension() == ".model") return read_tokenizer(path, parse_tokenizer_model, ids);
+  config_error("tokenizer \"{}\": expected \"byte\", a tokenizer.json or tokenizer.model, or a folder that holds one",
+               name);
 }
 
 }  // namespace weft

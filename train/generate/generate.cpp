@@ -1,5 +1,6 @@
 #include "train/generate/generate.h"
 
+#include <algorithm>
 #include <chrono>
 
 namespace weft {
@@ -32,7 +33,7 @@ Generated generate(LanguageModel& model, std::span<const std::int32_t> prompt, c
   start = Clock::now();
   for (std::int64_t i = 0; i < options.tokens; ++i) {
     const std::int32_t token = sample_token(logits.span<float>(), options.sampling, static_cast<std::uint64_t>(i));
-    if (token == options.eos) break;
+    if (std::binary_search(options.stop.begin(), options.stop.end(), token)) break;
     result.tokens.push_back(token);
     if (on_token && !on_token(token)) break;
     if (i + 1 == options.tokens) break;

@@ -11,8 +11,8 @@
 namespace weft {
 
 struct GenerateOptions {
-  std::int64_t tokens = 256;  // at most; an end-of-document token ends the text earlier
-  std::int32_t eos = -1;
+  std::int64_t tokens = 256;       // at most
+  std::vector<std::int32_t> stop;  // ids that end the text earlier, ascending
   SamplingOptions sampling;
 };
 

@@ -27,11 +27,11 @@ class DatasetRun final : public RunData {
       check_tokenizer(*validation_);
       validation_rows_ = make_evaluation_source(validation_, row_options(recipe));
     }
-    tokenizer_ = make_tokenizer(train_.front()->manifest().tokenizer_name);
+    tokenizer_ = train_.front()->tokenizer();
   }
 
   std::int64_t vocabulary() const override { return train_.front()->vocab_size(); }
-  std::string tokenizer() const override { return tokenizer_->name(); }
+  const TokenizerBundle& tokenizer() const override { return tokenizer_; }
 
   std::vector<std::string> digests() const override {
     std::vector<std::string> digests;
@@ -59,7 +59,7 @@ class DatasetRun final : public RunData {
     if (recipe_.validation.tokens > 0) {
       options.max_rows = std::max<std::int64_t>(1, recipe_.validation.tokens / recipe_.data.sequence_length);
     }
-    const EvaluationResult result = evaluate(model, *validation_rows_, *tokenizer_, group, place, options);
+    const EvaluationResult result = evaluate(model, *validation_rows_, *tokenizer_.tokenizer, group, place, options);
     return ValidationResult{
         .loss = result.loss, .labels = result.labels, .bits_per_byte = result.bits_per_byte, .accuracy = {}};
   }
@@ -76,17 +76,18 @@ class DatasetRun final : public RunData {
  private:
   // Every dataset of a run must come from one tokenizer.
   void check_tokenizer(const Dataset& dataset) const {
-    const DatasetManifest& first = train_.front()->manifest();
-    if (dataset.manifest().tokenizer_fingerprint == first.tokenizer_fingerprint) return;
+    const TokenizerIdentity first = train_.front()->tokenizer_identity();
+    const TokenizerIdentity other = dataset.tokenizer_identity();
+    if (other.fingerprint == first.fingerprint) return;
     config_error("{} and {} were prepared with different tokenizers ({} and {}); prepare them with the same one",
-                 train_.front()->folder(), dataset.folder(), first.tokenizer_name, dataset.manifest().tokenizer_name);
+                 train_.front()->folder(), dataset.folder(), shown(first), shown(other));
   }
 
   Recipe recipe_;
   std::vector<std::shared_ptr<const Dataset>> train_;
   std::shared_ptr<const Dataset> validation_;
   std::unique_ptr<RowSource> validation_rows_;
-  std::unique_ptr<Tokenizer> tokenizer_;
+  TokenizerBundle tokenizer_;
 };
 
 class TaskRun final : public RunData {
@@ -94,10 +95,11 @@ class TaskRun final : public RunData {
   explicit TaskRun(const Recipe& recipe)
       : recipe_(recipe),
         task_(make_task(*recipe.task, data_seed(recipe))),
+        tokenizer_{task_->tokenizer().empty() ? nullptr : make_tokenizer(task_->tokenizer()), {}},
         digest_(task_digest(*recipe.task->type, recipe.task->options, data_seed(recipe))) {}
 
   std::int64_t vocabulary() const override { return task_->vocabulary(); }
-  std::string tokenizer() const override { return task_->tokenizer(); }
+  const TokenizerBundle& tokenizer() const override { return tokenizer_; }
   std::vector<std::string> digests() const override { return {digest_}; }
   std::string validation_digest() const override { return digest_; }
 
@@ -124,6 +126,7 @@ class TaskRun final : public RunData {
  private:
   Recipe recipe_;
   std::shared_ptr<const Task> task_;
+  TokenizerBundle tokenizer_;
   std::string digest_;
 };
 

@@ -9,6 +9,7 @@
 
 #include "autograd/place.h"
 #include "data/sampler/row_stream.h"
+#include "data/tokenizers/tokenizer_files.h"
 #include "modules/language_model.h"
 #include "parallel/communicator.h"
 #include "train/evaluate/validation.h"
@@ -29,8 +30,8 @@ class RunData {
 
   // Token ids are 0 .. vocabulary() - 1.
   virtual std::int64_t vocabulary() const = 0;
-  // The name of the tokenizer; empty: ids are symbols of a task.
-  virtual std::string tokenizer() const = 0;
+  // What ids stand for, to be kept with the model; its tokenizer is null if ids are symbols of a task.
+  virtual const TokenizerBundle& tokenizer() const = 0;
   // Of every source of rows to train on, hexadecimal.
   virtual std::vector<std::string> digests() const = 0;
   // Of what it is validated on; empty if it is not.

@@ -56,7 +56,8 @@ LoadedModel load_model(const fs::path& path) {
   LoadedModel loaded;
   const auto load = [&](const CheckpointReader& reader) {
     loaded.recipe = parse_recipe(recipe_of(reader), (reader.directory() / "manifest.json").string());
-    if (const std::string name = tokenizer_of(reader); !name.empty()) loaded.tokenizer = make_tokenizer(name);
+    loaded.tokenizer_files = tokenizer_of(reader);
+    loaded.tokenizer = loaded.tokenizer_files.tokenizer;
     if (loaded.tokenizer == nullptr && !loaded.recipe.task) {
       storage_error("{}: the manifest names neither a tokenizer nor a task", reader.directory().string());
     }

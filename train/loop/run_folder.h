@@ -6,7 +6,7 @@
 #include <string>
 
 #include "checkpoints/reader.h"
-#include "data/tokenizers/tokenizer.h"
+#include "data/tokenizers/tokenizer_files.h"
 #include "modules/language_model.h"
 #include "train/recipe/recipe.h"
 
@@ -28,7 +28,8 @@ void read_run_or_checkpoint(const std::filesystem::path& path,
 // A trained model for evaluation and generation.
 struct LoadedModel {
   Recipe recipe;
-  std::unique_ptr<Tokenizer> tokenizer;  // null: trained on a task whose tokens are symbols
+  TokenizerBundle tokenizer_files;
+  std::shared_ptr<const Tokenizer> tokenizer;  // of these files; null: trained on a task whose tokens are symbols
   std::unique_ptr<LanguageModel> model;
   std::filesystem::path checkpoint;
   std::int64_t step = 0;

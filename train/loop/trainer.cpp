@@ -153,6 +153,8 @@ void Trainer::load(const CheckpointReader& reader) {
         "{}: the run in this folder has another model or data order; choose another run.name, or change these back:{}",
         folder_.string(), incompatible);
   }
+  const std::shared_ptr<const Tokenizer>& tokenizer = data_->tokenizer().tokenizer;
+  check_same_tokenizer(reader, tokenizer ? identity_of(*tokenizer) : TokenizerIdentity{}, "the data");
   load_training_state(reader, parts());
   take_validation_of(reader);
   origin_ = origin_of(reader);
@@ -485,10 +487,9 @@ void Trainer::save(const char* why) {
   Snapshot snapshot = take_snapshot(parts(), world_.rank(), world_.size());
   CheckpointState& state = snapshot.state;
   state.mesh = canonical(nlohmann::json{{"dp", mesh_.shape().dp}, {"cp", mesh_.shape().cp}});
-  nlohmann::json provenance = {{"recipe", resolved_recipe(recipe_)},
-                               {"recipe_digest", recipe_digest(recipe_)},
-                               {"datasets", data_->digests()},
-                               {"tokenizer", data_->tokenizer()}};
+  nlohmann::json provenance = {
+      {"recipe", resolved_recipe(recipe_)}, {"recipe_digest", recipe_digest(recipe_)}, {"datasets", data_->digests()}};
+  attach_tokenizer(data_->tokenizer(), state, provenance);
   provenance.update(nlohmann::json::parse(origin_));
   state.provenance = canonical(provenance);
   if (validated_step_ == progress_.step && last_validation_ && std::isfinite(*last_validation_)) {

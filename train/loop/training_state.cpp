@@ -196,8 +196,47 @@ std::string recipe_of(const CheckpointReader& reader) {
   return provenance_of(reader, "recipe");
 }
 
-std::string tokenizer_of(const CheckpointReader& reader) {
-  return provenance_of(reader, "tokenizer");
+void attach_tokenizer(const TokenizerBundle& bundle, CheckpointState& state, json& provenance) {
+  provenance["tokenizer"] = "";
+  if (bundle.tokenizer == nullptr) return;
+  const TokenizerIdentity identity = identity_of(*bundle.tokenizer);
+  provenance["tokenizer"] = identity.name;
+  provenance["tokenizer_fingerprint"] = identity.fingerprint;
+  provenance["tokenizer_bos_id"] = identity.bos_id;
+  provenance["tokenizer_eos_id"] = identity.eos_id;
+  for (const TokenizerFile& file : bundle.files) state.attachments.push_back({file.name, file.content});
+}
+
+TokenizerIdentity tokenizer_identity_of(const CheckpointReader& reader) {
+  TokenizerIdentity identity{.name = provenance_of(reader, "tokenizer"), .fingerprint = {}};
+  // Checkpoints from before there were tokenizer files say no more.
+  const json& provenance = reader.provenance();
+  if (identity.name.empty() || !provenance.contains("tokenizer_fingerprint")) return identity;
+  const std::string source = (reader.directory() / "manifest.json").string() + ", provenance";
+  identity.fingerprint = provenance_of(reader, "tokenizer_fingerprint");
+  identity.bos_id = require_int(provenance, "tokenizer_bos_id", source, -1);
+  identity.eos_id = require_int(provenance, "tokenizer_eos_id", source, -1);
+  return identity;
+}
+
+TokenizerBundle tokenizer_of(const CheckpointReader& reader) {
+  const TokenizerIdentity identity = tokenizer_identity_of(reader);
+  if (identity.name.empty()) return {};
+  std::vector<TokenizerFile> files;
+  for (const AttachedFile& file : reader.attachments()) {
+    if (is_tokenizer_file(file.name)) files.push_back({file.name, reader.read_attachment(file.name)});
+  }
+  return restore_tokenizer(identity, std::move(files), reader.directory().string());
+}
+
+void check_same_tokenizer(const CheckpointReader& reader, const TokenizerIdentity& data, const std::string& source) {
+  const TokenizerIdentity own = tokenizer_identity_of(reader);
+  if (own.name == data.name && (own.fingerprint.empty() || own.fingerprint == data.fingerprint)) return;
+  const auto named = [](const TokenizerIdentity& identity) {
+    return identity.name.empty() ? "symbols of a task" : "the tokenizer " + shown(identity);
+  };
+  config_error("{}: its ids are of {}, but those of {} are of {}", reader.directory().string(), named(own), source,
+               named(data));
 }
 
 }  // namespace weft

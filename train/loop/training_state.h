@@ -10,6 +10,7 @@
 #include "checkpoints/checkpoint_group.h"
 #include "checkpoints/checkpoint_state.h"
 #include "checkpoints/reader.h"
+#include "data/tokenizers/tokenizer_files.h"
 #include "modules/language_model.h"
 #include "parallel/communicator.h"
 #include "train/optimizers/optimizer.h"
@@ -69,7 +70,14 @@ void load_parameters(const CheckpointReader& reader, LanguageModel& model, const
 
 // The recipe that a checkpoint was trained with, as TOML.
 std::string recipe_of(const CheckpointReader& reader);
-// The name of the tokenizer that its data was made with.
-std::string tokenizer_of(const CheckpointReader& reader);
+// Adds what `bundle` is to a checkpoint: files as attachments, and in `provenance` what they are.
+void attach_tokenizer(const TokenizerBundle& bundle, CheckpointState& state, nlohmann::json& provenance);
+// The tokenizer that its data was made with, from its attachments; null if its tokens are symbols of a task. Error
+// (config) if they are another tokenizer than it says.
+TokenizerBundle tokenizer_of(const CheckpointReader& reader);
+// The same without its files; the name is empty for symbols of a task.
+TokenizerIdentity tokenizer_identity_of(const CheckpointReader& reader);
+// Error (config) that names both if `data` (of `source`, for the message) has other ids than the checkpoint.
+void check_same_tokenizer(const CheckpointReader& reader, const TokenizerIdentity& data, const std::string& source);
 
 }  // namespace weft

@@ -21,6 +21,11 @@ const MixerTable& Recipe::mixer(std::string_view name) const {
 
 LanguageModelConfig language_model_config(const Recipe& recipe, std::int64_t data_vocabulary) {
   const ModelSection& model = recipe.model;
+  if (model.vocabulary != 0 && model.vocabulary < data_vocabulary) {
+    config_error(
+        "model.vocabulary is {}, but the data's tokenizer has {} ids; leave it out, or choose one that is not smaller",
+        model.vocabulary, data_vocabulary);
+  }
   LanguageModelConfig config{.vocabulary = model.vocabulary == 0 ? data_vocabulary : model.vocabulary,
                              .width = model.width,
                              .layers = model.layers,

@@ -151,7 +151,8 @@ SectionSpec model_section() {
        added_later(field("ffn_bias", &S::ffn_bias, Effect::incompatible, "biases of the feed-forward branch")),
        field("tied", &S::tied, Effect::incompatible, "the output projection is the embedding table"),
        field("vocabulary", &S::vocabulary, Effect::incompatible,
-             "rows of the embedding; auto: the vocabulary of the data's tokenizer, or of the task",
+             "rows of the embedding, at least the tokenizer's ids; auto: as many as the data's tokenizer has, or the "
+             "task",
              {.minimum = 0, .maximum = 1 << 24, .automatic = 0}),
        field("norm_eps", &S::norm_eps, Effect::run, "epsilon of the RMS norms", {.minimum = 1e-12, .maximum = 1}),
        added_later(field("residual", &S::residual, Effect::incompatible,

@@ -68,9 +68,10 @@ void run_eval(World& world, const EvalArguments& arguments) {
                  loaded.recipe.task ? ", or its task with --task" : "");
   }
   const auto dataset = std::make_shared<const Dataset>(folder);
-  if (dataset->manifest().tokenizer_fingerprint != hex(loaded.tokenizer->fingerprint())) {
-    config_error("{}: prepared with the tokenizer {}, but the model was trained with {}", folder,
-                 dataset->manifest().tokenizer_name, loaded.tokenizer->name());
+  if (const TokenizerIdentity own = identity_of(*loaded.tokenizer), other = dataset->tokenizer_identity();
+      own.fingerprint != other.fingerprint) {
+    config_error("{}: prepared with the tokenizer {}, but the model was trained with {}", folder, shown(other),
+                 shown(own));
   }
   RowOptions rows = row_options(loaded.recipe);
   if (arguments.sequence_length > 0) rows.length = arguments.sequence_length;

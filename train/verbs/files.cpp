@@ -26,6 +26,7 @@ nlohmann::json dataset_json(const std::string& folder) {
   return {{"dataset", folder},
           {"digest", dataset.digest()},
           {"tokenizer", dataset.manifest().tokenizer_name},
+          {"tokenizer_fingerprint", dataset.manifest().tokenizer_fingerprint},
           {"vocabulary", dataset.vocab_size()},
           {"documents", dataset.n_docs()},
           {"tokens", dataset.n_tokens()},

@@ -57,6 +57,7 @@ void run_eval(World& world, const EvalArguments& arguments);
 struct GenerateArguments {
   std::string path;  // run or checkpoint
   std::string prompt;
+  EncodeMode mode = EncodeMode::prompt;
   std::int64_t tokens = 256;
   SamplingOptions sampling;
   OutputForm form = OutputForm::text;
