@@ -16,7 +16,7 @@ namespace weft {
 namespace fs = std::filesystem;
 namespace {
 
-SafetensorsDType dtype_of(const std::string& name) {
+SafetensorsDType stored_type(const std::string& name) {
   if (name == "fp32") return SafetensorsDType::f32;
   return name == "f16" ? SafetensorsDType::f16 : SafetensorsDType::bf16;
 }
@@ -105,7 +105,7 @@ void run_export(const ExportArguments& arguments) {
   const HubModel hub = hub_model(loaded);
   const HubTarget& target = choose_target(hub.model, arguments.target);
   const ExportSource source{.target = target, .hub = hub, .model = *loaded.model, .tokenizer = loaded.tokenizer.get()};
-  const SafetensorsDType dtype = dtype_of(arguments.dtype);
+  const SafetensorsDType dtype = stored_type(arguments.dtype);
   const fs::path staging = create_staging(arguments.out);
   nlohmann::json verification = {{"python", nullptr}};
   try {
