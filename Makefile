@@ -4,7 +4,7 @@ BUILD := build/$(PRESET)
 # Threads that wait for work must not take the core from those that have it.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: quickstart test sweep weft bench format clean
+.PHONY: quickstart test sweep fuzz weft bench format clean
 
 quickstart:
 	tools/setup build
@@ -24,6 +24,10 @@ sweep:
 	cmake --preset $(PRESET) >/dev/null
 	cmake --build $(BUILD)
 	ctest --test-dir $(BUILD) --output-on-failure -L sweep
+
+# Every parser of foreign files, each for SECONDS (tests/fuzz/README.md).
+fuzz:
+	tools/fuzz $(or $(SECONDS),60)
 
 # FILTER=training_step chooses; the results also go to $(BUILD)/bench.json.
 bench:

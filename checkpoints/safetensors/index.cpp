@@ -32,7 +32,9 @@ std::map<std::string, std::string> parse_safetensors_index(std::string_view json
                   kMaxSafetensorsTensors);
   }
   std::map<std::string, std::string> files;
-  for (const auto& [tensor, value] : weight_map.items()) {
+  for (const auto& member : weight_map.items()) {
+    const std::string& tensor = member.key();
+    const nlohmann::json& value = member.value();
     const auto refuse = [&](std::string_view problem) {
       storage_error("{}: weight_map, tensor \"{}\": {}", source, printable(tensor), problem);
     };
