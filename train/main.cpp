@@ -228,7 +228,8 @@ class CommandLine {
   void add_import() {
     import_ =
         app_.add_subcommand("import", "A model of Hugging Face's form to a run that eval, generate and train take");
-    import_->add_option("model", import_arguments_.path, "Folder with config.json and safetensors")->required();
+    import_->add_option("model", import_arguments_.path, "Folder with config.json and safetensors, or a .gguf file")
+        ->required();
     import_->add_option("--out", import_arguments_.out, "Folder of the run; must not exist")->required();
     import_->add_flag("--json", json_, "Print the result as JSON");
   }

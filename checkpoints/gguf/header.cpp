@@ -9,7 +9,7 @@
 
 #include "autograd/check.h"
 #include "checkpoints/safetensors/header.h"
-#include "data/prepare/utf8.h"
+#include "data/storage/utf8.h"
 #include "data/storage/text.h"
 
 namespace weft {

@@ -36,7 +36,8 @@ class TableNames {
         text += fmt::format("type = {}\n", toml_string(entry.choice->type->name));
       for (const OptionSpec& spec : entry.choice->type->options) {
         const OptionValue& value = entry.choice->options.values().at(spec.key);
-        if (value != spec.default_value) text += fmt::format("{} = {}\n", spec.key, toml_value(value));
+        if (value != spec.default_value || spec.key == "heads")
+          text += fmt::format("{} = {}\n", spec.key, toml_value(value));
       }
     }
     return text;

@@ -12,6 +12,8 @@ void run_import(const ImportArguments& arguments) {
   const bool on_terminal = isatty(fileno(stderr)) != 0;
   int told = -1;
   const ImportResult result = import_model(arguments.path, arguments.out, [&](std::int64_t done, std::int64_t total) {
+    constexpr std::int64_t kWorthTelling = 10'000'000;
+    if (total < kWorthTelling) return;
     const auto percent = static_cast<int>(100.0 * static_cast<double>(done) / static_cast<double>(total));
     if (percent == told || (!on_terminal && percent / 25 == told / 25 && told >= 0)) return;
     told = percent;
@@ -19,7 +21,7 @@ void run_import(const ImportArguments& arguments) {
                short_count(static_cast<double>(total)), on_terminal ? "" : "\n");
     std::fflush(stderr);
   });
-  if (on_terminal) fmt::print(stderr, "\n");
+  if (on_terminal && told >= 0) fmt::print(stderr, "\n");
   if (arguments.form == OutputForm::json) {
     fmt::print("{}\n", nlohmann::json{{"run", result.folder.string()},
                                       {"checkpoint", result.checkpoint.string()},
