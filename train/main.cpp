@@ -22,6 +22,7 @@ class CommandLine {
   CommandLine() {
     app_.require_subcommand(1);
     add_prepare();
+    add_train_tokenizer();
     add_train();
     add_plan();
     add_verify();
@@ -48,6 +49,7 @@ class CommandLine {
     if (*prepare_) {
       run_prepare(prepare_options_, form_of(json_));
     }
+    if (*train_tokenizer_) run_train_tokenizer(train_tokenizer_options_, form_of(json_));
     if (*generate_) {
       generate_arguments_.form = form_of(json_);
       run_generate(generate_arguments_);
@@ -111,6 +113,37 @@ class CommandLine {
     prepare_->add_option("--max-doc-bytes", o.max_doc_bytes, "Larger documents are skipped")
         ->transform(CLI::AsSizeValue(false));
     prepare_->add_flag("--json", json_, "Print the result as JSON");
+  }
+
+  void add_train_tokenizer() {
+    train_tokenizer_ = app_.add_subcommand("train-tokenizer", "A byte-level BPE tokenizer.json of text or jsonl");
+    TrainTokenizerOptions& o = train_tokenizer_options_;
+    CLI::App& verb = *train_tokenizer_;
+    verb.add_option("inputs", o.corpus.inputs, "Files, folders, patterns, or - for standard input")->required();
+    verb.add_option("--out", o.out, "The file, named *.json; must not exist")->required();
+    verb.add_option("--vocab", o.vocabulary, "Tokens: special ones, the 256 bytes, and merges")->required();
+    const std::map<std::string, WordStyle> styles = {
+        {"gpt2", WordStyle::gpt2}, {"llama3", WordStyle::llama3}, {"qwen2", WordStyle::qwen2}};
+    verb.add_option("--style", o.style, "The pattern that cuts text into words: gpt2, llama3 or qwen2")
+        ->transform(CLI::CheckedTransformer(styles));
+    verb.add_option("--special", o.special, "A special token, e.g. <|endoftext|> (the default); again for more")
+        ->expected(1)
+        ->allow_extra_args(false)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    verb.add_option("--min-count", o.min_count, "How often a pair has to occur to become a token")
+        ->capture_default_str();
+    verb.add_option("--limit", o.limit_bytes, "Bytes of text to read, e.g. 1GiB; 0: all")
+        ->transform(CLI::AsSizeValue(false));
+    verb.add_option("--max-words", o.max_words, "Distinct words to keep in memory, about 100 bytes each")
+        ->capture_default_str()
+        ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 31));
+    const std::map<std::string, InputFormat> formats = {
+        {"auto", InputFormat::automatic}, {"text", InputFormat::text}, {"jsonl", InputFormat::jsonl}};
+    verb.add_option("--format", o.corpus.format, "auto (by name), text or jsonl")
+        ->transform(CLI::CheckedTransformer(formats));
+    verb.add_option("--text-field", o.corpus.text_field, "Member of a jsonl object that holds the text");
+    verb.add_option("--threads", o.corpus.threads, "Readers; 0: one a core")->check(CLI::NonNegativeNumber);
+    verb.add_flag("--json", json_, "Print the result as JSON");
   }
 
   void set_shuffle(const std::string& value) {
@@ -267,8 +300,9 @@ class CommandLine {
   CLI::App app_{"weft trains language models whose layers mix linear and sparse attention.", "weft"};
   CLI::App *prepare_ = nullptr, *train_ = nullptr, *eval_ = nullptr, *generate_ = nullptr, *inspect_ = nullptr,
            *fsck_ = nullptr, *report_ = nullptr, *plan_ = nullptr, *verify_ = nullptr, *mixers_ = nullptr,
-           *panel_ = nullptr, *export_ = nullptr, *import_ = nullptr;
+           *panel_ = nullptr, *export_ = nullptr, *import_ = nullptr, *train_tokenizer_ = nullptr;
   PrepareOptions prepare_options_;
+  TrainTokenizerOptions train_tokenizer_options_;
   TrainArguments train_arguments_;
   PlanArguments plan_arguments_;
   VerifyArguments verify_arguments_;

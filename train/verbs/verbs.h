@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "data/prepare/prepare.h"
+#include "data/train_tokenizer/train_tokenizer.h"
 #include "parallel/launch.h"
 #include "train/generate/generate.h"
 
@@ -16,6 +17,8 @@ namespace weft {
 enum class OutputForm : std::uint8_t { text, json };
 
 void run_prepare(const PrepareOptions& options, OutputForm form);
+
+void run_train_tokenizer(const TrainTokenizerOptions& options, OutputForm form);
 
 struct TrainArguments {
   std::string recipe;

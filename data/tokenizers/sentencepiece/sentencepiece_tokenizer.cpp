@@ -4,6 +4,7 @@
 #include <sentencepiece_processor.h>
 
 #include "autograd/check.h"
+#include "data/storage/text.h"
 #include "data/storage/utf8.h"
 
 namespace weft {
@@ -22,11 +23,11 @@ std::unique_ptr<Processor> load(const std::string& serialized, const std::string
   auto processor = std::make_unique<Processor>();
   try {
     const auto status = processor->LoadFromSerializedProto(serialized);
-    if (!status.ok()) storage_error("{}: {}", source, status.message());
+    if (!status.ok()) storage_error("{}: {}", source, printable(status.message()));
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
-    storage_error("{}: {}", source, error.what());
+    storage_error("{}: {}", source, printable(error.what()));
   }
   return processor;
 }
