@@ -107,6 +107,12 @@ def write_code(out: pathlib.Path, config: dict) -> None:
         done.add(name)
         shutil.copyfile(sources[f"{name}.py"], out / f"{name}.py")
         wanted += re.findall(r"^from \.(\w+) import", (out / f"{name}.py").read_text(), re.M)
+    # Loaders of transformers before 5.23 copy only the files that this one names.
+    with open(out / "modeling_weft.py", "a") as file:
+        file.write("\n# Named here for loaders that copy only what this file imports.\n")
+        named = set(re.findall(r"^from \.(\w+) import", (out / "modeling_weft.py").read_text(), re.M))
+        for name in sorted(done - named - {"modeling_weft"}):
+            file.write(f"from .{name} import __name__ as _  # noqa: E402, F401\n")
 
 
 def write_params(path: pathlib.Path, values: dict[str, torch.Tensor]) -> None:

@@ -27,6 +27,10 @@ import transformers  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
+# How from_pretrained() is told a type.
+VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+DTYPE = "dtype" if VERSION >= (4, 56) else "torch_dtype"
+
 # Largest difference of logits: against weft's in fp64 and fp32, relative to the largest logit where that is above 1;
 # between two ways of computing the same in fp64.
 FP64_AGAINST_WEFT = 1e-9
@@ -66,7 +70,7 @@ class Subject:
 
     def load(self, dtype: torch.dtype):
         model, info = AutoModelForCausalLM.from_pretrained(
-            self.directory, trust_remote_code=True, dtype=dtype, output_loading_info=True, local_files_only=True
+            self.directory, trust_remote_code=True, output_loading_info=True, local_files_only=True, **{DTYPE: dtype}
         )
         for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if info.get(key):

@@ -17,7 +17,8 @@ class Attention(Mixer):
     y       = o wo^T (+ bo)
 
     Query i sees j <= i with i - j < window (0: all) and the first `sinks` tokens. Parameters: wq [H_Q D, d],
-    wk, wv [H_KV D, d], wo [d, H_Q D], bq, bk, bv, bo [d], q_norm_w, k_norm_w [D], sink_logit [H_Q], wg [H_Q D or H_Q, d].
+    wk, wv [H_KV D, d], wo [d, H_Q D], bq, bk, bv, bo [d], q_norm_w, k_norm_w [D], sink_logit [H_Q],
+    wg [H_Q D or H_Q, d].
     State: keys as rotated, and values.
     """
 
