@@ -3,6 +3,7 @@
 
 #include "autograd/check.h"
 #include "autograd/cuda/cuda_devices.h"
+#include "autograd/cuda/cuda_events.h"
 #include "autograd/cuda/cuda_graph.h"
 #include "autograd/cuda/cuda_memory.h"
 
@@ -48,6 +49,17 @@ void* CudaArena::allocate(std::size_t) {
   no_cuda();
 }
 void CudaArena::release(void*) noexcept {}
+
+void* create_cuda_event() {
+  no_cuda();
+}
+void destroy_cuda_event(void*) noexcept {}
+void record_cuda_event(void*, const Stream&) {
+  no_cuda();
+}
+double seconds_between_cuda_events(void*, void*) {
+  no_cuda();
+}
 
 CudaGraph::~CudaGraph() = default;
 void CudaGraph::record(const Stream&, const std::function<void()>&) {
