@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "autograd/tape_profile.h"
 #include "autograd/transfer.h"
 
 namespace weft {
@@ -81,6 +82,7 @@ void Tape::append(std::unique_ptr<Node> node, const char* op, std::span<const Va
     node->output_shapes.push_back(v.shape());
   }
   nodes_.push_back(std::move(node));
+  TapeProfile::note(op, false);
 }
 
 void Tape::add_to_slot(std::int32_t slot_index, const Tensor& gradient) {
@@ -103,12 +105,17 @@ void Tape::finish_use(Parameter& parameter) {
 }
 
 void Tape::run(Node& node) {
+  if (!node.restored.empty()) {
+    node.restored.restore(*this);
+    TapeProfile::note("cheap operations again", true);
+  }
   const bool reached = std::any_of(node.outputs.begin(), node.outputs.end(),
                                    [&](std::int32_t s) { return slots_[static_cast<std::size_t>(s)].grad.defined(); });
   if (reached) {
     Backward pass(*this, node);
     node.backward(pass);
     for (const auto& [slot, gradient] : pass.late_) add_to_slot(slot, gradient);
+    TapeProfile::note(node.op, true);
   }
   for (const std::int32_t s : node.outputs) slots_[static_cast<std::size_t>(s)].grad = {};
   for (const std::int32_t s : node.inputs) {
@@ -246,6 +253,25 @@ std::vector<Var> Tape::recompute(std::span<const Var> inputs, SpanFunction funct
   auto node = std::make_unique<NodeOf<SpanSaved>>(SpanSaved{{inputs.begin(), inputs.end()}, std::move(function)});
   node->span_parameters = inner.touched_;
   append(std::move(node), "recompute", inputs, outputs);
+  return outputs;
+}
+
+std::vector<Var> Tape::recompute_cheap(std::span<const Var> inputs, const SpanFunction& function) {
+  if (!recording()) return function(*this, inputs);
+  WEFT_CHECK(cheap_ == nullptr, "a span of cheap operations inside another");
+  struct Remember {
+    CheapOperations*& place;
+    CheapOperations operations;
+    explicit Remember(CheapOperations*& p) : place(p) { place = &operations; }
+    ~Remember() { place = nullptr; }
+  } span(cheap_);
+  const std::size_t before = nodes_.size();
+  std::vector<Var> outputs = function(*this, inputs);
+  std::vector<Tensor> results;
+  for (const Var& v : outputs) results.push_back(v.value);
+  if (nodes_.size() == before) return outputs;  // nothing waits for backward
+  span.operations.release(results);
+  nodes_.back()->restored = std::move(span.operations);
   return outputs;
 }
 

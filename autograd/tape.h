@@ -13,6 +13,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "autograd/cheap_operations.h"
 #include "autograd/dispatch.h"
 #include "autograd/parameter.h"
 #include "autograd/tensor.h"
@@ -74,6 +75,21 @@ class Tape {
   // The gradient of `v` if that is a parameter, for an operation that knows it before backward(); else unwanted.
   GradTarget parameter_gradient(const Var& v) const;
 
+  // Computes outputs from inputs with `launch`, a CheapLaunch, which backward may call again instead of keeping the
+  // outputs: for operations that cost little beside a matrix product. See recompute_cheap().
+  template <class Launch>
+  void compute_cheaply(std::initializer_list<Tensor> inputs, std::initializer_list<Tensor> outputs,
+                       const Launch& launch) {
+    launch(*this, {inputs.begin(), inputs.size()}, {outputs.begin(), outputs.size()});
+    remember_cheap(inputs, outputs, launch);
+  }
+  // The same for outputs that have been computed already.
+  template <class Launch>
+  void remember_cheap(std::initializer_list<Tensor> inputs, std::initializer_list<Tensor> outputs,
+                      const Launch& launch) {
+    if (cheap_ != nullptr) cheap_->add({inputs.begin(), inputs.size()}, {outputs.begin(), outputs.size()}, launch);
+  }
+
   // Records a node if the tape records and some input wants a gradient; `make_saved` is called only then.
   template <class MakeSaved>
   Var record(const char* op, std::initializer_list<Var> inputs, const Tensor& output, MakeSaved&& make_saved);
@@ -94,6 +110,10 @@ class Tape {
   // checkpointing. `function` must depend on its inputs and on parameters only, and be deterministic.
   using SpanFunction = std::function<std::vector<Var>(Tape&, std::span<const Var>)>;
   std::vector<Var> recompute(std::span<const Var> inputs, SpanFunction function);
+  // Computes `function(inputs)`, which happens once. Outputs of the cheap operations in it that only backward still
+  // needs give their memory back until backward comes to the span, and are computed again then: all that is expensive
+  // is kept, and what is kept is never more than without.
+  std::vector<Var> recompute_cheap(std::span<const Var> inputs, const SpanFunction& function);
 
   // Walks the tape from `output` with d(output) = seed (same shape and dtype), then empties it.
   void backward(const Var& output, const Tensor& seed);
@@ -132,7 +152,8 @@ class Tape {
   std::vector<std::unique_ptr<Node>> nodes_;
   std::unordered_map<Parameter*, std::int32_t> parameter_slots_;
   std::unordered_map<Parameter*, std::int64_t> pending_uses_;
-  std::vector<Parameter*> touched_;  // parameters seen by an inference tape, for recompute()
+  CheapOperations* cheap_ = nullptr;  // of the span that is being recorded
+  std::vector<Parameter*> touched_;   // parameters seen by an inference tape, for recompute()
 };
 
 // One node's view of the gradients, handed to its saved struct.
@@ -174,6 +195,7 @@ struct Tape::Node {
   std::vector<std::int32_t> outputs;
   std::vector<Shape> output_shapes;
   std::vector<Parameter*> span_parameters;  // parameters used inside a recomputed span
+  CheapOperations restored;                 // before this node, the last of its span, runs
 };
 
 template <class Saved>

@@ -5,13 +5,19 @@
 namespace weft {
 
 struct Tensor::Storage {
-  Storage(std::size_t bytes, std::shared_ptr<Allocator> allocator)
-      : memory(std::move(allocator)), block(memory->allocate(bytes)) {}
-  ~Storage() { memory->release(block); }
+  Storage(std::size_t size, std::shared_ptr<Allocator> allocator)
+      : memory(std::move(allocator)), bytes(size), block(memory->allocate(bytes)) {}
+  ~Storage() { drop(); }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
+  void drop() {
+    if (block != nullptr) memory->release(block);
+    block = nullptr;
+  }
+
   std::shared_ptr<Allocator> memory;
+  std::size_t bytes;
   void* block;
 };
 
@@ -77,8 +83,21 @@ Device Tensor::device() const {
   return storage_->memory->device();
 }
 
+std::size_t Tensor::storage_bytes() const {
+  return storage_ == nullptr ? 0 : storage_->bytes;
+}
+
+void Tensor::drop_memory() const {
+  if (storage_ != nullptr) storage_->drop();
+}
+
+void Tensor::restore_memory() const {
+  if (storage_ != nullptr && storage_->block == nullptr) storage_->block = storage_->memory->allocate(storage_->bytes);
+}
+
 void* Tensor::raw() const {
-  WEFT_CHECK(defined(), "data of an undefined tensor");
+  WEFT_CHECK(defined() && storage_->block != nullptr, "data of a tensor that {}",
+             defined() ? "gave its memory back" : "is undefined");
   return static_cast<std::byte*>(storage_->block) + offset_bytes_;
 }
 

@@ -39,6 +39,15 @@ class Tensor {
   // True if another tensor shares this storage, so that writing here would be seen there.
   bool shares_storage() const { return storage_.use_count() > 1; }
 
+  // For recomputation. What storage this is, how many tensors share it, and its size.
+  const void* storage() const { return storage_.get(); }
+  std::int64_t storage_owners() const { return storage_.use_count(); }
+  std::size_t storage_bytes() const;
+  // Gives the memory of the storage, if any, back for all who share it. Until restore_memory() nobody may ask for the
+  // data; after it, the content is undefined and may be elsewhere.
+  void drop_memory() const;
+  void restore_memory() const;
+
   void* raw() const;
   template <class T>
   T* data() const {

@@ -59,10 +59,12 @@ Var LanguageModel::forward(Tape& tape, const Tensor& tokens, const DocumentsPtr&
     }
     std::vector<Var> inputs{stream.residual};
     if (stream.branch.value.defined()) inputs.push_back(stream.branch);
-    const std::vector<Var> outputs = tape.recompute(inputs, [&block, documents](Tape& inner, std::span<const Var> in) {
-      const ResidualStream out = block.forward(inner, {in[0], in.size() > 1 ? in[1] : Var{}}, documents, nullptr, {});
+    const auto span = [&block, documents](Tape& on, std::span<const Var> in) {
+      const ResidualStream out = block.forward(on, {in[0], in.size() > 1 ? in[1] : Var{}}, documents, nullptr, {});
       return std::vector{out.residual, out.branch};
-    });
+    };
+    const std::vector<Var> outputs =
+        config_.recompute == Recompute::selective ? tape.recompute_cheap(inputs, span) : tape.recompute(inputs, span);
     stream = {outputs[0], outputs[1]};
   }
   const Var hidden =

@@ -20,7 +20,9 @@ struct MixerChoice {
   std::string table;
 };
 
-enum class Recompute : std::uint8_t { none, block };
+// What backward computes again instead of keeping it: nothing, what is cheap (norms, gates, activations, rotations), or
+// every block. The bits are the same.
+enum class Recompute : std::uint8_t { none, selective, block };
 
 struct LanguageModelConfig {
   std::int64_t vocabulary;

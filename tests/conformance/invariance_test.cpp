@@ -81,11 +81,14 @@ TEST_P(Invariance, RecomputationGivesTheSameBits) {
   const Tensor x = input(layer, docs->tokens(), 1);
   const Tensor dy = input(layer, docs->tokens(), 2);
   const Layer::Gradients kept = layer.backward(x, docs, dy);
-  const Layer::Gradients recomputed = layer.backward(x, docs, dy, true);
-  EXPECT_TRUE(bitwise_equal(recomputed.y, kept.y));
-  EXPECT_TRUE(bitwise_equal(recomputed.dx, kept.dx));
-  for (std::size_t i = 0; i < kept.parameters.size(); ++i) {
-    EXPECT_TRUE(bitwise_equal(recomputed.parameters[i], kept.parameters[i])) << layer.parameters()[i]->name;
+  for (const Recompute recompute : {Recompute::selective, Recompute::block}) {
+    SCOPED_TRACE(recompute == Recompute::block ? "block" : "selective");
+    const Layer::Gradients recomputed = layer.backward(x, docs, dy, recompute);
+    EXPECT_TRUE(bitwise_equal(recomputed.y, kept.y));
+    EXPECT_TRUE(bitwise_equal(recomputed.dx, kept.dx));
+    for (std::size_t i = 0; i < kept.parameters.size(); ++i) {
+      EXPECT_TRUE(bitwise_equal(recomputed.parameters[i], kept.parameters[i])) << layer.parameters()[i]->name;
+    }
   }
 }
 

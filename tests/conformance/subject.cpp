@@ -67,7 +67,8 @@ Tensor Layer::forward(const Tensor& x, const DocumentsPtr& documents, MixerState
   return specimen_.fetch(y.value);
 }
 
-Layer::Gradients Layer::backward(const Tensor& x, const DocumentsPtr& documents, const Tensor& dy, bool recompute) {
+Layer::Gradients Layer::backward(const Tensor& x, const DocumentsPtr& documents, const Tensor& dy,
+                                 Recompute recompute) {
   const SpecimenResult r = specimen_.backward({x}, {.documents = documents}, {dy}, recompute);
   return {.y = r.outputs[0], .dx = r.inputs[0], .parameters = r.parameters};
 }

@@ -67,8 +67,9 @@ class Layer {
     Tensor y, dx;
     std::vector<Tensor> parameters;
   };
-  // Gradients of <dy, y>. With `recompute`, the layer is a recomputed span.
-  Gradients backward(const Tensor& x, const DocumentsPtr& documents, const Tensor& dy, bool recompute = false);
+  // Gradients of <dy, y>. Unless `recompute` is none, the layer is a recomputed span.
+  Gradients backward(const Tensor& x, const DocumentsPtr& documents, const Tensor& dy,
+                     Recompute recompute = Recompute::none);
 
  private:
   std::int64_t width_;

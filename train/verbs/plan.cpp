@@ -63,8 +63,8 @@ void run_plan(const PlanArguments& arguments) {
     largest += fmt::format("{}{} {:.1f} GiB", i == 0 ? "" : ", ", plan.memory[i].name, gib(plan.memory[i].bytes));
   }
   config_error(
-      "{}: a step needs {:.1f} GiB, and {} has {:.1f}; the largest parts: {}. Set model.recompute = \"block\", lower "
-      "parallel.micro_batch_tokens, or take a smaller model",
+      "{}: a step needs {:.1f} GiB, and {} has {:.1f}; the largest parts: {}. Set model.recompute = \"selective\" or "
+      "\"block\", lower parallel.micro_batch_tokens, or take a smaller model",
       arguments.recipe, gib(plan.total_bytes), rates.name, gib(rates.memory), largest);
 }
 

@@ -46,14 +46,18 @@ Tensor Specimen::fetch(const Tensor& tensor) const {
 }
 
 SpecimenResult Specimen::backward(const std::vector<Tensor>& inputs, const SpecimenRow& row,
-                                  const std::vector<Tensor>& seeds, bool recompute) {
+                                  const std::vector<Tensor>& seeds, Recompute recompute) {
   parameters_.zero_gradients(place_.stream);
   Tape tape(place_.arena, Tape::Mode::record, place_.stream);
   const auto here = [&](const Tensor& host, DType dtype) { return tape.here(to_host(host, dtype, {}).clone()); };
   std::vector<Var> leaves;
   for (const Tensor& x : inputs) leaves.push_back(tape.leaf(here(x, place_.dtype)));
   const auto forward = [&](Tape& on, std::span<const Var> in) { return function_(on, in, row); };
-  const std::vector<Var> outputs = recompute ? tape.recompute(leaves, forward) : forward(tape, leaves);
+  const auto run = [&] {
+    if (recompute == Recompute::none) return forward(tape, leaves);
+    return recompute == Recompute::block ? tape.recompute(leaves, forward) : tape.recompute_cheap(leaves, forward);
+  };
+  const std::vector<Var> outputs = run();
   SpecimenResult result;
   for (const Var& y : outputs) result.outputs.push_back(fetch(y.value));
   std::vector<Tensor> placed;

@@ -10,6 +10,7 @@
 #include "autograd/documents.h"
 #include "autograd/place.h"
 #include "autograd/tape.h"
+#include "modules/language_model.h"
 
 namespace weft {
 
@@ -42,9 +43,9 @@ class Specimen {
   Specimen& operator=(const Specimen&) = delete;
 
   // Inputs and seeds are host tensors of any floating type, rounded to that of activations; seeds to those of the
-  // outputs. With `recompute`, the part is a recomputed span.
+  // outputs. Unless `recompute` is none, the part is a recomputed span.
   SpecimenResult backward(const std::vector<Tensor>& inputs, const SpecimenRow& row, const std::vector<Tensor>& seeds,
-                          bool recompute = false);
+                          Recompute recompute = Recompute::none);
 
   const Place& place() const { return place_; }
   ParameterStore& parameters() { return parameters_; }

@@ -43,13 +43,16 @@ struct ActivationSaved {
 Var activation(Tape& tape, const char* op, ActivationFunction function, const Var& x, double scale) {
   const DType result = function == ActivationFunction::silu ? x.dtype() : accumulator_dtype(x.dtype());
   const Tensor y = tape.empty(x.shape(), result);
-  kForward.run(tape, {.dtype = x.dtype(),
-                      .result_dtype = result,
-                      .function = function,
-                      .N = x.value.numel(),
-                      .scale = scale,
-                      .x = x.value.raw(),
-                      .y = y.raw()});
+  tape.compute_cheaply({x.value}, {y},
+                       [function, scale](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kForward.run(on, {.dtype = in[0].dtype(),
+                                           .result_dtype = out[0].dtype(),
+                                           .function = function,
+                                           .N = in[0].numel(),
+                                           .scale = scale,
+                                           .x = in[0].raw(),
+                                           .y = out[0].raw()});
+                       });
   return tape.record(op, {x}, y, [&] { return ActivationSaved{x.value, function, scale}; });
 }
 

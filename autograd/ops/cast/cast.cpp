@@ -32,9 +32,14 @@ Var cast(Tape& tape, const Var& x, DType dtype) {
   WEFT_CHECK(is_floating(x.dtype()) && is_floating(dtype), "cast: {} to {}", name_of(x.dtype()), name_of(dtype));
   if (x.dtype() == dtype) return x;
   const Tensor y = tape.empty(x.shape(), dtype);
-  kCast.run(
-      tape,
-      {.from = x.dtype(), .to = dtype, .N = y.numel(), .x = x.value.raw(), .y = y.raw(), .write_y = Write::overwrite});
+  tape.compute_cheaply({x.value}, {y}, [](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+    kCast.run(on, {.from = in[0].dtype(),
+                   .to = out[0].dtype(),
+                   .N = in[0].numel(),
+                   .x = in[0].raw(),
+                   .y = out[0].raw(),
+                   .write_y = Write::overwrite});
+  });
   return tape.record("cast", {x}, y, [&] { return CastSaved{x.dtype()}; });
 }
 

@@ -73,16 +73,19 @@ std::array<Var, 2> split_columns(Tape& tape, const Var& x, std::int64_t at) {
   const Extents e{.T = x.shape().rows(), .H = 1, .A = at, .B = x.shape().back() - at};
   const std::array<Tensor, 2> parts{tape.empty(with_width(x.shape(), e.A), x.dtype()),
                                     tape.empty(with_width(x.shape(), e.B), x.dtype())};
-  kSplit.run(tape, {.dtype = x.dtype(),
-                    .T = e.T,
-                    .H = e.H,
-                    .A = e.A,
-                    .B = e.B,
-                    .x = x.value.raw(),
-                    .a = parts[0].raw(),
-                    .write_a = Write::overwrite,
-                    .b = parts[1].raw(),
-                    .write_b = Write::overwrite});
+  tape.compute_cheaply({x.value}, {parts[0], parts[1]},
+                       [e](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kSplit.run(on, {.dtype = in[0].dtype(),
+                                         .T = e.T,
+                                         .H = e.H,
+                                         .A = e.A,
+                                         .B = e.B,
+                                         .x = in[0].raw(),
+                                         .a = out[0].raw(),
+                                         .write_a = Write::overwrite,
+                                         .b = out[1].raw(),
+                                         .write_b = Write::overwrite});
+                       });
   return tape.record("split_columns", {x}, parts, [&] { return SplitSaved{e, x.dtype()}; });
 }
 
@@ -98,15 +101,18 @@ Var join_columns(Tape& tape, const Var& a, const Var& b) {
                   .A = a.shape().back(),
                   .B = b.shape().back()};
   const Tensor y = tape.empty(with_width(a.shape(), e.A + e.B), a.dtype());
-  kJoin.run(tape, {.dtype = a.dtype(),
-                   .T = e.T,
-                   .H = e.H,
-                   .A = e.A,
-                   .B = e.B,
-                   .a = a.value.raw(),
-                   .b = b.value.raw(),
-                   .y = y.raw(),
-                   .write_y = Write::overwrite});
+  tape.compute_cheaply({a.value, b.value}, {y},
+                       [e](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kJoin.run(on, {.dtype = in[0].dtype(),
+                                        .T = e.T,
+                                        .H = e.H,
+                                        .A = e.A,
+                                        .B = e.B,
+                                        .a = in[0].raw(),
+                                        .b = in[1].raw(),
+                                        .y = out[0].raw(),
+                                        .write_y = Write::overwrite});
+                       });
   return tape.record("join_columns", {a, b}, y, [&] { return JoinSaved{e, a.dtype()}; });
 }
 

@@ -76,9 +76,12 @@ Var decay_gate(Tape& tape, const char* op, DecayGateFunction function, const Var
              name_of(f.dtype()));
   const DecayGateSaved saved{f.value, a_log.value, dt_bias.value, function, bound};
   const Tensor g = tape.empty(shape, accumulator_dtype(f.dtype()));
-  DecayGateForward args{saved.problem()};
-  args.g = g.raw();
-  kForward.run(tape, args);
+  tape.compute_cheaply({f.value, a_log.value, dt_bias.value}, {g},
+                       [function, bound](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         DecayGateForward args{DecayGateSaved{in[0], in[1], in[2], function, bound}.problem()};
+                         args.g = out[0].raw();
+                         kForward.run(on, args);
+                       });
   return tape.record(op, {f, a_log, dt_bias}, g, [&] { return saved; });
 }
 

@@ -118,13 +118,16 @@ Var row_op(Tape& tape, const char* op, RowFunction function, const Var& x, const
       x.shape().rank() >= 1 && row.shape() == Shape{x.shape().back()} && row.dtype() == accumulator_dtype(x.dtype()),
       "{}: x {} {} with row {} {}", op, x.shape().str(), name_of(x.dtype()), row.shape().str(), name_of(row.dtype()));
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  kRow.run(tape, {.dtype = x.dtype(),
-                  .function = function,
-                  .R = x.shape().rows(),
-                  .D = x.shape().back(),
-                  .x = x.value.raw(),
-                  .row = row.value.raw(),
-                  .y = y.raw()});
+  tape.compute_cheaply({x.value, row.value}, {y},
+                       [function](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kRow.run(on, {.dtype = in[0].dtype(),
+                                       .function = function,
+                                       .R = in[0].shape().rows(),
+                                       .D = in[0].shape().back(),
+                                       .x = in[0].raw(),
+                                       .row = in[1].raw(),
+                                       .y = out[0].raw()});
+                       });
   return tape.record(op, {x, row}, y, [&] {
     return function == RowFunction::add ? RowSaved{{}, {}, function} : RowSaved{x.value, row.value, function};
   });
@@ -135,25 +138,36 @@ Var row_op(Tape& tape, const char* op, RowFunction function, const Var& x, const
 Var add(Tape& tape, const Var& a, const Var& b) {
   check_same("add", a, b);
   const Tensor y = tape.empty(a.shape(), a.dtype());
-  kAdd.run(tape, {.dtype = a.dtype(), .N = y.numel(), .a = a.value.raw(), .b = b.value.raw(), .y = y.raw()});
+  tape.compute_cheaply(
+      {a.value, b.value}, {y}, [](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+        kAdd.run(on,
+                 {.dtype = in[0].dtype(), .N = in[0].numel(), .a = in[0].raw(), .b = in[1].raw(), .y = out[0].raw()});
+      });
   return tape.record("add", {a, b}, y, [] { return AddSaved{}; });
 }
 
 Var mul(Tape& tape, const Var& a, const Var& b) {
   check_same("mul", a, b);
   const Tensor y = tape.empty(a.shape(), a.dtype());
-  kMul.run(tape, {.dtype = a.dtype(), .N = y.numel(), .a = a.value.raw(), .b = b.value.raw(), .y = y.raw()});
+  tape.compute_cheaply(
+      {a.value, b.value}, {y}, [](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+        kMul.run(on,
+                 {.dtype = in[0].dtype(), .N = in[0].numel(), .a = in[0].raw(), .b = in[1].raw(), .y = out[0].raw()});
+      });
   return tape.record("mul", {a, b}, y, [&] { return MulSaved{a.value, b.value}; });
 }
 
 Var scale(Tape& tape, const Var& a, double factor) {
   const Tensor y = tape.empty(a.shape(), a.dtype());
-  kScale.run(tape, {.dtype = a.dtype(),
-                    .N = y.numel(),
-                    .factor = factor,
-                    .a = a.value.raw(),
-                    .y = y.raw(),
-                    .write_y = Write::overwrite});
+  tape.compute_cheaply({a.value}, {y},
+                       [factor](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kScale.run(on, {.dtype = in[0].dtype(),
+                                         .N = in[0].numel(),
+                                         .factor = factor,
+                                         .a = in[0].raw(),
+                                         .y = out[0].raw(),
+                                         .write_y = Write::overwrite});
+                       });
   return tape.record("scale", {a}, y, [&] { return ScaleSaved{factor}; });
 }
 

@@ -60,7 +60,14 @@ Var feature_map(Tape& tape, FeatureMap map, const Var& x) {
   Shape shape = x.shape();
   shape.set(shape.rank() - 1, feature_width(map, D));
   const Tensor y = tape.empty(shape, x.dtype());
-  kForward.run(tape, {.dtype = x.dtype(), .map = map, .R = x.shape().rows(), .D = D, .x = x.value.raw(), .y = y.raw()});
+  tape.compute_cheaply({x.value}, {y}, [map](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+    kForward.run(on, {.dtype = in[0].dtype(),
+                      .map = map,
+                      .R = in[0].shape().rows(),
+                      .D = in[0].shape().back(),
+                      .x = in[0].raw(),
+                      .y = out[0].raw()});
+  });
   return tape.record("feature_map", {x}, y, [&] { return FeatureMapSaved{x.value, y, map}; });
 }
 

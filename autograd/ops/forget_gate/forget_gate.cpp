@@ -43,8 +43,15 @@ struct ForgetGateSaved {
 ForgetGate forget_gate(Tape& tape, const Var& z, double gamma) {
   WEFT_CHECK(gamma >= 0.0 && gamma < 1.0, "forget_gate: lower bound {}, expected 0 <= gamma < 1", gamma);
   const Tensor k = tape.empty(z.shape(), z.dtype()), g = tape.empty(z.shape(), accumulator_dtype(z.dtype()));
-  kForward.run(
-      tape, {.dtype = z.dtype(), .N = z.value.numel(), .gamma = gamma, .z = z.value.raw(), .k = k.raw(), .g = g.raw()});
+  tape.compute_cheaply({z.value}, {k, g},
+                       [gamma](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kForward.run(on, {.dtype = in[0].dtype(),
+                                           .N = in[0].numel(),
+                                           .gamma = gamma,
+                                           .z = in[0].raw(),
+                                           .k = out[0].raw(),
+                                           .g = out[1].raw()});
+                       });
   const auto outputs = tape.record("forget_gate", {z}, std::array{k, g}, [&] {
     return ForgetGateSaved{z.value, gamma};
   });

@@ -51,15 +51,18 @@ Var gate(Tape& tape, const char* op, GateFunction function, const Var& x, const 
              "{}: x {} {} with gate {} {}", op, x.shape().str(), name_of(x.dtype()), g.shape().str(),
              name_of(g.dtype()));
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  kForward.run(tape, {.dtype = x.dtype(),
-                      .gate_dtype = g.dtype(),
-                      .function = function,
-                      .per_row = per_row,
-                      .R = x.shape().rows(),
-                      .D = x.shape().back(),
-                      .x = x.value.raw(),
-                      .g = g.value.raw(),
-                      .y = y.raw()});
+  tape.compute_cheaply({x.value, g.value}, {y},
+                       [function, per_row](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kForward.run(on, {.dtype = in[0].dtype(),
+                                           .gate_dtype = in[1].dtype(),
+                                           .function = function,
+                                           .per_row = per_row,
+                                           .R = in[0].shape().rows(),
+                                           .D = in[0].shape().back(),
+                                           .x = in[0].raw(),
+                                           .g = in[1].raw(),
+                                           .y = out[0].raw()});
+                       });
   return tape.record(op, {x, g}, y, [&] { return GateSaved{x.value, g.value, function, per_row}; });
 }
 

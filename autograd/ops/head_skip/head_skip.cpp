@@ -58,14 +58,17 @@ Var head_skip(Tape& tape, const Var& o, const Var& x, const Var& scale) {
   WEFT_CHECK(o.dtype() == x.dtype() && scale.dtype() == accumulator_dtype(x.dtype()), "head_skip: {} and {} among {}",
              name_of(o.dtype()), name_of(scale.dtype()), name_of(x.dtype()));
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  kForward.run(tape, {.dtype = x.dtype(),
-                      .T = x.dim(0),
-                      .H = x.dim(1),
-                      .D = x.dim(2),
-                      .o = o.value.raw(),
-                      .x = x.value.raw(),
-                      .scale = scale.value.raw(),
-                      .y = y.raw()});
+  tape.compute_cheaply({o.value, x.value, scale.value}, {y},
+                       [](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kForward.run(on, {.dtype = in[1].dtype(),
+                                           .T = out[0].dim(0),
+                                           .H = out[0].dim(1),
+                                           .D = out[0].dim(2),
+                                           .o = in[0].raw(),
+                                           .x = in[1].raw(),
+                                           .scale = in[2].raw(),
+                                           .y = out[0].raw()});
+                       });
   return tape.record("head_skip", {o, x, scale}, y, [&] { return HeadSkipSaved{x.value, scale.value}; });
 }
 

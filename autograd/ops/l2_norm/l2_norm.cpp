@@ -43,13 +43,16 @@ Var l2_norm(Tape& tape, const Var& x, double eps) {
   const std::int64_t R = x.shape().rows();
   const Tensor y = tape.empty(x.shape(), x.dtype());
   const Tensor rnorm = tape.empty({R}, accumulator_dtype(x.dtype()));
-  kForward.run(tape, {.dtype = x.dtype(),
-                      .R = R,
-                      .D = x.shape().back(),
-                      .eps = eps,
-                      .x = x.value.raw(),
-                      .y = y.raw(),
-                      .rnorm = rnorm.raw()});
+  tape.compute_cheaply({x.value}, {y, rnorm},
+                       [eps](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kForward.run(on, {.dtype = in[0].dtype(),
+                                           .R = in[0].shape().rows(),
+                                           .D = in[0].shape().back(),
+                                           .eps = eps,
+                                           .x = in[0].raw(),
+                                           .y = out[0].raw(),
+                                           .rnorm = out[1].raw()});
+                       });
   return tape.record("l2_norm", {x}, y, [&] { return L2NormSaved{x.value, rnorm}; });
 }
 

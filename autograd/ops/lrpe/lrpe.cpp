@@ -64,9 +64,12 @@ Var lrpe(Tape& tape, const Var& x, const Var& theta, const DocumentsPtr& documen
              name_of(x.dtype()));
   const LrpeSaved saved{x.value, theta.value, documents};
   const Tensor y = tape.empty({x.dim(0), x.dim(1), 2 * x.dim(2)}, x.dtype());
-  LrpeForward args{saved.problem(tape.stream())};
-  args.y = y.raw();
-  kForward.run(tape, args);
+  tape.compute_cheaply({x.value, theta.value}, {y},
+                       [documents](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         LrpeForward args{LrpeSaved{in[0], in[1], documents}.problem(on.stream())};
+                         args.y = out[0].raw();
+                         kForward.run(on, args);
+                       });
   return tape.record("lrpe", {x, theta}, y, [&] { return saved; });
 }
 

@@ -12,13 +12,26 @@ constexpr Dispatch<NormRopeBackward> kBackward{.op = "norm_rope backward",
                                                .cuda_workspace = WEFT_ON_CUDA(norm_rope_backward_cuda_workspace)};
 
 struct NormRopeSaved {
-  NormRopeProblem problem;
   Tensor x, weight, rstd;
+  double eps;
+  RopeAngles angles;  // of the levels and the documents
   RopeLevels levels;
   DocumentsPtr documents;
 
+  NormRopeProblem problem() const {
+    return {.dtype = x.dtype(),
+            .T = x.dim(0),
+            .H = x.dim(1),
+            .D = x.dim(2),
+            .eps = eps,
+            .angles = angles,
+            .x = x.raw(),
+            .weight = weight.raw(),
+            .rstd = rstd.raw()};
+  }
+
   void backward(Backward& pass) const {
-    NormRopeBackward args{problem};
+    NormRopeBackward args{problem()};
     const Tensor dy = pass.grad(0);
     const GradTarget dx = pass.target(0), dweight = pass.target(1);
     args.dy = dy.raw();
@@ -46,20 +59,17 @@ Var norm_rope(Tape& tape, const Var& x, const Var& weight, const DocumentsPtr& d
              name_of(weight.dtype()), documents->tokens());
   const Tensor y = tape.empty(x.shape(), x.dtype());
   const Tensor rstd = tape.empty({x.dim(0), x.dim(1)}, accumulator_dtype(x.dtype()));
-  NormRopeForward args{{.dtype = x.dtype(),
-                        .T = x.dim(0),
-                        .H = x.dim(1),
-                        .D = x.dim(2),
-                        .eps = eps,
-                        .angles = table.angles_on(tape.stream(), *documents),
-                        .x = x.value.raw(),
-                        .weight = weight.value.raw(),
-                        .rstd = rstd.raw()}};
-  args.y = y.raw();
-  kForward.run(tape, args);
-  return tape.record("norm_rope", {x, weight}, y, [&] {
-    return NormRopeSaved{args, x.value, weight.value, rstd, table.levels_on(tape.stream()), documents};
-  });
+  const RopeAngles angles = table.angles_on(tape.stream(), *documents);
+  const RopeLevels levels = table.levels_on(tape.stream());
+  const auto launch = [eps, angles, levels, documents](const Tape& on, std::span<const Tensor> in,
+                                                       std::span<const Tensor> out) {
+    NormRopeForward args{NormRopeSaved{in[0], in[1], out[1], eps, angles, levels, documents}.problem()};
+    args.y = out[0].raw();
+    kForward.run(on, args);
+  };
+  tape.compute_cheaply({x.value, weight.value}, {y, rstd}, launch);
+  return tape.record("norm_rope", {x, weight}, y,
+                     [&] { return NormRopeSaved{x.value, weight.value, rstd, eps, angles, levels, documents}; });
 }
 
 }  // namespace weft

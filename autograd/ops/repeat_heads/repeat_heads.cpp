@@ -45,9 +45,16 @@ Var repeat_heads(Tape& tape, const Var& x, std::int64_t heads) {
              heads);
   if (x.dim(1) == heads) return x;
   const Tensor y = tape.empty({x.dim(0), heads, x.dim(2)}, x.dtype());
-  kForward.run(
-      tape,
-      {.dtype = x.dtype(), .T = x.dim(0), .G = x.dim(1), .H = heads, .D = x.dim(2), .x = x.value.raw(), .y = y.raw()});
+  tape.compute_cheaply({x.value}, {y},
+                       [G = x.dim(1)](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+                         kForward.run(on, {.dtype = in[0].dtype(),
+                                           .T = out[0].dim(0),
+                                           .G = G,
+                                           .H = out[0].dim(1),
+                                           .D = out[0].dim(2),
+                                           .x = in[0].raw(),
+                                           .y = out[0].raw()});
+                       });
   return tape.record("repeat_heads", {x}, y, [&] { return RepeatHeadsSaved{x.dim(1)}; });
 }
 

@@ -86,17 +86,25 @@ Result forward(Tape& tape, const Var& x, const Tensor& residual, const Var& weig
                 .y = tape.empty(x.shape(), x.dtype()),
                 .rstd = tape.empty({R}, accumulator_dtype(x.dtype())),
                 .H = H};
-  kForward.run(tape, {.dtype = x.dtype(),
-                      .R = R,
-                      .D = D,
+  // x, residual, weight -> y, rstd, sum; the latter only with a residual.
+  const auto launch = [H, eps](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+    const auto raw_if = [](const Tensor& t) { return t.defined() ? t.raw() : nullptr; };
+    kForward.run(on, {.dtype = in[0].dtype(),
+                      .R = in[0].shape().rows(),
+                      .D = in[0].shape().back(),
                       .H = H,
                       .eps = eps,
-                      .x = x.value.raw(),
-                      .residual = residual.defined() ? residual.raw() : nullptr,
-                      .weight = weight.value.raw(),
-                      .sum = result.sum.defined() ? result.sum.raw() : nullptr,
-                      .y = result.y.raw(),
-                      .rstd = result.rstd.raw()});
+                      .x = in[0].raw(),
+                      .residual = raw_if(in[1]),
+                      .weight = in[2].raw(),
+                      .sum = raw_if(out[2]),
+                      .y = out[0].raw(),
+                      .rstd = out[1].raw()});
+  };
+  launch(tape, std::array{x.value, residual, weight.value}, std::array{result.y, result.rstd, result.sum});
+  // The sum is what the residual stream goes on with. The norm starts from it as it is stored.
+  const Tensor& start = residual.defined() ? result.sum : x.value;
+  tape.remember_cheap({start, {}, weight.value}, {result.y, result.rstd, {}}, launch);
   return result;
 }
 

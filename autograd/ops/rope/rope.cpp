@@ -58,7 +58,9 @@ void check(const Var& x, std::int64_t tokens, const RopeTable& table) {
 
 Var turned(Tape& tape, const Var& x, const Turn& turn) {
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  rotate(tape, turn, 1.0, x.value, {y, Write::overwrite});
+  tape.compute_cheaply({x.value}, {y}, [turn](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+    rotate(on, turn, 1.0, in[0], {out[0], Write::overwrite});
+  });
   return tape.record("rope", {x}, y, [&] { return RopeSaved{turn}; });
 }
 

@@ -89,19 +89,23 @@ Var short_convolution(Tape& tape, const Var& x, const Var& weight, const Var& bi
     WEFT_CHECK(!tape.recording(), "short_convolution: a state on a recording tape; states serve inference only");
   }
   const Tensor y = tape.empty(x.shape(), x.dtype());
-  kForward.run(tape, {.dtype = x.dtype(),
-                      .activation = activation,
-                      .T = x.dim(0),
-                      .C = C,
-                      .w = w,
-                      .N = documents->count(),
-                      .cu_seqlens = documents->cu_seqlens_on(tape.stream()),
-                      .chunks = chunks_for_gpu(*documents, tape.stream(), kConvolutionForwardChunk),
-                      .x = x.value.raw(),
-                      .weight = weight.value.raw(),
-                      .bias = has_bias ? bias.value.raw() : nullptr,
-                      .state = state.defined() ? state.raw() : nullptr,
-                      .y = y.raw()});
+  tape.compute_cheaply(
+      {x.value, weight.value, bias.value}, {y},
+      [documents, activation, state](const Tape& on, std::span<const Tensor> in, std::span<const Tensor> out) {
+        kForward.run(on, {.dtype = in[0].dtype(),
+                          .activation = activation,
+                          .T = in[0].dim(0),
+                          .C = in[0].dim(1),
+                          .w = in[1].dim(1),
+                          .N = documents->count(),
+                          .cu_seqlens = documents->cu_seqlens_on(on.stream()),
+                          .chunks = chunks_for_gpu(*documents, on.stream(), kConvolutionForwardChunk),
+                          .x = in[0].raw(),
+                          .weight = in[1].raw(),
+                          .bias = in[2].defined() ? in[2].raw() : nullptr,
+                          .state = state.defined() ? state.raw() : nullptr,
+                          .y = out[0].raw()});
+      });
   return tape.record("short_convolution", {x, weight, bias}, y, [&] {
     return ShortConvolutionSaved{x.value, weight.value, bias.value, documents, activation};
   });
