@@ -26,6 +26,7 @@ class CommandLine {
     add_train();
     add_plan();
     add_verify();
+    add_bench();
     add_eval();
     add_generate();
     add_export();
@@ -69,6 +70,10 @@ class CommandLine {
     if (*verify_) {
       verify_arguments_.form = form_of(json_);
       if (!run_verify(verify_arguments_)) return ExitCode::internal;
+    }
+    if (*bench_) {
+      bench_arguments_.form = form_of(json_);
+      run_bench(bench_arguments_);
     }
     if (*inspect_) run_inspect(path_, form_of(json_));
     if (*report_) run_report(runs_, out_);
@@ -189,6 +194,23 @@ class CommandLine {
     verify_->add_flag("--json", json_, "Print as JSON");
   }
 
+  void add_bench() {
+    bench_ = app_.add_subcommand("bench", "Times of operations and mixers, or of a training step, beside their floors");
+    BenchArguments& a = bench_arguments_;
+    CLI::Option* filter = bench_->add_option("filter", a.filter, "Those whose names contain it; otherwise all");
+    CLI::Option* recipe = bench_->add_option("--recipe", a.recipe, "A training step of this TOML recipe instead");
+    recipe->excludes(filter);
+    bench_->add_option("--set", a.overrides, "Change a value of the recipe")
+        ->expected(1)
+        ->allow_extra_args(false)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->needs(recipe);
+    bench_->add_option("--device", a.device, "auto, cpu or cuda; with a recipe, its run.device counts")
+        ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+        ->excludes(recipe);
+    bench_->add_flag("--json", json_, "Print as JSON, a line for each row");
+  }
+
   void add_eval() {
     eval_ = app_.add_subcommand(
         "eval", "Loss, perplexity and bits per byte of a run or checkpoint, or how well it solves a task");
@@ -300,12 +322,13 @@ class CommandLine {
   CLI::App app_{"weft trains language models whose layers mix linear and sparse attention.", "weft"};
   CLI::App *prepare_ = nullptr, *train_ = nullptr, *eval_ = nullptr, *generate_ = nullptr, *inspect_ = nullptr,
            *fsck_ = nullptr, *report_ = nullptr, *plan_ = nullptr, *verify_ = nullptr, *mixers_ = nullptr,
-           *panel_ = nullptr, *export_ = nullptr, *import_ = nullptr, *train_tokenizer_ = nullptr;
+           *panel_ = nullptr, *export_ = nullptr, *import_ = nullptr, *train_tokenizer_ = nullptr, *bench_ = nullptr;
   PrepareOptions prepare_options_;
   TrainTokenizerOptions train_tokenizer_options_;
   TrainArguments train_arguments_;
   PlanArguments plan_arguments_;
   VerifyArguments verify_arguments_;
+  BenchArguments bench_arguments_;
   EvalArguments eval_arguments_;
   GenerateArguments generate_arguments_;
   ExportArguments export_arguments_;

@@ -44,6 +44,15 @@ struct VerifyArguments {
 // False if a layer is further from fp64 than it may be.
 bool run_verify(const VerifyArguments& arguments);
 
+struct BenchArguments {
+  std::string filter;                  // of operations and mixers, by name
+  std::string recipe;                  // a step of this one instead
+  std::vector<std::string> overrides;  // key=value of the recipe
+  std::string device = "auto";         // for operations and mixers
+  OutputForm form = OutputForm::text;  // json: a line for each row
+};
+void run_bench(const BenchArguments& arguments);
+
 struct EvalArguments {
   std::string path;                    // run or checkpoint
   std::string data;                    // dataset; empty: the recipe's validation data

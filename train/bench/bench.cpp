@@ -1,0 +1,158 @@
+#include "train/bench/bench.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "autograd/parallel_for.h"
+#include "autograd/random_tensor.h"
+#include "autograd/stopwatch.h"
+#include "parallel/launch.h"
+#include "train/bench/device_speed.h"
+#include "train/loop/compute.h"
+
+namespace weft {
+namespace {
+
+constexpr int kWarmUp = 3;
+constexpr std::size_t kMixerParameters = std::size_t{2} << 30;  // bytes, values, masters and gradients of one layer
+
+DType stored_type(const BenchInput& input, DType activations) {
+  return input.kind == BenchInput::Kind::vector ? accumulator_dtype(activations) : activations;
+}
+
+// Normal numbers, the same again and again: they are for timing.
+Tensor numbers(const BenchInput& input, const Place& place) {
+  constexpr std::int64_t kPeriod = 65536;
+  const Tensor draws = normal({kPeriod}, 1, input.deviation);
+  for (double& x : draws.span<double>()) x += input.mean;
+  const Tensor t(input.shape, stored_type(input, place.dtype), place.arena);
+  const Tensor period = to_memory(to_host(draws, t.dtype(), {}), place.arena, place.stream);
+  const std::int64_t n = t.numel();
+  const Tensor flat = t.reshape({n});
+  for (std::int64_t i = 0; i < n; i += kPeriod) {
+    const std::int64_t end = std::min(n, i + kPeriod);
+    copy(flat.rows(i, end), period.rows(0, end - i), place.stream);
+  }
+  return t;
+}
+
+struct Passes {
+  double forward, backward;
+};
+
+// Medians of a forward and a backward pass on a fresh tape.
+Passes time_passes(const Place& place, const BenchCase& c, int repeats) {
+  std::vector<Tensor> inputs, seeds;
+  for (const BenchInput& input : c.inputs) inputs.push_back(numbers(input, place));
+  Stopwatch stopwatch(place.stream);
+  std::vector<double> forward, backward;
+  for (int i = 0; i < kWarmUp + repeats; ++i) {
+    Tape tape(place.arena, Tape::Mode::record, place.stream);
+    std::vector<Var> leaves;
+    for (std::size_t k = 0; k < inputs.size(); ++k) {
+      const bool wide = c.inputs[k].kind != BenchInput::Kind::activation;
+      leaves.push_back(tape.leaf(inputs[k], wide ? accumulator_dtype(place.dtype) : place.dtype));
+    }
+    stopwatch.mark();
+    const std::vector<Var> outputs = c.function(tape, leaves);
+    stopwatch.mark();
+    for (std::size_t k = seeds.size(); k < outputs.size(); ++k) {
+      const Tensor& y = outputs[k].value;
+      seeds.push_back(Tensor(y.shape(), y.dtype(), place.arena));
+      fill(seeds.back(), 1.0, place.stream);
+    }
+    if (i == 0) stopwatch.mark();  // what fills the seeds belongs to no pass
+    tape.backward(outputs, seeds);
+    stopwatch.mark();
+    const std::vector<double> seconds = stopwatch.take();
+    if (i < kWarmUp) continue;
+    forward.push_back(seconds[0]);
+    backward.push_back(seconds[1]);
+  }
+  return {median(forward), median(backward)};
+}
+
+double bytes_of(const BenchWork& work, DType activations) {
+  return work.elements * static_cast<double>(size_of(activations)) +
+         work.wide * static_cast<double>(size_of(accumulator_dtype(activations)));
+}
+
+// A layer of a mixer; its options are the defaults, but for heads of the shape. `layer` keeps what the case refers to.
+struct MixerLayer {
+  ParameterStore parameters;
+  std::unique_ptr<Mixer> mixer;
+};
+
+BenchCase mixer_case(const MixerType& type, const BenchShape& s, const Place& place, MixerLayer& layer) {
+  const std::int64_t T = s.T / 8;
+  Options options(type.options);
+  for (const auto& [key, value] : {std::pair{"heads", s.H}, std::pair{"head_dim", s.D}}) {
+    if (options.values().contains(key)) options.set(key, value);
+  }
+  const MixerSite site{.width = s.width, .layers = 24, .layer = 1, .max_tokens = T};
+  layer.mixer = type.create(ParameterScope(layer.parameters), site, options, "[mixer." + type.name + "]");
+  layer.parameters.initialise(1, DType::f32);
+  if (!place.on_cpu()) layer.parameters.move_to(place);
+  const DocumentsPtr documents = Documents::single(T);
+  const MixerCost cost = layer.mixer->cost(T, T);
+  // Costs count bytes in fp32. Backward reads what was kept and what forward read, and writes as many gradients.
+  const double forward = cost.forward_bytes / 4.0;
+  return {.name = fmt::format("mixer {}, {} tokens", type.name, T),
+          .inputs = {{{T, s.width}}},
+          .function =
+              [mixer = layer.mixer.get(), documents](Tape& tape, std::span<const Var> in) {
+                return std::vector{mixer->forward(tape, in[0], documents, nullptr)};
+              },
+          .forward = {.elements = forward, .flops = cost.forward_flops},
+          .backward = {.elements = 2.0 * forward, .flops = cost.backward_flops}};
+}
+
+}  // namespace
+
+double BenchRow::floor(const DeviceSpeed& speed) const {
+  return std::max(flops / speed.matrix_rate, bytes / speed.bandwidth);
+}
+
+BenchShape bench_shape(bool gpu) {
+  if (gpu) return {.T = 65536, .width = 2048, .H = 16, .D = 128, .vocabulary = 50304};
+  return {.T = 16384, .width = 512, .H = 8, .D = 64, .vocabulary = 8192};
+}
+
+void bench(const BenchOptions& options, const std::function<void(const DeviceSpeed&)>& on_speed,
+           const std::function<void(const BenchRow&, const DeviceSpeed&)>& on_row) {
+  RunSection run;
+  run.device = options.device == "cpu"    ? DeviceChoice::cpu
+               : options.device == "cuda" ? DeviceChoice::cuda
+                                          : DeviceChoice::automatic;
+  Compute compute(run, World(self_communicator()));
+  compute.open_arena(kMixerParameters);
+  const Place& place = compute.place();
+  const BenchShape shape = options.shape ? *options.shape : bench_shape(!place.on_cpu());
+  const auto chosen = [&](const std::string& name) { return name.find(options.filter) != std::string::npos; };
+
+  std::vector<BenchCase> cases = bench_cases(shape);
+  std::erase_if(cases, [&](const BenchCase& c) { return !chosen(c.name); });
+  std::vector<const MixerType*> mixers = mixer_types();
+  std::erase_if(mixers, [&](const MixerType* type) { return !chosen("mixer " + type->name); });
+  if (cases.empty() && mixers.empty()) {
+    config_error(
+        "no operation or mixer has \"{}\" in its name; `weft bench` without it times them all, among them {}, {} "
+        "and mixer {}",
+        options.filter, bench_cases(shape).front().name, bench_cases(shape).back().name, mixer_types().front()->name);
+  }
+
+  const DeviceSpeed speed = measure_speed(compute);
+  on_speed(speed);
+  const auto time = [&](const BenchCase& c) {
+    const Passes passes = time_passes(place, c, options.repeats);
+    on_row({c.name, false, passes.forward, c.forward.flops, bytes_of(c.forward, place.dtype)}, speed);
+    on_row({c.name, true, passes.backward, c.backward.flops, bytes_of(c.backward, place.dtype)}, speed);
+  };
+  for (const BenchCase& c : cases) time(c);
+  for (const MixerType* type : mixers) {
+    MixerLayer layer;
+    time(mixer_case(*type, shape, place, layer));
+  }
+}
+
+}  // namespace weft

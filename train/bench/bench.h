@@ -1,0 +1,69 @@
+// `weft bench`: operations, mixers and whole training steps against what this machine can do, measured in the same run.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "autograd/bench_case.h"
+#include "autograd/place.h"
+#include "autograd/tape_profile.h"
+#include "modules/mixer.h"
+#include "train/recipe/recipe.h"
+
+namespace weft {
+
+// What the device does at best.
+struct DeviceSpeed {
+  std::string device;      // "NVIDIA H100 80GB HBM3, bf16"
+  double matrix_rate = 0;  // floating-point operations a second of a large product
+  double bandwidth = 0;    // bytes a second of a large copy, read and written
+};
+
+struct BenchRow {
+  std::string name;
+  bool backward = false;
+  double seconds = 0;  // median
+  double flops = 0;
+  double bytes = 0;  // that must move at least
+
+  // The products at the matrix rate, or the bytes at the bandwidth, whichever takes longer. What lies in a cache may be
+  // faster.
+  double floor(const DeviceSpeed& speed) const;
+};
+
+// All cases of bench_case.h, in the order of their folders. Generated.
+std::vector<BenchCase> bench_cases(const BenchShape& shape);
+// Sizes that keep such a device busy and go beyond its caches.
+BenchShape bench_shape(bool gpu);
+
+struct BenchOptions {
+  std::string filter;           // of names: those that contain it; empty: all
+  int repeats = 21;             // of which the median counts
+  std::string device = "auto";  // "auto", "cpu" or "cuda"
+  // For tests: smaller than bench_shape().
+  std::optional<BenchShape> shape = {};
+};
+
+// Operations and mixers whose names contain the filter, forward and backward; mixers are named "mixer NAME" and have
+// default options but for heads of the shape. Calls `on_speed` first, and `on_row` as rows come. Error (config) if
+// there is nothing of that name.
+void bench(const BenchOptions& options, const std::function<void(const DeviceSpeed&)>& on_speed,
+           const std::function<void(const BenchRow&, const DeviceSpeed&)>& on_row);
+
+// A training step of a recipe's model, on rows of random tokens, each of them one document.
+struct StepBench {
+  DeviceSpeed speed;
+  std::int64_t tokens = 0;  // of a step
+  int steps = 0;            // that were timed
+  double seconds = 0;       // of a step, median: what training waits for
+  double flops = 0;         // of the model; nothing recomputed counts
+  // Of one step launched operation by operation, which is slower than a recorded one where kernels are short.
+  double forward_seconds = 0, backward_seconds = 0, optimizer_seconds = 0;
+  std::vector<TapeProfile::Entry> operations;  // of one step, most seconds first
+
+  double utilisation() const { return flops / seconds / speed.matrix_rate; }
+};
+StepBench bench_step(const Recipe& recipe, std::int64_t vocabulary, int steps = 21);
+
+}  // namespace weft

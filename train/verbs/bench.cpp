@@ -1,0 +1,113 @@
+#include "train/bench/bench.h"
+
+#include <nlohmann/json.hpp>
+
+#include "train/loop/run_data.h"
+#include "train/verbs/verbs.h"
+
+namespace weft {
+namespace {
+
+const char* pass_name(bool backward) {
+  return backward ? "backward" : "forward";
+}
+
+void print_line(const nlohmann::json& line) {
+  fmt::print("{}\n", line.dump());
+  std::fflush(stdout);
+}
+
+void print_speed(const DeviceSpeed& speed) {
+  fmt::print("{}: {:.4g} TFLOP/s in a large product, {:.4g} GB/s in a copy (read and written)\n", speed.device,
+             1e-12 * speed.matrix_rate, 1e-9 * speed.bandwidth);
+}
+
+nlohmann::json to_json(const DeviceSpeed& speed) {
+  return {
+      {"device", speed.device}, {"matrix_flops_per_second", speed.matrix_rate}, {"bytes_per_second", speed.bandwidth}};
+}
+
+void bench_operations(const BenchArguments& arguments) {
+  const bool json = arguments.form == OutputForm::json;
+  BenchOptions options;
+  options.filter = arguments.filter;
+  options.device = arguments.device;
+  bench(
+      options,
+      [&](const DeviceSpeed& speed) {
+        if (json) return print_line(to_json(speed));
+        print_speed(speed);
+        fmt::print("{:<44} {:<8} {:>11} {:>9} {:>9} {:>8} {:>8} {:>11} {:>6}\n", "", "pass", "time", "GFLOP", "MB",
+                   "TFLOP/s", "GB/s", "floor", "ratio");
+      },
+      [&](const BenchRow& row, const DeviceSpeed& speed) {
+        const double floor = row.floor(speed);
+        if (json) {
+          return print_line({{"name", row.name},
+                             {"pass", pass_name(row.backward)},
+                             {"seconds", row.seconds},
+                             {"flops", row.flops},
+                             {"bytes", row.bytes},
+                             {"floor_seconds", floor},
+                             {"floor_ratio", row.seconds > 0.0 ? floor / row.seconds : 0.0}});
+        }
+        fmt::print("{:<44} {:<8} {:8.1f} us {:9.3f} {:9.1f} {:8.3f} {:8.1f} {:8.1f} us {:6.3f}\n", row.name,
+                   pass_name(row.backward), 1e6 * row.seconds, 1e-9 * row.flops, 1e-6 * row.bytes,
+                   1e-12 * row.flops / row.seconds, 1e-9 * row.bytes / row.seconds, 1e6 * floor, floor / row.seconds);
+        std::fflush(stdout);
+      });
+}
+
+void print(const StepBench& step, const std::string& name) {
+  print_speed(step.speed);
+  fmt::print("{}: a step of {} tokens takes {:.3f} ms (median of {}), {:.0f} tokens/s, {:.3f} TFLOP/s, MFU {:.1f} %\n",
+             name, step.tokens, 1e3 * step.seconds, step.steps, static_cast<double>(step.tokens) / step.seconds,
+             1e-12 * step.flops / step.seconds, 100.0 * step.utilisation());
+  const double passes = step.forward_seconds + step.backward_seconds, sum = passes + step.optimizer_seconds;
+  fmt::print("operation by operation {:.3f} ms: forward {:.3f}, backward {:.3f}, optimizer {:.3f}\n", 1e3 * sum,
+             1e3 * step.forward_seconds, 1e3 * step.backward_seconds, 1e3 * step.optimizer_seconds);
+  fmt::print("  {:<28} {:<8} {:>6} {:>12} {:>7}\n", "operation", "pass", "calls", "time", "share");
+  for (const TapeProfile::Entry& entry : step.operations) {
+    fmt::print("  {:<28} {:<8} {:>6} {:9.3f} ms {:5.1f} %\n", entry.op, pass_name(entry.backward), entry.calls,
+               1e3 * entry.seconds, 100.0 * entry.seconds / sum);
+  }
+}
+
+nlohmann::json to_json(const StepBench& step, const std::string& name) {
+  nlohmann::json operations = nlohmann::json::array();
+  for (const TapeProfile::Entry& entry : step.operations) {
+    operations.push_back({{"operation", entry.op},
+                          {"pass", pass_name(entry.backward)},
+                          {"calls", entry.calls},
+                          {"seconds", entry.seconds}});
+  }
+  nlohmann::json json = to_json(step.speed);
+  json.update({{"recipe", name},
+               {"tokens", step.tokens},
+               {"steps", step.steps},
+               {"seconds", step.seconds},
+               {"flops", step.flops},
+               {"mfu", step.utilisation()},
+               {"forward_seconds", step.forward_seconds},
+               {"backward_seconds", step.backward_seconds},
+               {"optimizer_seconds", step.optimizer_seconds},
+               {"operations", operations}});
+  return json;
+}
+
+}  // namespace
+
+void run_bench(const BenchArguments& arguments) {
+  if (arguments.recipe.empty()) return bench_operations(arguments);
+  const Recipe recipe = load_recipe(arguments.recipe, arguments.overrides);
+  std::int64_t vocabulary = recipe.model.vocabulary;
+  if (vocabulary == 0) vocabulary = open_run_data(recipe)->vocabulary();
+  const StepBench step = bench_step(recipe, vocabulary);
+  if (arguments.form == OutputForm::json) {
+    print_line(to_json(step, recipe.run.name));
+  } else {
+    print(step, recipe.run.name);
+  }
+}
+
+}  // namespace weft
