@@ -1,4 +1,4 @@
-// What the program can do, one function a verb. main.cpp turns the command line into these structs. Each throws Error;
+// What the program can do, one function a verb. command_line.cpp fills these structs. Each throws Error;
 // results for people go to standard output.
 #pragma once
 
