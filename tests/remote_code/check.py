@@ -75,7 +75,8 @@ class Subject:
         for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if info.get(key):
                 raise Failure(f"{key}: {sorted(map(str, info[key]))[:5]}")
-        return model.to(self.device).eval()
+        # Some releases keep what must not be rounded to bf16 in fp32, here as well.
+        return model.to(self.device, dtype if dtype == torch.float64 else None).eval()
 
     def limit(self, name: str, value: float, bound: float) -> None:
         self.figures[name] = max(value, self.figures.get(name, 0.0))

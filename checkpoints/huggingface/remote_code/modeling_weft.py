@@ -135,6 +135,8 @@ class WeftPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     _no_split_modules = ["Block"]
     supports_gradient_checkpointing = False
+    # Files keep them in fp32 whatever the type of the rest: decays come from exponentials of these.
+    _keep_in_fp32_modules_strict = ["a_log", "dt_bias"]
 
     def _init_weights(self, module: nn.Module) -> None:
         """First values for tests of shapes; weft draws its own when it trains."""
