@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -45,6 +46,20 @@ struct BenchWork {
   double elements = 0.0;  // of the type of activations, read or written
   double wide = 0.0;      // of accumulator_dtype
   double flops = 0.0;     // of matrix products; multiply-add = 2
+};
+
+// A tensor without a gradient, copied to where the tapes compute on first use.
+class BenchConstant {
+ public:
+  explicit BenchConstant(Tensor host) : host_(std::move(host)), placed_(std::make_shared<Tensor>()) {}
+  const Tensor& on(const Tape& tape) const {
+    if (!placed_->defined()) *placed_ = tape.here(host_);
+    return *placed_;
+  }
+
+ private:
+  Tensor host_;
+  std::shared_ptr<Tensor> placed_;
 };
 
 struct BenchCase {

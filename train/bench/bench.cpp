@@ -37,16 +37,16 @@ Tensor numbers(const BenchInput& input, const Place& place) {
 }
 
 struct Passes {
-  double forward, backward;
+  double forward, backward;  // seconds
 };
 
-// Medians of a forward and a backward pass on a fresh tape.
+// Medians of a forward and a backward pass, each on a fresh tape. The host waits once, after all of them: a GPU always
+// has work ahead, so that its time is not that of launches.
 Passes time_passes(const Place& place, const BenchCase& c, int repeats) {
   std::vector<Tensor> inputs, seeds;
   for (const BenchInput& input : c.inputs) inputs.push_back(numbers(input, place));
   Stopwatch stopwatch(place.stream);
-  std::vector<double> forward, backward;
-  for (int i = 0; i < kWarmUp + repeats; ++i) {
+  const auto pass = [&] {
     Tape tape(place.arena, Tape::Mode::record, place.stream);
     std::vector<Var> leaves;
     for (std::size_t k = 0; k < inputs.size(); ++k) {
@@ -55,19 +55,23 @@ Passes time_passes(const Place& place, const BenchCase& c, int repeats) {
     }
     stopwatch.mark();
     const std::vector<Var> outputs = c.function(tape, leaves);
-    stopwatch.mark();
-    for (std::size_t k = seeds.size(); k < outputs.size(); ++k) {
+    for (std::size_t k = seeds.size(); k < outputs.size(); ++k) {  // while it warms up
       const Tensor& y = outputs[k].value;
       seeds.push_back(Tensor(y.shape(), y.dtype(), place.arena));
       fill(seeds.back(), 1.0, place.stream);
     }
-    if (i == 0) stopwatch.mark();  // what fills the seeds belongs to no pass
+    stopwatch.mark();
     tape.backward(outputs, seeds);
     stopwatch.mark();
-    const std::vector<double> seconds = stopwatch.take();
-    if (i < kWarmUp) continue;
-    forward.push_back(seconds[0]);
-    backward.push_back(seconds[1]);
+  };
+  for (int i = 0; i < kWarmUp; ++i) pass();
+  const std::size_t first = stopwatch.marks();
+  for (int i = 0; i < repeats; ++i) pass();
+  const std::vector<double> seconds = stopwatch.take();
+  std::vector<double> forward, backward;
+  for (std::size_t i = first; i + 1 < seconds.size(); i += 3) {
+    forward.push_back(seconds[i]);
+    backward.push_back(seconds[i + 1]);
   }
   return {median(forward), median(backward)};
 }

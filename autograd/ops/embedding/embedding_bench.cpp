@@ -21,8 +21,8 @@ std::vector<BenchCase> embedding_bench(const BenchShape& s) {
     return BenchCase{.name = name,
                      .inputs = {bench_weight({s.vocabulary, s.width}, 0.02)},
                      .function =
-                         [tokens](Tape& tape, std::span<const Var> in) {
-                           return std::vector{embedding(tape, tape.here(tokens), in[0])};
+                         [tokens = BenchConstant(tokens)](Tape& tape, std::span<const Var> in) {
+                           return std::vector{embedding(tape, tokens.on(tape), in[0])};
                          },
                      .forward = {.elements = 2 * N},
                      .backward = {.elements = N, .wide = 2 * different * static_cast<double>(s.width)}};

@@ -12,8 +12,8 @@ std::vector<BenchCase> linear_cross_entropy_bench(const BenchShape& s) {
   return {{.name = "linear_cross_entropy",
            .inputs = {{{T, s.width}}, bench_weight({s.vocabulary, s.width}, 0.02)},
            .function =
-               [labels, T](Tape& tape, std::span<const Var> in) {
-                 return std::vector{linear_cross_entropy(tape, in[0], in[1], tape.here(labels), {},
+               [labels = BenchConstant(labels), T](Tape& tape, std::span<const Var> in) {
+                 return std::vector{linear_cross_entropy(tape, in[0], in[1], labels.on(tape), {},
                                                          {.denominator = static_cast<double>(T), .token_losses = {}})
                                         .loss};
                },
