@@ -1,7 +1,9 @@
 #include "data/train_tokenizer/count_words.h"
 
 #include <exception>
+#include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "autograd/check.h"
@@ -18,6 +20,22 @@ namespace {
 
 // Words that a thread gathers before it hands them over.
 constexpr std::int64_t kHandOver = 1 << 18;
+// Of a large document, for one thread.
+constexpr std::size_t kSliceBytes = std::size_t{1} << 20;
+
+// Where a slice that begins at `begin` ends: before a line break behind a letter or digit, where a word ends in every
+// style, or at the end.
+std::size_t end_of_slice(std::string_view text, std::size_t begin) {
+  for (std::size_t at = begin + kSliceBytes; at < text.size(); ++at) {
+    at = text.find('\n', at);
+    if (at == text.npos) break;
+    const char before = text[at - 1];
+    const bool alphanumeric =
+        (before >= '0' && before <= '9') || (before >= 'A' && before <= 'Z') || (before >= 'a' && before <= 'z');
+    if (alphanumeric) return at;
+  }
+  return text.size();
+}
 
 class WordReader {
  public:
@@ -35,6 +53,8 @@ class WordReader {
     }
     for (std::thread& thread : threads) thread.join();
     if (error_) std::rethrow_exception(error_);
+    all_.documents += large_documents_.documents;
+    all_.text_bytes += large_documents_.text_bytes;
     if (all_.words.size() == 0) {
       config_error("the input has no text: {} documents, {} of them cannot be used", all_.documents + all_.skipped,
                    all_.skipped);
@@ -43,7 +63,13 @@ class WordReader {
   }
 
  private:
-  // One thread's share.
+  // Records, or a slice of a document that has been counted.
+  struct Share {
+    std::shared_ptr<const TextBatch> batch;
+    std::string_view slice;
+  };
+
+  // One thread's counts.
   struct Part {
     WordCounts counts;
     std::string scratch, normalized, spare;
@@ -52,8 +78,12 @@ class WordReader {
   void work() {
     Part part;
     try {
-      while (const std::optional<TextBatch> batch = next()) {
-        count(*batch, part);
+      while (const std::optional<Share> share = next()) {
+        if (share->slice.empty()) {
+          count(*share->batch, part);
+        } else {
+          count_text(share->slice, part);
+        }
         if (part.counts.words.size() >= kHandOver) hand_over(part);
       }
       hand_over(part);
@@ -64,13 +94,35 @@ class WordReader {
   }
 
   // The texts are handed out in order, so that a limit always takes the same ones.
-  std::optional<TextBatch> next() {
+  std::optional<Share> next() {
     const std::lock_guard lock(reading_);
-    if (error_ || (options_.limit_bytes > 0 && read_ >= options_.limit_bytes)) return std::nullopt;
-    std::optional<TextBatch> batch = reader_.next();
-    if (batch) read_ += static_cast<std::int64_t>(batch->text.size());
-    if (progress_) progress_(read_);
-    return batch;
+    if (document_ == nullptr) {
+      if (error_ || (options_.limit_bytes > 0 && read_ >= options_.limit_bytes)) return std::nullopt;
+      std::optional<TextBatch> batch = reader_.next();
+      if (!batch) return std::nullopt;
+      read_ += static_cast<std::int64_t>(batch->text.size());
+      if (progress_) progress_(read_);
+      auto shared = std::make_shared<const TextBatch>(std::move(*batch));
+      if (!is_large_document(*shared)) return Share{std::move(shared), {}};
+      ++large_documents_.documents;
+      large_documents_.text_bytes += static_cast<std::int64_t>(shared->text.size());
+      document_ = std::move(shared);
+      at_ = 0;
+    }
+    const std::string_view text = document_->text;
+    const std::size_t end = end_of_slice(text, at_);
+    Share share{document_, text.substr(at_, end - at_)};
+    at_ = end;
+    if (at_ == text.size()) document_ = nullptr;
+    return share;
+  }
+
+  // A text file that several threads should share.
+  bool is_large_document(const TextBatch& batch) const {
+    const RecordRule rule = BatchReader::rule_of(options_.corpus, inputs_[static_cast<std::size_t>(batch.input)]);
+    return rule.format == InputFormat::text && rule.split == TextSplit::file && batch.text.size() > kSliceBytes &&
+           static_cast<std::int64_t>(batch.text.size()) <= options_.corpus.max_doc_bytes &&
+           valid_utf8_prefix(batch.text) == batch.text.size();
   }
 
   void count(const TextBatch& batch, Part& part) const {
@@ -137,6 +189,9 @@ class WordReader {
   std::mutex reading_;
   BatchReader reader_;
   std::int64_t read_ = 0;
+  std::shared_ptr<const TextBatch> document_;  // being handed out in slices
+  std::size_t at_ = 0;
+  WordCounts large_documents_;
   std::exception_ptr error_;
   std::mutex adding_;
   WordCounts all_;

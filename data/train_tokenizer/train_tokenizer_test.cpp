@@ -9,6 +9,7 @@
 
 #include "autograd/philox.h"
 #include "data/dataset_test_support.h"
+#include "data/storage/utf8.h"
 #include "data/train_tokenizer/count_words.h"
 #include "data/train_tokenizer/merge_pairs.h"
 
@@ -157,6 +158,31 @@ TEST_F(TrainTokenizer, TheSameBytesOnAnyThreads) {
   }
   EXPECT_EQ(files[0], files[1]);
   EXPECT_EQ(files[0], files[2]);
+}
+
+// Threads share a large file; where it is cut does not show.
+TEST_F(TrainTokenizer, SlicesGiveWhatTheWholeGives) {
+  std::string text = read_text(folder_ / "a.txt");
+  std::string lines;
+  for (int i = 0; lines.size() < 3'500'000; ++i) lines += text.substr(static_cast<std::size_t>(i) % 1000, 997) + "\n";
+  lines = repair_utf8(lines);
+  write_text(folder_ / "large.txt", lines);
+  write_text(folder_ / "large.jsonl", json{{"text", lines}}.dump() + "\n");
+  for (const WordStyle style : {WordStyle::gpt2, WordStyle::llama3, WordStyle::qwen2}) {
+    TrainTokenizerOptions o = options("x.json");
+    o.style = style;
+    o.corpus.threads = 2;
+    std::vector<std::map<std::string, std::int64_t>> counts;
+    for (const char* name : {"large.txt", "large.jsonl"}) {
+      o.corpus.inputs = {folder_ / name};
+      const WordCounts words = count_words(o, {});
+      EXPECT_EQ(words.documents, 1);
+      EXPECT_EQ(words.text_bytes, static_cast<std::int64_t>(lines.size()));
+      std::map<std::string, std::int64_t>& found = counts.emplace_back();
+      for (const WordTable::Entry& entry : words.words.entries()) found[std::string(entry.text())] = entry.count;
+    }
+    EXPECT_EQ(counts[0], counts[1]);
+  }
 }
 
 TEST_F(TrainTokenizer, EndsWhereNothingIsFrequent) {

@@ -21,6 +21,11 @@ Generated generate(LanguageModel& model, std::span<const std::int32_t> prompt, c
   ModelState state = model.initial_state(1, DType::f32);
   Generated result;
 
+  const auto known = [&](const Tensor& all) {
+    const std::span<const float> span = all.span<float>();
+    const auto ids = static_cast<std::size_t>(options.ids);
+    return ids > 0 && ids < span.size() ? span.first(ids) : span;
+  };
   auto start = Clock::now();
   Tensor logits;
   {
@@ -32,7 +37,7 @@ Generated generate(LanguageModel& model, std::span<const std::int32_t> prompt, c
 
   start = Clock::now();
   for (std::int64_t i = 0; i < options.tokens; ++i) {
-    const std::int32_t token = sample_token(logits.span<float>(), options.sampling, static_cast<std::uint64_t>(i));
+    const std::int32_t token = sample_token(known(logits), options.sampling, static_cast<std::uint64_t>(i));
     if (std::binary_search(options.stop.begin(), options.stop.end(), token)) break;
     result.tokens.push_back(token);
     if (on_token && !on_token(token)) break;

@@ -13,6 +13,7 @@ namespace weft {
 struct GenerateOptions {
   std::int64_t tokens = 256;       // at most
   std::vector<std::int32_t> stop;  // ids that end the text earlier, ascending
+  std::int64_t ids = 0;            // only ids below this are drawn: a model may have more than its tokenizer; 0: all
   SamplingOptions sampling;
 };
 

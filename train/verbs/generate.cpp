@@ -31,8 +31,10 @@ void print(const std::string& text) {
 void run_generate(const GenerateArguments& arguments) {
   LoadedModel loaded = load_text_model(arguments.path);
   const std::vector<std::int32_t> prompt = prompt_of(*loaded.tokenizer, arguments);
-  const GenerateOptions options{
-      .tokens = arguments.tokens, .stop = stop_ids(loaded.tokenizer_files), .sampling = arguments.sampling};
+  const GenerateOptions options{.tokens = arguments.tokens,
+                                .stop = stop_ids(loaded.tokenizer_files),
+                                .ids = loaded.tokenizer->vocab_size(),
+                                .sampling = arguments.sampling};
   StreamDecoder decoder(*loaded.tokenizer);
   // The text goes on from the prompt, so that a space at its beginning stays.
   if (!arguments.prompt.empty()) {
