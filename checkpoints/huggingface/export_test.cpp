@@ -88,6 +88,35 @@ LanguageModelConfig kimi() {
   return model;
 }
 
+MixerChoice fla_softmax() {
+  return mixer_choice(
+      "attention",
+      {{"heads", std::int64_t{2}}, {"kv_heads", std::int64_t{1}}, {"qk_norm", false}, {"window", std::int64_t{9}}},
+      "recipe");
+}
+
+LanguageModelConfig fla_kda() {
+  const MixerChoice kda = mixer_choice("kda",
+                                       {{"heads", std::int64_t{3}},
+                                        {"head_dim", std::int64_t{4}},
+                                        {"value_dim", std::int64_t{6}},
+                                        {"lower_bound", -4.0},
+                                        {"negative_eigenvalues", true},
+                                        {"norm_eps", 1e-6}},
+                                       "recipe");
+  return tiny({kda, fla_softmax()}, 3);
+}
+
+LanguageModelConfig fla_gdn() {
+  LanguageModelConfig model = gated_delta();
+  for (const std::size_t i : {std::size_t{0}, std::size_t{1}}) {
+    model.pattern[i].options.set("conv_width", std::int64_t{0});
+    model.pattern[i].options.set("value_dim", std::int64_t{6});
+  }
+  model.pattern[2] = fla_softmax();
+  return model;
+}
+
 LanguageModelConfig of_no_class() {
   const MixerChoice based = mixer_choice("based", {}, "recipe");
   const MixerChoice window =
@@ -216,7 +245,8 @@ INSTANTIATE_TEST_SUITE_P(Classes, ExportTest,
                          ::testing::Values(Case{"qwen3_next", gated_delta}, Case{"qwen3_5_text", gated_delta},
                                            Case{"minimax", minimax}, Case{"kimi_linear", kimi},
                                            Case{"weft", gated_delta}, Case{"weft", minimax}, Case{"weft", kimi},
-                                           Case{"weft", of_no_class}),
+                                           Case{"weft", of_no_class}, Case{"fla_kda", fla_kda},
+                                           Case{"fla_gated_deltanet", fla_gdn}),
                          [](const auto& test) { return fmt::format("{}_{}", test.param.target, test.index); });
 
 TEST(ExportGate, NamesTheElementThatIsAnother) {
@@ -264,6 +294,7 @@ TEST(Export, BringsTheFilesThatTheMixersNeed) {
   EXPECT_THAT(names, ::testing::IsSupersetOf({"configuration_weft.py", "modeling_weft.py", "weft_kda.py", "weft_mla.py",
                                               "weft_mixers.py", "weft_delta_rule.py", "weft_layers.py"}));
   EXPECT_THAT(names, ::testing::Not(::testing::Contains("weft_gdn.py")));
+  EXPECT_THAT(files.at("modeling_weft.py"), HasSubstr("\nfrom .weft_delta_rule import __name__ as _"));
   EXPECT_EQ(files.at("weft_mixers.py"),
             "\"\"\"The mixers of this model.\"\"\"\n\nfrom .weft_kda import Kda\nfrom .weft_mla import Mla\n\n"
             "MIXERS = {\n    \"kda\": Kda,\n    \"mla\": Mla,\n}\n");

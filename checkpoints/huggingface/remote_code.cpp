@@ -11,6 +11,7 @@ namespace weft {
 namespace {
 
 constexpr std::string_view kMixers = "weft_mixers.py";
+constexpr std::string_view kModel = "modeling_weft.py";
 
 // Files that a text imports by lines "from .NAME import ...".
 std::vector<std::string> imports(std::string_view text) {
@@ -35,6 +36,18 @@ std::string mixers_file(const std::set<std::string>& mixers) {
   text += "\nMIXERS = {\n";
   for (const std::string& mixer : mixers) text += fmt::format("    \"{}\": {},\n", mixer, python_class_of_mixer(mixer));
   return text + "}\n";
+}
+
+// Loaders of transformers before 5.23 copy only the files that the model's own one imports, so it names all of them.
+void name_all_files(std::map<std::string, std::string>& files) {
+  std::string& model = files.at(std::string(kModel));
+  const std::vector<std::string> named = imports(model);
+  model += "\n# Named here for loaders that copy only what this file imports.\n";
+  for (const auto& [name, text] : files) {
+    if (name == kModel || std::ranges::find(named, name) != named.end()) continue;
+    const std::string module = name.substr(0, name.size() - std::string_view(".py").size());
+    model += fmt::format("from .{} import __name__ as _  # noqa: E402, F401\n", module);
+  }
 }
 
 }  // namespace
@@ -67,7 +80,7 @@ std::map<std::string, std::string> remote_code(const LanguageModelConfig& model)
   std::set<std::string> mixers;
   for (const MixerChoice& choice : model.pattern) mixers.insert(choice.type->name);
   std::map<std::string, std::string> files{{std::string(kMixers), mixers_file(mixers)}};
-  std::vector<std::string> open{"configuration_weft.py", "modeling_weft.py", std::string(kMixers)};
+  std::vector<std::string> open{"configuration_weft.py", std::string(kModel), std::string(kMixers)};
   while (!open.empty()) {
     const std::string name = std::move(open.back());
     open.pop_back();
@@ -81,6 +94,7 @@ std::map<std::string, std::string> remote_code(const LanguageModelConfig& model)
       if (next != kMixers) open.push_back(std::move(next));
     }
   }
+  name_all_files(files);
   return files;
 }
 

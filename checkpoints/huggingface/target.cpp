@@ -5,6 +5,7 @@
 #include <set>
 
 #include "autograd/check.h"
+#include "checkpoints/huggingface/targets/fla.h"
 #include "checkpoints/huggingface/targets/kimi_linear.h"
 #include "checkpoints/huggingface/targets/llama_family.h"
 #include "checkpoints/huggingface/targets/minimax.h"
@@ -89,6 +90,8 @@ const std::vector<HubTarget>& hub_targets() {
       minimax_target(),
       kimi_linear_target(),
       weft_target(),
+      fla_kda_target(),
+      fla_gated_deltanet_target(),
   };
   return targets;
 }

@@ -228,7 +228,9 @@ def check(directory: pathlib.Path, arguments: argparse.Namespace) -> dict:
         expected = arguments.expected or directory / "expected.safetensors"
         subject = Subject(directory, expected, arguments.device, arguments.quick)
         figures = subject.figures
-        checks = [subject.check_logits, subject.check_greedy, subject.check_generate]
+        checks = [subject.check_logits, subject.check_greedy]
+        # Whether a cache changes text is transformers' own affair in its classes.
+        checks += [subject.check_generate] if subject.is_weft or not subject.quick else []
         if subject.is_weft:
             checks += [subject.check_splits, subject.check_padding, subject.check_beams, subject.check_training]
             checks += [] if arguments.quick else [subject.check_bf16]

@@ -20,8 +20,8 @@ namespace {
 static_assert(std::endian::native == std::endian::little);
 
 constexpr std::array<std::int64_t, 6> kLengths = {1, 2, 63, 64, 65, 257};
-constexpr std::array<std::int64_t, 4> kPrompts = {1, 7, 33, 80};
-constexpr std::int64_t kGreedyTokens = 64;
+constexpr std::array<std::int64_t, 3> kPrompts = {1, 33, 80};
+constexpr std::int64_t kGreedyTokens = 48;
 // Of all logits that are compared: 256 MiB.
 constexpr std::int64_t kMostLogits = std::int64_t{64} << 20;
 constexpr std::uint64_t kMostOutput = std::uint64_t{16} << 20;
