@@ -27,6 +27,12 @@ void append_normalized(UnicodeForm form, std::string_view text, std::string& out
   out.append(reinterpret_cast<const char*>(result), static_cast<std::size_t>(bytes));
 }
 
+// Of a character that the table leaves as it is: it is newer than the rules of the table, but not than the library's.
+bool changes_by_itself(UnicodeForm form, std::uint32_t code_point) {
+  const utf8proc_property_t* const property = utf8proc_get_property(static_cast<utf8proc_int32_t>(code_point));
+  return property->combining_class != 0 || (form == UnicodeForm::nfkc && property->decomp_type != 0);
+}
+
 const char* skip_ascii(const char* p, const char* end) {
   constexpr std::uint64_t kHighBits = 0x8080808080808080ull;
   for (; end - p >= 8; p += 8) {
@@ -63,6 +69,7 @@ bool normalize_unicode(UnicodeForm form, std::string_view text, std::string& out
       if (!may_change(classes, form, follower.code_point)) break;
       stretch += follower.bytes;
     }
+    if (previous < p && changes_by_itself(form, utf8_char_at(previous).code_point)) previous = p;
     if (copied == begin) out.clear();
     out.append(copied, previous);
     append_normalized(form, {previous, static_cast<std::size_t>(stretch - previous)}, out);

@@ -23,8 +23,8 @@ enum class EncodeMode {
 // Ids of the tokens that begin and end a document; -1 is none. What is not given is found by the rule of
 // make_tokenizer.
 struct BoundaryIds {
-  std::optional<std::int64_t> bos;
-  std::optional<std::int64_t> eos;
+  std::optional<std::int64_t> bos = {};
+  std::optional<std::int64_t> eos = {};
 };
 
 // Const and without locks: any number of threads may use one object at once.
