@@ -146,7 +146,7 @@ TEST(PrepareErrors, Outputs) {
   options = options_for(folder / "options", {folder / "a.txt"});
   options.tokenizer = "some.json";
   EXPECT_EQ(message_of(ExitCode::config, [&] { prepare(options); }),
-            "tokenizer \"some.json\": this build has the tokenizer \"byte\" and cannot read tokenizer files");
+            "tokenizer \"some.json\": neither \"byte\" nor the path of a tokenizer's file");
 }
 
 TEST(PrepareErrors, FullDisk) {
