@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .weft_layers import Mixer, Site, linear, rms_norm, rotary, wide
-from .weft_softmax import KeyValues
+from .weft_softmax import KeyValues, attention_weights, query_tiles, weighted_values
 
 
 class Mla(Mixer):
@@ -22,7 +22,7 @@ class Mla(Mixer):
 
     The first tokens of a sequence attend in this form. All that follow use <q_n, U c> = <q_n U, c> and
     sum_j p_j V c_j = V sum_j p_j c_j, with U, V the rows of a head in wkv_b: queries [q_n U, q_r] attend to the latents
-    themselves. State: [c, k_r] of every token, as the key of one head, and c, as its value.
+    themselves, the key [c, k_r] and value c of one head. State: [c, k_r] of every token.
     """
 
     def __init__(self, options: dict, site: Site):
@@ -41,7 +41,7 @@ class Mla(Mixer):
         self.parameter("wkv_b", self.H * (self.D_n + self.D_V), self.d_c)
         self.parameter("wo", d, self.H * self.D_V)
         self.rope = rotary(options, self.D_r)
-        self.latents, self.expanded = KeyValues(), KeyValues()
+        self.expanded = KeyValues()
 
     def forward(self, x: Tensor, state: dict) -> Tensor:
         T, start = x.shape[0], state["length"]
@@ -60,11 +60,21 @@ class Mla(Mixer):
             k_n, v = linear(c, self.wkv_b).view(T, self.H, -1).split([self.D_n, self.D_V], -1)
             k = torch.cat([k_n, k_r.expand(-1, self.H, -1)], -1)
             o = self.expanded.attention(torch.cat([q_n, q_r], -1), k, v, {}, 0, scale=scale)
-            self.latents.extend(state, key, c[:, None], 0)
+            state["latents"] = key
         else:
             U, V = wide(self.wkv_b).view(self.H, -1, self.d_c).split([self.D_n, self.D_V], 1)
             q_c = torch.einsum("thn,hnc->thc", wide(q_n), U).to(q_r.dtype)
-            context = self.latents.attention(torch.cat([q_c, q_r], -1), key, c[:, None], state, start, scale=scale)
+            state["latents"] = torch.cat([state["latents"], key])
+            context = self.absorbed(torch.cat([q_c, q_r], -1), state["latents"], start, scale)
             o = torch.einsum("thc,hvc->thv", wide(context), V).to(q_r.dtype)
         state["length"] = start + T
         return linear(o.reshape(T, -1), self.wo)
+
+    def absorbed(self, q: Tensor, latents: Tensor, start: int, scale: float) -> Tensor:
+        """q [T, H, d_c + D_r] of the tokens from position `start` on, latents [S, 1, d_c + D_r] -> [T, H, d_c]."""
+        pieces = []
+        for begin, end in query_tiles(start, q.shape[0]):
+            at = torch.arange(end, device=q.device)
+            p = attention_weights(q[begin - start : end - start], latents[:end], at <= at[begin:, None], scale)
+            pieces.append(weighted_values(p, latents[:end, :, : self.d_c]))
+        return torch.cat(pieces)
