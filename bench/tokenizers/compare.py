@@ -22,7 +22,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests/golden"))
 from tokenizers import Tokenizer  # noqa: E402
 
-from tokenizer_styles import STYLES, random_text, train  # noqa: E402
+from tokenizer_styles import random_text, train  # noqa: E402
 
 SIZES = {"gpt2": 50257, "llama3": 128000, "qwen2": 100000, "smollm": 49152}
 
@@ -84,16 +84,17 @@ def main():
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--megabytes", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--styles", nargs="*", default=list(SIZES), help="that are trained if they are not there")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     text_path = arguments.folder / "text"
     if not text_path.exists():
         make_text(text_path, arguments.megabytes * 1_000_000)
     documents = [document.decode("utf-8", "replace") for document in text_path.read_bytes().split(b"\0")]
-    for style, size in SIZES.items():
+    for style in arguments.styles:
         path = arguments.folder / f"{style}.json"
         if not path.exists():
-            train(style, documents[::4], size).save(str(path))
+            train(style, documents[::4], SIZES[style]).save(str(path))
     different = 0
     for path in sorted(arguments.folder.glob("*.json")):
         ids_path = arguments.folder / "ids"
