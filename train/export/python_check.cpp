@@ -64,7 +64,7 @@ void write_expected(LanguageModel& model, const fs::path& path) {
   }
   for (std::size_t i = 0; i < kPrompts.size(); ++i) {
     const std::vector<std::int32_t> prompt = probe_tokens(kPrompts[i], V);
-    const GenerateOptions options{.tokens = kGreedyTokens, .eos = -1, .sampling = {.temperature = 0.0}};
+    const GenerateOptions options{.tokens = kGreedyTokens, .stop = {}, .sampling = {.temperature = 0.0}};
     put(fmt::format("prompt.{}", i), prompt);
     put(fmt::format("greedy.{}", i), generate(model, prompt, options).tokens);
   }
