@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "autograd/check.h"
+#include "data/storage/text.h"
 
 namespace weft {
 namespace {
@@ -32,9 +33,7 @@ constexpr std::array<const char*, 18> kWithoutMeaning = {"architectures",
 
 std::string shown(const nlohmann::json& value) {
   constexpr std::size_t kMost = 60;
-  std::string text = value.dump();
-  if (text.size() > kMost) text = text.substr(0, kMost) + "...";
-  return text;
+  return printable(value.dump(), kMost);
 }
 
 }  // namespace
@@ -62,7 +61,7 @@ bool ConfigReader::has(const std::string& key) const {
 }
 
 void ConfigReader::refuse(const std::string& key, const std::string& why) const {
-  config_error("{}: {} = {}: {}", source_, key, shown(object_->at(key)), why);
+  config_error("{}: {} = {}: {}", source_, printable(key), shown(object_->at(key)), why);
 }
 
 std::int64_t ConfigReader::integer(const std::string& key, std::int64_t min, std::int64_t max) {

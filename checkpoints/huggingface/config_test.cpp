@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "autograd/check.h"
 #include "checkpoints/huggingface/rope_fields.h"
 #include "checkpoints/huggingface/target.h"
+#include "checkpoints/huggingface/tensor_map.h"
 #include "data/storage/json.h"
 #include "modules/rope_options.h"
 
@@ -137,10 +139,12 @@ TEST(HubConfig, RefusesWhatItDoesNotUnderstand) {
        ": layer_types = [\"full_attention\",\"x\",\"full_attention\",\"full_attention\"]: the class has "
        "full_attention"},
       {qwen("qwen2", {{"layer_types", json(std::vector<std::string>(4, "sliding_attention"))}}),
-       ": layer_types = [\"sliding_attention\",\"sliding_attention\",\"sliding_attention\"...: sliding_attention without"},
+       ": layer_types = [\"sliding_attention\",\"sliding_attention\",\"sliding_attention\"...: sliding_attention "
+       "without"},
       {qwen("mistral", {{"layer_types", json(std::vector<std::string>(4, "full_attention"))}}),
-       ": layer_types = [\"full_attention\",\"full_attention\",\"full_attention\",\"full_att...: the class has the "
+       ": layer_types = [\"full_attention\",\"full_attention\",\"full_attention\",\"full_at...: the class has the "
        "same"},
+      {with(llama(), {{"\x1b[31m", 1}}), ": ?[31m = 1: a field that is not understood"},
       {rope({{"rope_type", "dynamic"}, {"factor", 2.0}}),
        ": rope_parameters: rope_type = \"dynamic\": its frequencies follow the length of each text"},
       {rope({{"rope_type", "longrope"}}),
@@ -172,6 +176,57 @@ TEST(HubConfig, RefusesWhatItDoesNotUnderstand) {
       EXPECT_TRUE(std::string(error.what()).starts_with("m/config.json" + c.message)) << error.what();
     }
   }
+}
+
+// Configs damaged at random: read or refused with a message that a terminal can show, and what is read has rules that
+// hold its parameters.
+TEST(HubConfigSweep, DamagedConfigsAreReadOrRefused) {
+  std::vector<std::string> texts;
+  for (const json& config :
+       {with(llama(), {{"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}, {"mscale", 0.7}, {"mscale_all_dim", 1}}}}),
+        qwen("qwen3", {{"layer_types", json(std::vector<std::string>(4, "full_attention"))}, {"head_dim", 16}}),
+        qwen("mistral", {{"sliding_window", 16}, {"eos_token_id", {2, 3}}}),
+        qwen("qwen2", {{"rope_parameters", {{"rope_type", "linear"}, {"factor", 2}, {"rope_theta", 1e4}}}})}) {
+    texts.push_back(config.dump());
+  }
+  const std::string alphabet = "0123456789.-eE\"{}[],:ntrufalse\x01\x7f\xc3\xa9 ";
+  std::mt19937 random(7);
+  int read_well = 0;
+  for (int trial = 0; trial < 40000; ++trial) {
+    std::string text = texts[static_cast<std::size_t>(trial) % texts.size()];
+    const auto changes = 1 + random() % 3;
+    for (unsigned long i = 0; i < changes; ++i) {
+      const std::size_t at = random() % text.size();
+      const char c = alphabet[random() % alphabet.size()];
+      switch (random() % 3) {
+        case 0:
+          text[at] = c;
+          break;
+        case 1:
+          text.insert(at, 1, c);
+          break;
+        default:
+          text.erase(at, 1 + random() % 8);
+      }
+    }
+    try {
+      const json config = parse_strict(text, "damaged");
+      const HubTarget& target = hub_target_of(config, "damaged");
+      const HubModel hub = target.read_config(config, "damaged");
+      ++read_well;
+      if (hub.model.layers > 64) continue;
+      LanguageModel model(hub.model);
+      const TensorMap map(target.tensors(hub.model), model.parameters().all());
+      EXPECT_TRUE(target.obstacles(hub.model).size() <= 1) << text;
+    } catch (const Error& error) {
+      EXPECT_TRUE(error.code() == ExitCode::config || error.code() == ExitCode::storage) << error.what() << "\n"
+                                                                                         << text;
+      for (const char c : std::string_view(error.what())) {
+        EXPECT_TRUE(static_cast<unsigned char>(c) >= 0x20 && c != 0x7f) << error.what();
+      }
+    }
+  }
+  EXPECT_GT(read_well, 1000);
 }
 
 // Frequencies that transformers computes, in fp32.
