@@ -41,8 +41,8 @@ class UnicodeClasses {
   CharClass char_class(std::uint32_t code_point) const { return static_cast<CharClass>(bits(code_point) & 3); }
   // \w: alphabetic, mark, decimal number, connector, joiner.
   bool word(std::uint32_t code_point) const { return (bits(code_point) & 4) != 0; }
-  // Whether normalisation to this form, by the rules of Unicode 9 as `tokenizers` has them, may change, move, or join to
-  // its predecessor such a character. Text without them is normalised.
+  // Whether normalisation to this form, by the rules of Unicode 9 as `tokenizers` has them, may change, move, or join
+  // to its predecessor such a character. Text without them is normalised.
   bool may_change_in_nfc(std::uint32_t code_point) const { return (bits(code_point) & 8) != 0; }
   bool may_change_in_nfkc(std::uint32_t code_point) const { return (bits(code_point) & 16) != 0; }
 
