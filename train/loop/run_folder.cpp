@@ -58,12 +58,16 @@ LoadedModel load_model(const fs::path& path) {
     loaded.recipe = parse_recipe(recipe_of(reader), (reader.directory() / "manifest.json").string());
     loaded.tokenizer_files = tokenizer_of(reader);
     loaded.tokenizer = loaded.tokenizer_files.tokenizer;
-    if (loaded.tokenizer == nullptr && !loaded.recipe.task) {
+    const bool has_own_vocabulary = loaded.recipe.model.vocabulary != 0;
+    if (loaded.tokenizer == nullptr && !loaded.recipe.task && !has_own_vocabulary) {
       storage_error("{}: the manifest names neither a tokenizer nor a task", reader.directory().string());
     }
-    const std::int64_t vocabulary = loaded.recipe.task
-                                        ? make_task(*loaded.recipe.task, data_seed(loaded.recipe))->vocabulary()
-                                        : loaded.tokenizer->vocab_size();
+    std::int64_t vocabulary = 0;
+    if (loaded.recipe.task) {
+      vocabulary = make_task(*loaded.recipe.task, data_seed(loaded.recipe))->vocabulary();
+    } else if (loaded.tokenizer != nullptr) {
+      vocabulary = loaded.tokenizer->vocab_size();
+    }
     loaded.model = std::make_unique<LanguageModel>(language_model_config(loaded.recipe, vocabulary));
     loaded.model->initialise(static_cast<std::uint64_t>(loaded.recipe.run.seed), DType::f32);
     load_parameters(reader, *loaded.model);
@@ -76,6 +80,9 @@ LoadedModel load_model(const fs::path& path) {
 
 LoadedModel load_text_model(const fs::path& path) {
   LoadedModel loaded = load_model(path);
+  if (loaded.tokenizer == nullptr && !loaded.recipe.task) {
+    config_error("{}: imported without a tokenizer, so that there is no text for its tokens", path.string());
+  }
   if (loaded.tokenizer == nullptr) {
     config_error("{}: trained on the task {}, whose tokens are no text; score it with weft eval --task", path.string(),
                  loaded.recipe.task->type->name);

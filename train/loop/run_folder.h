@@ -29,7 +29,8 @@ void read_run_or_checkpoint(const std::filesystem::path& path,
 struct LoadedModel {
   Recipe recipe;
   TokenizerBundle tokenizer_files;
-  std::shared_ptr<const Tokenizer> tokenizer;  // of these files; null: trained on a task whose tokens are symbols
+  std::shared_ptr<const Tokenizer>
+      tokenizer;  // of these files; null: trained on a task whose tokens are symbols, or imported without one
   std::unique_ptr<LanguageModel> model;
   std::filesystem::path checkpoint;
   std::int64_t step = 0;
