@@ -13,6 +13,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr std::uint64_t kMostBytes = std::uint64_t{1} << 20;
+
 class Seeds {
  public:
   Seeds(const fs::path& corpus, const std::string& target) : folder_(corpus / target) {
@@ -27,7 +29,12 @@ class Seeds {
     for (const auto& hostile : cases) add(hostile.name, hostile.bytes);
   }
   void add_file(const fs::path& path) const {
-    add(path.filename().string(), weft::read_small_file(path, std::uint64_t{1} << 20));
+    add(path.filename().string(), weft::read_small_file(path, kMostBytes));
+  }
+  void add_folder(const fs::path& folder, const std::string& extension) const {
+    for (const auto& file : fs::directory_iterator(folder)) {
+      if (file.path().extension() == extension) add_file(file.path());
+    }
   }
 
  private:
@@ -60,5 +67,14 @@ int main(int argc, char** argv) {
   const Seeds gguf(corpus, "gguf");
   gguf.add_all(weft::gguf_tests::hostile_files());
   gguf.add_file("tests/golden/gguf/tiny.gguf");
+
+  const Seeds tokenizer_json(corpus, "tokenizer_json");
+  tokenizer_json.add_folder("tests/golden/tokenizers", ".json");
+  const Seeds sentencepiece(corpus, "sentencepiece");
+  sentencepiece.add_folder("tests/golden/sentencepiece", ".model");
+  const Seeds config(corpus, "config");
+  for (const auto& model : fs::directory_iterator("tests/golden/models")) {
+    config.add(model.path().filename().string(), weft::read_small_file(model.path() / "config.json", kMostBytes));
+  }
   return 0;
 }

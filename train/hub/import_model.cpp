@@ -1,7 +1,6 @@
 #include "train/hub/import_model.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -12,6 +11,7 @@
 #include "checkpoints/writer.h"
 #include "data/storage/file.h"
 #include "data/storage/json.h"
+#include "data/tokenizers/tokenizer_files.h"
 #include "train/hub/imported_recipe.h"
 #include "train/loop/training_state.h"
 #include "train/recipe/recipe.h"
@@ -20,10 +20,8 @@ namespace weft {
 namespace fs = std::filesystem;
 namespace {
 
-// What of a model's folder belongs to its tokenizer; copied as it is.
-constexpr std::array<const char*, 5> kTokenizerFiles = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-                                                        "special_tokens_map.json", "generation_config.json"};
-constexpr std::uint64_t kMaxTokenizerBytes = std::uint64_t{256} << 20;
+constexpr const char* kTokenizerJson = "tokenizer.json";
+constexpr const char* kTokenizerModel = "tokenizer.model";
 
 // The folder being written; gone unless it gets its name.
 class Aside {
@@ -117,15 +115,20 @@ class ParameterReader {
   std::optional<Error> error_;
 };
 
-std::string copy_tokenizer(const fs::path& from, const fs::path& to) {
-  std::string found;
-  if (!fs::is_directory(from)) return found;
-  for (const char* name : kTokenizerFiles) {
-    if (!fs::exists(from / name)) continue;
-    write_file_atomically(to / name, read_small_file(from / name, kMaxTokenizerBytes));
-    if (found.empty() && std::string_view(name).starts_with("tokenizer.")) found = name;
+// The tokenizer of the model, and its files in the new folder `to`; none if the model has none. The config goes with
+// them, since BOS and EOS may be told there.
+TokenizerBundle copy_tokenizer(const HubFiles& files, const fs::path& to) {
+  write_file_atomically(to / "config.json", files.config->dump(2) + "\n");
+  const fs::path from = files.path;
+  TokenizerBundle bundle;
+  if (!files.tokenizer_json.empty()) {
+    write_file_atomically(to / kTokenizerJson, files.tokenizer_json);
+    bundle = open_tokenizer(to.string());
+  } else if (fs::exists(from / kTokenizerJson) || fs::exists(from / kTokenizerModel)) {
+    bundle = open_tokenizer(files.path);
   }
-  return found;
+  for (const TokenizerFile& file : bundle.files) write_file_atomically(to / file.name, file.content);
+  return bundle;
 }
 
 }  // namespace
@@ -149,7 +152,11 @@ ImportResult import_model(const fs::path& path, const fs::path& out, const Impor
   const Recipe described = parse_recipe(recipe, "recipe.toml", own);
 
   Aside aside(folder);
-  const std::string tokenizer = copy_tokenizer(path, aside.path());
+  const TokenizerBundle tokenizer = copy_tokenizer(files, aside.path());
+  if (tokenizer.tokenizer && tokenizer.tokenizer->vocab_size() > files.model.model.vocabulary) {
+    config_error("{}: its tokenizer has {} ids, but the embedding has {} rows", files.path,
+                 tokenizer.tokenizer->vocab_size(), files.model.model.vocabulary);
+  }
   ParameterReader reader(files, map, model.parameters().element_count(), progress);
   CheckpointState state;
   for (const Parameter* p : model.parameters().all()) {
@@ -158,12 +165,13 @@ ImportResult import_model(const fs::path& path, const fs::path& out, const Impor
     state.slices.push_back(reader.slice(*p));
   }
   state.state = fresh_training_state();
-  state.provenance = canonical({{"recipe", resolved_recipe(described)},
-                                {"recipe_digest", recipe_digest(described)},
-                                {"datasets", nlohmann::json::array()},
-                                {"tokenizer", tokenizer},
-                                {"imported_from", fs::absolute(path).lexically_normal().string()},
-                                {kHubFactsKey, to_json(hub_facts_of(*files.target, files.model))}});
+  nlohmann::json provenance = {{"recipe", resolved_recipe(described)},
+                               {"recipe_digest", recipe_digest(described)},
+                               {"datasets", nlohmann::json::array()},
+                               {"imported_from", fs::absolute(path).lexically_normal().string()},
+                               {kHubFactsKey, to_json(hub_facts_of(*files.target, files.model))}};
+  attach_tokenizer(tokenizer, state, provenance);
+  state.provenance = canonical(provenance);
   state.info = canonical({{"config", *files.config}});
   SingleProcess group;
   const SaveResult saved = save_checkpoint(aside.path(), state, group);
@@ -176,7 +184,7 @@ ImportResult import_model(const fs::path& path, const fs::path& out, const Impor
   return {.folder = out,
           .checkpoint = folder / saved.directory.lexically_relative(aside.path()),
           .target = files.target->name,
-          .tokenizer = tokenizer,
+          .tokenizer = tokenizer.tokenizer ? tokenizer.tokenizer->name() : "",
           .parameters = model.parameters().element_count(),
           .tensors = static_cast<std::int64_t>(map.rules().size()),
           .digest = saved.digest};

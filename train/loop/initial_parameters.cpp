@@ -15,10 +15,12 @@ constexpr const char* kInitFrom = "init_from";
 
 }  // namespace
 
-std::string load_initial_parameters(const std::string& path, LanguageModel& model, const Stream& stream) {
+std::string load_initial_parameters(const std::string& path, LanguageModel& model, const TokenizerIdentity& data,
+                                    const Stream& stream) {
   if (!std::filesystem::exists(path)) config_error("model.init_from: {}: no such run or checkpoint", path);
   nlohmann::json origin = nlohmann::json::object();
   read_run_or_checkpoint(path, [&](const CheckpointReader& reader) {
+    if (!tokenizer_identity_of(reader).name.empty()) check_same_tokenizer(reader, data, "the data");
     load_parameters(reader, model, stream);
     origin = nlohmann::json::object();
     origin[kInitFrom] = {{"path", path}, {"step", reader.step()}, {"digest", reader.digest()}};

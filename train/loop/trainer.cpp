@@ -103,6 +103,11 @@ TrainingParts Trainer::parts() {
   return {compute_.place(), model_, *optimizer_, guard_, policy_, progress_};
 }
 
+TokenizerIdentity Trainer::data_tokenizer() const {
+  const std::shared_ptr<const Tokenizer>& tokenizer = data_->tokenizer().tokenizer;
+  return tokenizer ? identity_of(*tokenizer) : TokenizerIdentity{};
+}
+
 bool Trainer::due(std::int64_t every) const {
   return every > 0 && progress_.step % every == 0;
 }
@@ -153,8 +158,7 @@ void Trainer::load(const CheckpointReader& reader) {
         "{}: the run in this folder has another model or data order; choose another run.name, or change these back:{}",
         folder_.string(), incompatible);
   }
-  const std::shared_ptr<const Tokenizer>& tokenizer = data_->tokenizer().tokenizer;
-  check_same_tokenizer(reader, tokenizer ? identity_of(*tokenizer) : TokenizerIdentity{}, "the data");
+  check_same_tokenizer(reader, data_tokenizer(), "the data");
   load_training_state(reader, parts());
   take_validation_of(reader);
   origin_ = origin_of(reader);
@@ -202,7 +206,7 @@ void Trainer::resume_from(const ResumeChoice& choice) {
     log_.info(fmt::format("resumed from {} (step {}, {} tokens)", loaded->directory.string(), progress_.step,
                           short_count(static_cast<double>(progress_.tokens))));
   } else if (!recipe_.model.init_from.empty()) {
-    origin_ = load_initial_parameters(recipe_.model.init_from, model_, compute_.place().stream);
+    origin_ = load_initial_parameters(recipe_.model.init_from, model_, data_tokenizer(), compute_.place().stream);
     log_.info("the parameters are those of " + recipe_.model.init_from);
   }
 }

@@ -81,6 +81,7 @@ class Trainer {
   void check_saved() const;
   void check_replicas();
   TrainingParts parts();
+  TokenizerIdentity data_tokenizer() const;
   bool due(std::int64_t every) const;
   bool finished() const { return progress_.step >= recipe_.run.steps; }
 

@@ -37,10 +37,12 @@ ModelPart mixer_part(const Recipe& recipe, const MixerTable& table) {
 }
 
 ModelPart feed_forward_part(const Recipe& recipe) {
-  const std::int64_t width = recipe.model.width, hidden = recipe.model.ffn_hidden(), layers = recipe.model.layers;
+  const FeedForwardShape shape{
+      .width = recipe.model.width, .hidden = recipe.model.ffn_hidden(), .bias = recipe.model.ffn_bias};
+  const std::int64_t layers = recipe.model.layers;
   return {.name = "feed-forward",
           .declare = [=](const ParameterScope& scope) -> SpecimenFunction {
-            const auto network = std::make_shared<const FeedForward>(scope, width, hidden, layers);
+            const auto network = std::make_shared<const FeedForward>(scope, shape, layers);
             return [network](Tape& tape, std::span<const Var> in, const SpecimenRow&) {
               return std::vector{network->forward(tape, in[0])};
             };
@@ -50,7 +52,8 @@ ModelPart feed_forward_part(const Recipe& recipe) {
           .output_names = {"output"},
           .flops =
               [=](std::int64_t T, std::int64_t) {
-                return 18.0 * static_cast<double>(T) * static_cast<double>(width) * static_cast<double>(hidden);
+                return 18.0 * static_cast<double>(T) * static_cast<double>(shape.width) *
+                       static_cast<double>(shape.hidden);
               }};
 }
 

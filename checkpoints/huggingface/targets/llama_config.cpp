@@ -1,5 +1,6 @@
 // config.json of the Llama family, both ways.
 #include <algorithm>
+#include <set>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -141,9 +142,8 @@ HubModel read_llama_config(const LlamaFamily& family, const json& object, const 
   const AttentionSizes sizes = read_heads(config, object, family, model.width);
   const LayerBiases biases = read_biases(config, family);
   const LayerKinds kinds = read_layer_kinds(config, object, family, model.layers);
-  std::vector<std::string> distinct = kinds.of_layer;
-  std::ranges::sort(distinct);
-  distinct.erase(std::ranges::unique(distinct).begin(), distinct.end());
+  const std::set<std::string> kinds_once(kinds.of_layer.begin(), kinds.of_layer.end());
+  const std::vector<std::string> distinct(kinds_once.begin(), kinds_once.end());
   const std::vector<HubRope> ropes = read_rope(config, distinct, 10000.0, hub.max_positions);
   config.finish();
 

@@ -1,6 +1,8 @@
 // The dense decoders of softmax attention that descend from Llama: one description of each class's differences.
 #pragma once
 
+#include <nlohmann/json.hpp>
+
 #include "checkpoints/huggingface/target.h"
 
 namespace weft {
