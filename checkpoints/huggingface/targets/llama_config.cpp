@@ -1,8 +1,8 @@
 // config.json of the Llama family, both ways.
 #include <algorithm>
-#include <set>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "autograd/check.h"
 #include "checkpoints/huggingface/common_fields.h"
