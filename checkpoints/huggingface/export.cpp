@@ -7,12 +7,11 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "checkpoints/huggingface/hub_files.h"
 #include "checkpoints/huggingface/remote_code.h"
 #include "checkpoints/huggingface/tensor_map.h"
 #include "checkpoints/huggingface/tokenizer_files.h"
-#include "checkpoints/safetensors/reader.h"
 #include "data/storage/file.h"
-#include "data/storage/json.h"
 
 namespace weft {
 namespace fs = std::filesystem;
@@ -135,15 +134,18 @@ void round_to_files(const ExportSource& source, SafetensorsDType dtype) {
 }
 
 Reread check_export(const ExportSource& source, const fs::path& folder) {
-  const std::string config_path = (folder / "config.json").string();
-  const nlohmann::json config = read_json_file(config_path, std::uint64_t{1} << 20);
-  const HubModel hub = source.target.read_config(config, config_path);
-  LanguageModel reread(hub.model);
+  const HubFiles files = open_hub_model(folder);
+  if (files.target->name != source.target.name) {
+    storage_error("{}: reread, it is a model of the class {}, not {}", folder.string(), files.target->name,
+                  source.target.name);
+  }
+  LanguageModel reread(files.model.model);
   reread.parameters().allocate(cpu_place());
-  const SafetensorsDirectory weights(folder);
-  const TensorMap map(source.target.tensors(hub.model), reread.parameters().all());
-  map.check(weights);
-  for (const Parameter* p : reread.parameters().all()) map.read_parameter(weights, p->name, p->value.span<float>());
+  const TensorMap map(files.target->tensors(files.model.model), reread.parameters().all());
+  map.check(*files.tensors);
+  for (const Parameter* p : reread.parameters().all()) {
+    map.read_parameter(*files.tensors, p->name, p->value.span<float>());
+  }
   if (const std::string difference = first_difference(source.model, reread); !difference.empty()) {
     storage_error("{}: reread, the model is another: {}", folder.string(), difference);
   }
@@ -166,7 +168,7 @@ Reread check_export(const ExportSource& source, const fs::path& folder) {
     storage_error(
         "{}: reread, the parameters are equal but logits differ by {:.3g} (largest {:.3g}): {} means another "
         "function",
-        folder.string(), result.max_difference, result.largest_logit, config_path);
+        folder.string(), result.max_difference, result.largest_logit, (folder / "config.json").string());
   }
   return result;
 }

@@ -12,15 +12,15 @@
 #include "checkpoints/huggingface/target.h"
 #include "checkpoints/safetensors/dtype.h"
 #include "checkpoints/safetensors/writer.h"
-#include "data/tokenizers/tokenizer.h"
+#include "data/tokenizers/tokenizer_files.h"
 
 namespace weft {
 
 struct ExportSource {
   const HubTarget& target;  // without obstacles
   const HubModel& hub;
-  LanguageModel& model;        // parameters in host memory, f32
-  const Tokenizer* tokenizer;  // nullptr: its tokens are no text
+  LanguageModel& model;              // parameters in host memory, f32
+  const TokenizerBundle* tokenizer;  // nullptr: its tokens are no text
 };
 
 struct ExportFiles {

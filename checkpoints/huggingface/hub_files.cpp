@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "autograd/check.h"
+#include "checkpoints/gguf/model.h"
 #include "checkpoints/safetensors/reader.h"
 #include "data/storage/json.h"
 
@@ -32,12 +33,40 @@ HubFiles open_folder(const fs::path& folder) {
   return files;
 }
 
+// A GGUF file and its tensors under Hugging Face's names.
+class GgufModel final : public TensorSource {
+ public:
+  explicit GgufModel(const fs::path& path) : file(path), renamed_(file) {}
+  const std::vector<SourceTensor>& tensors() const override { return renamed_.tensors(); }
+  std::string where(std::string_view name) const override { return renamed_.where(name); }
+  void read_floats(std::string_view name, std::int64_t row_begin, std::int64_t row_end,
+                   std::span<float> out) const override {
+    renamed_.read_floats(name, row_begin, row_end, out);
+  }
+
+  const GgufFile file;
+
+ private:
+  GgufModelTensors renamed_;
+};
+
+HubFiles open_gguf(const fs::path& path) {
+  auto model = std::make_unique<GgufModel>(path);
+  const std::string source = path.string();
+  HubFiles files = describe(path, parse_strict(gguf_config_json(model->file), source, kMaxConfigBytes), source);
+  files.tokenizer_json = gguf_tokenizer_json(model->file);
+  files.tensors = std::move(model);
+  return files;
+}
+
 }  // namespace
 
 HubFiles open_hub_model(const fs::path& path) {
   if (!fs::exists(path)) config_error("{}: no such folder or file", path.string());
   if (fs::is_directory(path)) return open_folder(path);
-  config_error("{}: expected the folder of a model, with config.json and its weights as safetensors", path.string());
+  if (path.extension() == ".gguf") return open_gguf(path);
+  config_error("{}: expected the folder of a model, with config.json and its weights as safetensors, or a .gguf file",
+               path.string());
 }
 
 }  // namespace weft

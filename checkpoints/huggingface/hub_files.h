@@ -1,4 +1,4 @@
-// A foreign model where it lies: a folder in Hugging Face's form.
+// A foreign model where it lies: a folder in Hugging Face's form, or a GGUF file, seen as one.
 #pragma once
 
 #include <filesystem>
@@ -17,6 +17,7 @@ struct HubFiles {
   HubModel model;
   std::shared_ptr<const nlohmann::json> config;  // config.json
   std::unique_ptr<TensorSource> tensors;
+  std::string tokenizer_json;  // of a GGUF file; in folders it is a file
 };
 
 // Reads config.json and the headers of the weights. Error (config, storage) for what is no model, and for models that

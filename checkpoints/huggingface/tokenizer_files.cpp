@@ -91,22 +91,24 @@ void write_json(const fs::path& path, const Json& json) {
 
 }  // namespace
 
-void write_tokenizer_files(const Tokenizer& tokenizer, std::int64_t max_positions, const fs::path& folder) {
-  if (tokenizer.name() == "byte") {
-    write_json(folder / "tokenizer.json", byte_tokenizer_json());
-  } else {
-    write_file_atomically(folder / tokenizer.name(), tokenizer.file());
+void write_tokenizer_files(const TokenizerBundle& bundle, std::int64_t max_positions, const fs::path& folder) {
+  const Tokenizer& tokenizer = *bundle.tokenizer;
+  for (const TokenizerFile& file : bundle.files) {
+    if (file.name != "generation_config.json") write_file_atomically(folder / file.name, file.content);
   }
+  if (tokenizer.name() == "byte") write_json(folder / "tokenizer.json", byte_tokenizer_json());
   Json special = Json::object();
   if (const auto bos = content_of(tokenizer, tokenizer.bos_id())) special["bos_token"] = *bos;
   if (const auto eos = content_of(tokenizer, tokenizer.eos_id())) special["eos_token"] = *eos;
-  write_json(folder / "special_tokens_map.json", special);
+  const fs::path map = folder / "special_tokens_map.json", description = folder / "tokenizer_config.json";
+  if (!fs::exists(map)) write_json(map, special);
+  if (fs::exists(description)) return;
   Json config = special;
   config["clean_up_tokenization_spaces"] = false;
   if (max_positions > 0) config["model_max_length"] = max_positions;
   // A tokenizer.model is read by a class of its own.
   config["tokenizer_class"] = tokenizer.name() == "tokenizer.model" ? "LlamaTokenizer" : "PreTrainedTokenizerFast";
-  write_json(folder / "tokenizer_config.json", config);
+  write_json(description, config);
 }
 
 }  // namespace weft

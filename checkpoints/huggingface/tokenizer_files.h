@@ -5,12 +5,13 @@
 #include <cstdint>
 #include <filesystem>
 
-#include "data/tokenizers/tokenizer.h"
+#include "data/tokenizers/tokenizer_files.h"
 
 namespace weft {
 
-// A tokenizer that was read from a file gets that file, byte for byte; the byte tokenizer a tokenizer.json of the same
-// ids. `max_positions`: 0 is unknown.
-void write_tokenizer_files(const Tokenizer& tokenizer, std::int64_t max_positions, const std::filesystem::path& folder);
+// The tokenizer's own files, byte for byte, and what is missing beside them; the byte tokenizer gets a tokenizer.json
+// of the same ids. generation_config.json is not of the tokenizer and not written. `max_positions`: 0 is unknown.
+void write_tokenizer_files(const TokenizerBundle& bundle, std::int64_t max_positions,
+                           const std::filesystem::path& folder);
 
 }  // namespace weft

@@ -3,6 +3,7 @@
 #include "data/bigram.h"
 #include "train/evaluate/evaluate.h"
 #include "train/evaluate/requests.h"
+#include "train/hub/hub_model_of.h"
 #include "train/loop/run_folder.h"
 #include "train/verbs/task_eval.h"
 
@@ -41,7 +42,7 @@ void run_requests(World& world, const EvalArguments& arguments) {
   if (world.is_root()) {
     const std::vector<ScoreRequest> requests = read_requests(arguments.requests);
     LoadedModel loaded = load_text_model(arguments.path);
-    score_requests(*loaded.model, *loaded.tokenizer, requests, loaded.recipe.data.sequence_length,
+    score_requests(*loaded.model, *loaded.tokenizer, requests, hub_model_of(loaded).max_positions,
                    [](const ContinuationScore& score) {
                      fmt::print("{}\n", nlohmann::json{{"loglikelihood", score.log_likelihood},
                                                        {"is_greedy", score.is_greedy},

@@ -5,9 +5,10 @@
 #include "checkpoints/reader.h"
 #include "data/storage/file.h"
 #include "data/storage/sha256.h"
-#include "train/export/choose_target.h"
-#include "train/export/model_card.h"
-#include "train/export/python_check.h"
+#include "train/hub/choose_target.h"
+#include "train/hub/hub_model_of.h"
+#include "train/hub/model_card.h"
+#include "train/hub/python_check.h"
 #include "train/loop/run_folder.h"
 #include "train/loop/run_log.h"
 #include "train/verbs/verbs.h"
@@ -19,14 +20,6 @@ namespace {
 SafetensorsDType stored_type(const std::string& name) {
   if (name == "fp32") return SafetensorsDType::f32;
   return name == "f16" ? SafetensorsDType::f16 : SafetensorsDType::bf16;
-}
-
-HubModel hub_model(const LoadedModel& loaded) {
-  HubModel hub{.model = loaded.model->config(), .max_positions = loaded.recipe.data.sequence_length, .eos = {}};
-  if (loaded.tokenizer == nullptr) return hub;
-  hub.bos = static_cast<std::int32_t>(loaded.tokenizer->bos_id());
-  if (loaded.tokenizer->eos_id() >= 0) hub.eos = {static_cast<std::int32_t>(loaded.tokenizer->eos_id())};
-  return hub;
 }
 
 std::uint64_t bytes_in(const fs::path& folder) {
@@ -102,9 +95,12 @@ void print_result(const ExportArguments& arguments, const HubTarget& target, con
 
 void run_export(const ExportArguments& arguments) {
   LoadedModel loaded = load_model(arguments.path);
-  const HubModel hub = hub_model(loaded);
+  const HubModel hub = hub_model_of(loaded);
   const HubTarget& target = choose_target(hub.model, arguments.target);
-  const ExportSource source{.target = target, .hub = hub, .model = *loaded.model, .tokenizer = loaded.tokenizer.get()};
+  const ExportSource source{.target = target,
+                            .hub = hub,
+                            .model = *loaded.model,
+                            .tokenizer = loaded.tokenizer == nullptr ? nullptr : &loaded.tokenizer_files};
   const SafetensorsDType dtype = stored_type(arguments.dtype);
   const fs::path staging = create_staging(arguments.out);
   nlohmann::json verification = {{"python", nullptr}};

@@ -1,4 +1,4 @@
-#include "train/export/choose_target.h"
+#include "train/hub/choose_target.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "train/export/model_card.h"
+#include "train/hub/model_card.h"
 
 namespace weft {
 

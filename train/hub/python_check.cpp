@@ -1,4 +1,4 @@
-#include "train/export/python_check.h"
+#include "train/hub/python_check.h"
 
 #include <array>
 #include <bit>
