@@ -246,7 +246,7 @@ TEST_F(TokenizerFolder, RefusesIdsAndTokensThatAreNone) {
             folder + "tokenizer_config.json: \"eos_token\" is expected to be the text of a token, found number");
   std::filesystem::remove(folder_ / "tokenizer.json");
   EXPECT_EQ(data_test::message_of(ExitCode::config, [&] { ids(); }),
-            "tokenizer \"" + folder + "\": the folder has no tokenizer.json");
+            "tokenizer \"" + folder + "\": the folder has neither tokenizer.json nor tokenizer.model");
 }
 
 }  // namespace
