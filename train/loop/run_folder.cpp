@@ -69,7 +69,7 @@ LoadedModel load_model(const fs::path& path) {
       vocabulary = loaded.tokenizer->vocab_size();
     }
     loaded.model = std::make_unique<LanguageModel>(language_model_config(loaded.recipe, vocabulary));
-    loaded.model->initialise(static_cast<std::uint64_t>(loaded.recipe.run.seed), DType::f32);
+    loaded.model->parameters().allocate(cpu_place());  // gradients are never touched, so they take no memory
     load_parameters(reader, *loaded.model);
     loaded.checkpoint = reader.directory();
     loaded.step = reader.step();
