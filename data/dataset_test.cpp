@@ -176,7 +176,8 @@ TEST(DatasetErrors, LyingManifests) {
             }),
             path + ": key \"n_tokens\": 1152921504606846976 is outside [1, 72057594037927936]");
   EXPECT_EQ(error_of([](json& m) { m["surprise"] = 1; }), path + ": unknown key \"surprise\"");
-  EXPECT_EQ(error_of([](json& m) { m["version"] = 3; }), path + ": dataset version 3, this build reads versions 1 to 2");
+  EXPECT_EQ(error_of([](json& m) { m["version"] = 3; }),
+            path + ": dataset version 3, this build reads versions 1 to 2");
   EXPECT_EQ(error_of([](json& m) { m.erase("tokenizer"); }), path + ": key \"tokenizer\" is missing");
   EXPECT_EQ(error_of([](json& m) { m["tokenizer"]["vocab_size"] = 258; }),
             shard + ": vocab_size is 257, dataset.json says 258");

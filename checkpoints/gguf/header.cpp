@@ -9,8 +9,8 @@
 
 #include "autograd/check.h"
 #include "checkpoints/safetensors/header.h"
-#include "data/storage/utf8.h"
 #include "data/storage/text.h"
+#include "data/storage/utf8.h"
 
 namespace weft {
 

@@ -6,8 +6,8 @@
 #include <sys/stat.h>
 
 #include "autograd/check.h"
-#include "data/storage/utf8.h"
 #include "data/storage/file.h"
+#include "data/storage/utf8.h"
 
 namespace weft {
 

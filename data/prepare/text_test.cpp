@@ -8,8 +8,8 @@
 #include "autograd/philox.h"
 #include "data/prepare/documents.h"
 #include "data/prepare/jsonl.h"
-#include "data/storage/utf8.h"
 #include "data/storage/json.h"
+#include "data/storage/utf8.h"
 
 namespace weft {
 namespace {

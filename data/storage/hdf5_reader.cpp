@@ -3,11 +3,11 @@
 #include <set>
 
 #include "autograd/check.h"
-#include "data/storage/utf8.h"
 #include "data/storage/file.h"
 #include "data/storage/hdf5.h"
 #include "data/storage/hdf5_library.h"
 #include "data/storage/text.h"
+#include "data/storage/utf8.h"
 
 namespace weft {
 

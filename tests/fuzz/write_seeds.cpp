@@ -28,9 +28,7 @@ class Seeds {
   void add_all(const Cases& cases) const {
     for (const auto& hostile : cases) add(hostile.name, hostile.bytes);
   }
-  void add_file(const fs::path& path) const {
-    add(path.filename().string(), weft::read_small_file(path, kMostBytes));
-  }
+  void add_file(const fs::path& path) const { add(path.filename().string(), weft::read_small_file(path, kMostBytes)); }
   void add_folder(const fs::path& folder, const std::string& extension) const {
     for (const auto& file : fs::directory_iterator(folder)) {
       if (file.path().extension() == extension) add_file(file.path());

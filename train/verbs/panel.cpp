@@ -9,9 +9,9 @@
 
 #include "data/storage/file.h"
 #include "data/storage/json.h"
-#include "train/verbs/child.h"
 #include "train/panel/panel_table.h"
 #include "train/recipe/recipe.h"
+#include "train/verbs/child.h"
 #include "train/verbs/verbs.h"
 
 namespace weft {
