@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "autograd/check.h"
 #include "data/tokenizers/unicode_classes.h"
 
 namespace weft {
@@ -49,6 +50,10 @@ std::size_t leading_space(std::string_view text) {
 
 AddedTokenMatcher::AddedTokenMatcher(std::vector<Pattern> patterns) : patterns_(std::move(patterns)) {
   if (patterns_.empty()) return;
+  for (const Pattern& pattern : patterns_) {
+    const std::size_t bytes = pattern.content.size();
+    WEFT_CHECK(bytes > 0 && bytes <= kMaxContentBytes, "an added token of {} bytes", bytes);
+  }
   std::vector<std::int32_t> order(patterns_.size());
   std::iota(order.begin(), order.end(), 0);
   const auto content = [this](std::int32_t i) -> const std::string& {
@@ -63,7 +68,7 @@ AddedTokenMatcher::AddedTokenMatcher(std::vector<Pattern> patterns) : patterns_(
 }
 
 // The node of the first `depth` bytes, which the sorted contents [first, last) share. Depth of recursion: the length of
-// a content, which the reader of the file bounds.
+// a content.
 std::uint32_t AddedTokenMatcher::add_node(std::size_t first, std::size_t last, std::size_t depth,
                                           const std::vector<std::int32_t>& order) {
   const auto content = [&](std::size_t i) -> const std::string& {

@@ -1,6 +1,7 @@
 // Tokens that are found in the text before anything else is done to it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -31,7 +32,10 @@ class AddedTokenMatcher {
     std::string content;  // as it is in the text that is searched; not empty
     AddedToken token;
   };
-  // Of equal contents the first counts.
+  // Of what the trie takes a level of recursion a byte.
+  static constexpr std::size_t kMaxContentBytes = 1024;
+
+  // Of equal contents the first counts. Contents are of 1 to kMaxContentBytes bytes.
   explicit AddedTokenMatcher(std::vector<Pattern> patterns);
 
   bool empty() const { return patterns_.empty(); }

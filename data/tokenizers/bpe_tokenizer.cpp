@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "autograd/check.h"
+#include "data/storage/text.h"
 #include "data/storage/utf8.h"
 #include "data/tokenizers/byte_alphabet.h"
 
@@ -20,6 +21,10 @@ std::vector<AddedTokenMatcher::Pattern> patterns_of(const BpeDefinition& definit
       if (token.normalized != normalized || token.special != special) continue;
       std::string content = token.content;
       if (normalized) content = normalize(definition.normalizer, token.content, buffer, spare);
+      if (content.size() > AddedTokenMatcher::kMaxContentBytes) {
+        storage_error("{}: the added token \"{}\" has {} bytes after the normalizer, at most {} are expected",
+                      definition.source, printable(token.content), content.size(), AddedTokenMatcher::kMaxContentBytes);
+      }
       if (!content.empty()) patterns.push_back({std::move(content), token});
     }
   }

@@ -30,6 +30,7 @@ struct BpeDefinition {
   std::vector<std::int32_t> suffix;  // and at its end
   std::int64_t bos = -1;
   std::int64_t eos = -1;
+  std::string source;       // what errors call the file
   std::string file;         // the text it was read from
   std::string description;  // canonical JSON of all of the above that decides ids, except tokens and merges
 };

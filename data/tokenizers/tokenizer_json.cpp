@@ -15,7 +15,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 22;
-constexpr std::size_t kMaxAddedBytes = 1024;
+constexpr std::size_t kMaxAddedBytes = AddedTokenMatcher::kMaxContentBytes;
 
 using Vocabulary = std::unordered_map<std::string_view, std::int32_t>;
 
@@ -230,6 +230,7 @@ std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string text, const std::str
     return found == root.end() ? none : *found;
   };
   BpeDefinition definition;
+  definition.source = source;
   Vocabulary vocabulary;
   json description;
   description["model"] = read_model(model, {source, "model"}, vocabulary, definition);

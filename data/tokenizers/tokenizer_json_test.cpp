@@ -176,6 +176,23 @@ TEST(TokenizerJson, RefusesWhatItDoesNotKnowOrUnderstand) {
   }
 }
 
+// An added token is short as it is written, but not as it is looked for.
+TEST(TokenizerJson, BoundsAddedTokensAsNormalised) {
+  json file = small();
+  file["added_tokens"][1] = {{"id", 5}, {"content", "xxxxxxxx"}, {"normalized", true}};
+  const auto message = [&](int bytes) {
+    file["normalizer"] = {{"type", "Replace"},
+                          {"pattern", {{"String", "x"}}},
+                          {"content", std::string(static_cast<std::size_t>(bytes), 'y')}};
+    return data_test::message_of(ExitCode::storage, [&] { parse_tokenizer_json(file.dump(), "file"); });
+  };
+  EXPECT_EQ(message(129),
+            "file: the added token \"xxxxxxxx\" has 1032 bytes after the normalizer, at most 1024 are expected");
+  file["normalizer"]["content"] = std::string(128, 'y');
+  EXPECT_EQ(parse_tokenizer_json(file.dump(), "file")->encode("xxxxxxxx", EncodeMode::prompt),
+            std::vector<std::int32_t>{5});
+}
+
 TEST(TokenizerJson, RefusesBrokenText) {
   const std::string text = small().dump();
   const auto message = [](std::string broken) {
