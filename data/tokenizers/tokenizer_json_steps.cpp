@@ -1,5 +1,6 @@
 #include "data/tokenizers/tokenizer_json_steps.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "autograd/check.h"
@@ -46,6 +47,33 @@ Pattern read_pattern(const json& part, const JsonPlace& place) {
   if (text.empty()) storage_error("{}: the pattern is empty", inner.text());
   return {regex, std::move(text)};
 }
+
+// How much longer steps after each other may make a text: a small file must not ask for memory without bound.
+class Growth {
+ public:
+  // A step that makes `before` bytes `after`, at worst.
+  void take(std::size_t before, std::size_t after, const JsonPlace& place) {
+    constexpr double kMostTimes = 256.0;
+    times_ *= std::max(1.0, static_cast<double>(after) / static_cast<double>(before));
+    if (times_ > kMostTimes) {
+      storage_error("{}: the steps up to this one make a text {:.4g} times as long at worst, at most {} is expected",
+                    place.text(), times_, kMostTimes);
+    }
+  }
+  // Bytes in front of the text.
+  void prepend(std::size_t bytes, const JsonPlace& place) {
+    constexpr std::size_t kMostBytes = 1024;
+    prepended_ += bytes;
+    if (prepended_ > kMostBytes) {
+      storage_error("{}: {} bytes in front of every text, at most {} are expected", place.text(), prepended_,
+                    kMostBytes);
+    }
+  }
+
+ private:
+  double times_ = 1.0;
+  std::size_t prepended_ = 0;
+};
 
 std::string read_literal(const json& part, const char* what, const JsonPlace& place) {
   Pattern pattern = read_pattern(part, place);
@@ -194,20 +222,25 @@ std::string string_or(const json& object, const char* key, const std::string& fa
 
 json read_normalizer(const json& part, const JsonPlace& place, BpeDefinition& definition) {
   json recorded = json::array();
+  Growth growth;
   for_each_step(part, "normalizers", place, [&](const std::string& type, const json& step, const JsonPlace& at) {
     if (type == "NFC" || type == "NFKC") {
       check_keys(step, {"type"}, at.text());
+      // In UTF-8 (UAX 15).
+      growth.take(1, type == "NFC" ? 3 : 11, at);
       definition.normalizer.push_back(NormalizeUnicode{type == "NFC" ? UnicodeForm::nfc : UnicodeForm::nfkc});
       recorded.push_back({{"type", type}});
     } else if (type == "Prepend") {
       check_keys(step, {"type", "prepend"}, at.text());
       std::string prefix = require_string(step, "prepend", at.text());
+      growth.prepend(prefix.size(), at);
       recorded.push_back({{"type", type}, {"prepend", prefix}});
       definition.normalizer.push_back(NormalizePrepend{std::move(prefix)});
     } else if (type == "Replace") {
       check_keys(step, {"type", "pattern", "content"}, at.text());
       std::string pattern = read_literal(step, "Replace", at);
       std::string content = require_string(step, "content", at.text());
+      growth.take(pattern.size(), content.size(), at);
       recorded.push_back({{"type", type}, {"pattern", pattern}, {"content", content}});
       definition.normalizer.push_back(NormalizeReplace{std::move(pattern), std::move(content)});
     } else {
@@ -237,6 +270,7 @@ void read_decoder(const json& part, const JsonPlace& place, BpeDefinition& defin
   // The order in which a TokenDecoder works; a file that asks for another order asks for something else.
   int done = 0;
   bool fused = false;
+  Growth growth;
   const auto in_order = [&](int rank, const std::string& type, const JsonPlace& at) {
     if (rank < done) storage_error("{}: the decoder {} in this place", at.text(), type);
     done = rank;
@@ -250,7 +284,10 @@ void read_decoder(const json& part, const JsonPlace& place, BpeDefinition& defin
     } else if (type == "Replace") {
       check_keys(step, {"type", "pattern", "content"}, at.text());
       in_order(0, type, at);
-      decoder.replacements.emplace_back(read_literal(step, "Replace", at), require_string(step, "content", at.text()));
+      std::string pattern = read_literal(step, "Replace", at);
+      std::string content = require_string(step, "content", at.text());
+      growth.take(pattern.size(), content.size(), at);
+      decoder.replacements.emplace_back(std::move(pattern), std::move(content));
     } else if (type == "ByteFallback") {
       check_keys(step, {"type"}, at.text());
       in_order(1, type, at);

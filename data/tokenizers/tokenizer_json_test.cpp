@@ -79,6 +79,12 @@ TEST(TokenizerJson, MergesMatchesWithTheirNeighbours) {
   EXPECT_EQ(ids_of(file, "a-a--a"), (std::vector<std::int32_t>{1, 4, 2, 4}));
 }
 
+// Steps that double every x.
+json doubling(const char* list, int steps) {
+  const json step = {{"type", "Replace"}, {"pattern", {{"String", "x"}}}, {"content", "xx"}};
+  return {{"type", "Sequence"}, {list, std::vector<json>(static_cast<std::size_t>(steps), step)}};
+}
+
 TEST(TokenizerJson, RefusesWhatItDoesNotKnowOrUnderstand) {
   struct Row {
     const char* pointer;  // what is set in the small file
@@ -126,6 +132,19 @@ TEST(TokenizerJson, RefusesWhatItDoesNotKnowOrUnderstand) {
       {"/normalizer",
        {{"type", "Replace"}, {"pattern", {{"String", ""}}}, {"content", ""}},
        ", normalizer.pattern: the pattern is empty"},
+      {"/normalizer", doubling("normalizers", 40),
+       ", normalizer.normalizers[8]: the steps up to this one make a text 512 times as long at worst, at most 256 is "
+       "expected"},
+      {"/normalizer",
+       {{"type", "Sequence"}, {"normalizers", std::vector<json>(3, {{"type", "NFKC"}})}},
+       ", normalizer.normalizers[2]: the steps up to this one make a text 1331 times as long at worst, at most 256 is "
+       "expected"},
+      {"/normalizer",
+       {{"type", "Prepend"}, {"prepend", std::string(1025, 'x')}},
+       ", normalizer: 1025 bytes in front of every text, at most 1024 are expected"},
+      {"/decoder", doubling("decoders", 40),
+       ", decoder.decoders[8]: the steps up to this one make a text 512 times as long at worst, at most 256 is "
+       "expected"},
       {"/pre_tokenizer",
        {{"type", "Whitespace"}},
        ", pre_tokenizer: the pre-tokenizer \"Whitespace\" is not among those that weft has: Split, Digits, Metaspace, "
