@@ -1,5 +1,6 @@
 #include "train/hub/hub_model_of.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "checkpoints/huggingface/hub_facts.h"
@@ -18,6 +19,12 @@ HubModel hub_model_of(const LoadedModel& loaded) {
   } else if (loaded.tokenizer != nullptr) {
     hub.bos = static_cast<std::int32_t>(loaded.tokenizer->bos_id());
     if (loaded.tokenizer->eos_id() >= 0) hub.eos = {static_cast<std::int32_t>(loaded.tokenizer->eos_id())};
+  }
+  if (loaded.tokenizer != nullptr) {
+    // The first one stays first: readers that want one take that.
+    for (const std::int32_t id : stop_ids(loaded.tokenizer_files)) {
+      if (std::ranges::find(hub.eos, id) == hub.eos.end()) hub.eos.push_back(id);
+    }
   }
   return hub;
 }

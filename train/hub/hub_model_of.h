@@ -7,7 +7,7 @@
 namespace weft {
 
 // Lengths and special tokens are those of the model that it was imported from, if it was; else the recipe's rows and
-// the tokenizer's tokens.
+// the tokenizer's tokens. Texts end with every token that ends weft's own, those of a generation_config.json included.
 HubModel hub_model_of(const LoadedModel& loaded);
 
 }  // namespace weft

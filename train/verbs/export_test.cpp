@@ -1,0 +1,44 @@
+// Imported models on their way out again.
+#include <filesystem>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "data/dataset_test_support.h"
+#include "data/storage/json.h"
+#include "train/hub/import_model.h"
+#include "train/verbs/verbs.h"
+
+namespace weft {
+namespace {
+
+namespace fs = std::filesystem;
+using data_test::write_text;
+using nlohmann::json;
+
+class ExportOfAnImport : public ::testing::Test {
+ protected:
+  ExportOfAnImport() {
+    const fs::path base = folder_ / "base";
+    fs::copy("tests/golden/models/qwen2", base, fs::copy_options::recursive);
+    write_text(base / "tokenizer.json", R"({
+      "version": "1.0", "decoder": {"type": "Fuse"},
+      "model": {"type": "BPE", "unk_token": "?", "vocab": {"?": 0, "a": 1, "b": 2, "c": 3}, "merges": []}})");
+    write_text(base / "generation_config.json", R"({"eos_token_id": [2, 3, 5]})");
+    import_model(base, folder_ / "run", {});
+  }
+  ExportArguments arguments() const {
+    return {.path = folder_ / "run", .out = folder_ / "out", .form = OutputForm::json};
+  }
+  json read(const char* name) const { return read_json_file(folder_ / ("out/" + std::string(name)), 1 << 20); }
+
+  data_test::TemporaryFolder folder_;
+};
+
+TEST_F(ExportOfAnImport, KeepsEveryTokenThatEndsTexts) {
+  run_export(arguments());
+  EXPECT_EQ(read("config.json").at("eos_token_id"), json({2, 3, 5}));
+  EXPECT_EQ(read("generation_config.json").at("eos_token_id"), json({2, 3, 5}));
+}
+
+}  // namespace
+}  // namespace weft
