@@ -88,7 +88,10 @@ std::string text_of(const fs::path& path) {
   return fs::exists(path) ? read_small_file(path, kMostOutput) : std::string();
 }
 
-void require_modules(const std::string& python, const TemporaryFolder& folder) {
+}  // namespace
+
+void require_python(const std::string& python) {
+  const TemporaryFolder folder;
   const fs::path out = folder / "versions.txt", err = folder / "versions.err";
   const int status = run_program({python, "-c", "import torch, transformers, safetensors"}, {}, out, err).status;
   if (status == 127) {
@@ -103,11 +106,8 @@ void require_modules(const std::string& python, const TemporaryFolder& folder) {
   }
 }
 
-}  // namespace
-
 nlohmann::json check_in_python(LanguageModel& model, const fs::path& directory, const std::string& python) {
   const TemporaryFolder folder;
-  require_modules(python, folder);
   const EmbeddedFile* check = find_embedded_file("check.py");
   WEFT_CHECK(check != nullptr, "the check is part of the binary");
   write_file_atomically(folder / "check.py", check->text);

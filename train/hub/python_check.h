@@ -9,10 +9,13 @@
 
 namespace weft {
 
-// `model` has been rounded to the directory's files. `python`: the interpreter, a path or a name that PATH finds. Runs
-// the check that the binary carries (tests/remote_code/check.py) on logits and greedy text of the model, and returns
-// its figures. Error (config) if there is no such interpreter or it lacks torch, transformers or safetensors; Error
-// (storage) if the check fails, with what failed.
+// Error (config) if there is no such interpreter or it lacks torch, transformers or safetensors. `python`: a path or a
+// name that PATH finds. To be called before anything is written.
+void require_python(const std::string& python);
+
+// `model` has been rounded to the directory's files; `python` is one that require_python accepts. Runs the check
+// that the binary carries (tests/remote_code/check.py) on logits and greedy text of the model, and returns its figures.
+// Error (storage) if the check fails, with what failed.
 nlohmann::json check_in_python(LanguageModel& model, const std::filesystem::path& directory, const std::string& python);
 
 }  // namespace weft

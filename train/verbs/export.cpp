@@ -91,9 +91,14 @@ void print_result(const ExportArguments& arguments, const HubTarget& target, con
   fmt::print("\n");
 }
 
+std::string left_over(const ExportArguments& arguments, const fs::path& staging) {
+  return fmt::format("\n{} was not made; what was written stays in {}", arguments.out, staging.string());
+}
+
 }  // namespace
 
 void run_export(const ExportArguments& arguments) {
+  if (arguments.verify == "python") require_python(arguments.python);
   LoadedModel loaded = load_model(arguments.path);
   const HubModel hub = hub_model_of(loaded);
   const HubTarget& target = choose_target(hub.model, arguments.target);
@@ -117,8 +122,9 @@ void run_export(const ExportArguments& arguments) {
     write_file_atomically(staging / "weft_export.json", record.dump(2) + "\n");
     rename_durably(staging, arguments.out);
   } catch (const Error& error) {
-    throw Error(error.code(), fmt::format("{}\n{} was not made; what was written stays in {}", error.what(),
-                                          arguments.out, staging.string()));
+    throw Error(error.code(), error.what() + left_over(arguments, staging));
+  } catch (const std::exception& error) {
+    throw Error(ExitCode::internal, error.what() + left_over(arguments, staging));
   }
   print_result(arguments, target, verification, bytes_in(arguments.out));
 }

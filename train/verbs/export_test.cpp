@@ -1,5 +1,6 @@
 // Imported models on their way out again.
 #include <filesystem>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -12,8 +13,10 @@ namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
+using data_test::message_of;
 using data_test::write_text;
 using nlohmann::json;
+using ::testing::UnorderedElementsAre;
 
 class ExportOfAnImport : public ::testing::Test {
  protected:
@@ -38,6 +41,18 @@ TEST_F(ExportOfAnImport, KeepsEveryTokenThatEndsTexts) {
   run_export(arguments());
   EXPECT_EQ(read("config.json").at("eos_token_id"), json({2, 3, 5}));
   EXPECT_EQ(read("generation_config.json").at("eos_token_id"), json({2, 3, 5}));
+}
+
+TEST_F(ExportOfAnImport, MissesAnInterpreterBeforeItWritesAnything) {
+  ExportArguments missing = arguments();
+  missing.verify = "python";
+  missing.python = folder_ / "no-python";
+  EXPECT_EQ(message_of(ExitCode::config, [&] { run_export(missing); }),
+            "--verify python: there is no " + missing.python +
+                "; name an interpreter with --python PATH, or leave --verify out");
+  std::vector<std::string> left;
+  for (const auto& entry : fs::directory_iterator(folder_ / "")) left.push_back(entry.path().filename());
+  EXPECT_THAT(left, UnorderedElementsAre("base", "run"));
 }
 
 }  // namespace
