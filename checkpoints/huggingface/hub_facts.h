@@ -24,6 +24,8 @@ HubFacts hub_facts_of(const HubTarget& target, const HubModel& model);
 nlohmann::json to_json(const HubFacts& facts);
 // The key of a checkpoint's provenance under which they are.
 inline constexpr const char* kHubFactsKey = "hub";
+// The key of the path that it was imported from.
+inline constexpr const char* kImportedFromKey = "imported_from";
 // From a checkpoint's provenance; nothing if the model was not imported. Error (storage) naming `source` if they are
 // not of that form.
 std::optional<HubFacts> read_hub_facts(const nlohmann::json& provenance, const std::string& source);

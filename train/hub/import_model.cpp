@@ -168,7 +168,7 @@ ImportResult import_model(const fs::path& path, const fs::path& out, const Impor
   nlohmann::json provenance = {{"recipe", resolved_recipe(described)},
                                {"recipe_digest", recipe_digest(described)},
                                {"datasets", nlohmann::json::array()},
-                               {"imported_from", fs::absolute(path).lexically_normal().string()},
+                               {kImportedFromKey, fs::absolute(path).lexically_normal().string()},
                                {kHubFactsKey, to_json(hub_facts_of(*files.target, files.model))}};
   attach_tokenizer(tokenizer, state, provenance);
   state.provenance = canonical(provenance);

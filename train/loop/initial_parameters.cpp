@@ -9,12 +9,6 @@
 #include "train/loop/training_state.h"
 
 namespace weft {
-namespace {
-
-constexpr const char* kInitFrom = "init_from";
-
-}  // namespace
-
 std::string load_initial_parameters(const std::string& path, LanguageModel& model, const TokenizerIdentity& data,
                                     const Stream& stream) {
   if (!std::filesystem::exists(path)) config_error("model.init_from: {}: no such run or checkpoint", path);
@@ -23,16 +17,18 @@ std::string load_initial_parameters(const std::string& path, LanguageModel& mode
     if (!tokenizer_identity_of(reader).name.empty()) check_same_tokenizer(reader, data, "the data");
     load_parameters(reader, model, stream);
     origin = nlohmann::json::object();
-    origin[kInitFrom] = {{"path", path}, {"step", reader.step()}, {"digest", reader.digest()}};
+    origin[kInitFromKey] = {{"path", path}, {"step", reader.step()}, {"digest", reader.digest()}};
     const nlohmann::json& provenance = reader.provenance();
-    if (provenance.contains(kHubFactsKey)) origin[kHubFactsKey] = provenance.at(kHubFactsKey);
+    for (const char* key : {kHubFactsKey, kImportedFromKey}) {
+      if (provenance.contains(key)) origin[key] = provenance.at(key);
+    }
   });
   return canonical(origin);
 }
 
 std::string origin_of(const CheckpointReader& reader) {
   nlohmann::json origin = nlohmann::json::object();
-  for (const char* key : {kInitFrom, kHubFactsKey}) {
+  for (const char* key : {kInitFromKey, kHubFactsKey, kImportedFromKey}) {
     const nlohmann::json& provenance = reader.provenance();
     if (provenance.contains(key)) origin[key] = provenance.at(key);
   }

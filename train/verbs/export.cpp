@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoints/huggingface/hub_facts.h"
 #include "checkpoints/reader.h"
 #include "data/storage/file.h"
 #include "data/storage/sha256.h"
@@ -9,6 +10,7 @@
 #include "train/hub/hub_model_of.h"
 #include "train/hub/model_card.h"
 #include "train/hub/python_check.h"
+#include "train/loop/initial_parameters.h"
 #include "train/loop/run_folder.h"
 #include "train/loop/run_log.h"
 #include "train/verbs/verbs.h"
@@ -30,18 +32,21 @@ std::uint64_t bytes_in(const fs::path& folder) {
 
 nlohmann::json provenance(const LoadedModel& loaded, const HubTarget& target, const std::string& dtype,
                           const fs::path& folder) {
+  const CheckpointReader checkpoint(loaded.checkpoint);
   nlohmann::json files = nlohmann::json::object();
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     files[entry.path().filename().string()] = {{"bytes", entry.file_size()},
                                                {"sha256", hex(sha256_file(entry.path()))}};
   }
-  nlohmann::json json = {
-      {"target", target.name},
-      {"dtype", dtype},
-      {"checkpoint", {{"digest", CheckpointReader(loaded.checkpoint).digest()}, {"step", loaded.step}}},
-      {"recipe_digest", recipe_digest(loaded.recipe)},
-      {"recipe", resolved_recipe(loaded.recipe)},
-      {"files", std::move(files)}};
+  nlohmann::json json = {{"target", target.name},
+                         {"dtype", dtype},
+                         {"checkpoint", {{"digest", checkpoint.digest()}, {"step", loaded.step}}},
+                         {"recipe_digest", recipe_digest(loaded.recipe)},
+                         {"recipe", resolved_recipe(loaded.recipe)},
+                         {"files", std::move(files)}};
+  for (const char* key : {kImportedFromKey, kInitFromKey}) {
+    if (checkpoint.provenance().contains(key)) json[key] = checkpoint.provenance().at(key);
+  }
   if (loaded.tokenizer != nullptr) json["tokenizer_fingerprint"] = hex(loaded.tokenizer->fingerprint());
   return json;
 }

@@ -14,8 +14,13 @@ namespace {
 
 namespace fs = std::filesystem;
 using data_test::message_of;
+using data_test::read_text;
 using data_test::write_text;
 using nlohmann::json;
+using ::testing::AllOf;
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::UnorderedElementsAre;
 
 class ExportOfAnImport : public ::testing::Test {
@@ -41,6 +46,15 @@ TEST_F(ExportOfAnImport, KeepsEveryTokenThatEndsTexts) {
   run_export(arguments());
   EXPECT_EQ(read("config.json").at("eos_token_id"), json({2, 3, 5}));
   EXPECT_EQ(read("generation_config.json").at("eos_token_id"), json({2, 3, 5}));
+}
+
+TEST_F(ExportOfAnImport, SaysWhatItWasMadeFrom) {
+  run_export(arguments());
+  const std::string card = read_text(folder_ / "out/README.md");
+  EXPECT_THAT(card, AllOf(HasSubstr("base_model: # fill in the id of base\n"), HasSubstr("Converted with weft"),
+                          HasSubstr("The parameters are those of `base`")));
+  EXPECT_THAT(card, Not(AnyOf(HasSubstr("Training data"), HasSubstr("0 steps"), HasSubstr("Trained with"))));
+  EXPECT_EQ(read("weft_export.json").at("imported_from"), folder_ / "base");
 }
 
 TEST_F(ExportOfAnImport, MissesAnInterpreterBeforeItWritesAnything) {
