@@ -58,6 +58,19 @@ TEST(Import, MakesARunWithTheParametersAndARecipe) {
   EXPECT_NE(recipe.find("pattern = [\"attention\", \"window\"]"), std::string::npos) << recipe;
 }
 
+// A slash at the end, and names that TOML takes for numbers or dates.
+TEST(Import, TakesAnyNameOfAFolder) {
+  const Workspace workspace;
+  for (const char* name : {"model/", "2024", "2026-11-23", "true", "a \"quoted\" one"}) {
+    const ProgramResult result = weft({"import", "tests/golden/models/llama_mha", "--out", workspace / name});
+    EXPECT_EQ(result.exit_code, 0) << name << ": " << result.err;
+    EXPECT_TRUE(fs::exists(fs::path(workspace / name) / "recipe.toml")) << name;
+  }
+  std::size_t folders = 0;
+  for (const auto& entry : fs::directory_iterator(workspace.path())) folders += entry.is_directory() ? 1 : 0;
+  EXPECT_EQ(folders, 5U);
+}
+
 TEST(Import, LeavesNothingOfAModelThatCannotBeRead) {
   const Workspace workspace;
   fs::copy("tests/golden/models/llama3", workspace / "broken");

@@ -15,6 +15,7 @@
 #include "train/hub/imported_recipe.h"
 #include "train/loop/training_state.h"
 #include "train/recipe/recipe.h"
+#include "train/recipe/schema.h"
 
 namespace weft {
 namespace fs = std::filesystem;
@@ -134,7 +135,8 @@ TokenizerBundle copy_tokenizer(const HubFiles& files, const fs::path& to) {
 }  // namespace
 
 ImportResult import_model(const fs::path& path, const fs::path& out, const ImportProgress& progress) {
-  const fs::path folder = fs::absolute(out).lexically_normal();
+  fs::path folder = fs::absolute(out).lexically_normal();
+  if (!folder.has_filename()) folder = folder.parent_path();  // "runs/x/"
   if (fs::exists(folder)) config_error("{}: exists already; choose another --out", out.string());
   const HubFiles files = open_hub_model(path);
   LanguageModel model(files.model.model);
@@ -147,8 +149,8 @@ ImportResult import_model(const fs::path& path, const fs::path& out, const Impor
                                           .init_from = folder.string(),
                                           .origin = fs::absolute(path).lexically_normal().string(),
                                           .max_positions = files.model.max_positions});
-  const std::vector<std::string> own = {"run.name=" + name, "run.out=" + folder.parent_path().string(),
-                                        "model.init_from=\"\""};
+  const std::vector<std::string> own = {
+      "run.name=" + toml_string(name), "run.out=" + toml_string(folder.parent_path().string()), "model.init_from=\"\""};
   const Recipe described = parse_recipe(recipe, "recipe.toml", own);
 
   Aside aside(folder);
