@@ -4,8 +4,11 @@
 
 #include "autograd/check.h"
 #include "checkpoints/gguf/model.h"
+#include "checkpoints/huggingface/tensor_map.h"
+#include "checkpoints/safetensors/index.h"
 #include "checkpoints/safetensors/reader.h"
 #include "data/storage/json.h"
+#include "data/storage/text.h"
 
 namespace weft {
 namespace fs = std::filesystem;
@@ -29,7 +32,14 @@ HubFiles open_folder(const fs::path& folder) {
                  folder.string());
   }
   HubFiles files = describe(folder, read_json_file(config.string(), kMaxConfigBytes), config.string());
-  files.tensors = std::make_unique<SafetensorsDirectory>(folder, LinkTargets::inside_the_hub_cache);
+  auto weights = std::make_unique<SafetensorsDirectory>(folder, LinkTargets::inside_the_hub_cache);
+  // A bias that the index forgot would be lost.
+  for (const std::string& name : weights->extra_tensors()) {
+    if (follows_from_config(name)) continue;
+    storage_error("{}: tensor \"{}\" is in a file but not in {}; the index is out of date", folder.string(),
+                  printable(name), kIndexFileName);
+  }
+  files.tensors = std::move(weights);
   return files;
 }
 

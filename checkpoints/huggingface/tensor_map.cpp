@@ -15,10 +15,6 @@ constexpr std::size_t kMostLines = 12;
 // Elements that comparisons hold at a time, at least one row.
 constexpr std::int64_t kBlockElements = std::int64_t{1} << 20;
 
-bool is_ignored(std::string_view name) {
-  return name.ends_with(".rotary_emb.inv_freq");
-}
-
 std::string shape_text(const std::vector<std::int64_t>& shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
@@ -51,6 +47,10 @@ void for_blocks(const SourceTensor& tensor, const F& f) {
 }
 
 }  // namespace
+
+bool follows_from_config(std::string_view name) {
+  return name.ends_with(".rotary_emb.inv_freq");
+}
 
 TensorMap::TensorMap(std::vector<TensorRule> rules, const std::vector<Parameter*>& parameters)
     : rules_(std::move(rules)) {
@@ -107,7 +107,7 @@ void TensorMap::check(const TensorSource& source) const {
     }
   }
   for (const SourceTensor& tensor : source.tensors()) {
-    if (known.contains(tensor.name) || is_ignored(tensor.name)) continue;
+    if (known.contains(tensor.name) || follows_from_config(tensor.name)) continue;
     problems.push_back(fmt::format("{} {}: not a tensor of this class; the model would lose what it does",
                                    printable(tensor.name), shape_text(tensor.shape)));
   }

@@ -18,6 +18,9 @@ namespace weft {
 // Elements [begin, begin + out.size()) of a parameter's flat array.
 using ReadParameter = std::function<void(std::string_view parameter, std::int64_t begin, std::span<float> out)>;
 
+// Tables of rotary frequencies (*.rotary_emb.inv_freq), which older files hold.
+bool follows_from_config(std::string_view name);
+
 class TensorMap {
  public:
   // Rules that do not hold each element of each parameter exactly once, or do not agree with their shapes, are a defect
@@ -27,7 +30,7 @@ class TensorMap {
   const std::vector<TensorRule>& rules() const { return rules_; }
 
   // Compares names, shapes and copies with those of a source. Error (config) listing what is missing, superfluous or of
-  // another shape; tables of rotary frequencies (*.rotary_emb.inv_freq), which follow from the config, may be there.
+  // another shape; tensors that follow from the config may be there.
   void check(const TensorSource& source) const;
 
   // All elements of a parameter, from a source that has been checked. Error (config) if a constant or a copy in it is

@@ -96,6 +96,21 @@ TEST(Import, LeavesNothingOfAModelThatCannotBeRead) {
   EXPECT_EQ(left, (std::vector<std::string>{"broken", "infinite"}));
 }
 
+TEST(Import, RefusesTensorsThatTheIndexForgot) {
+  const Workspace workspace;
+  fs::copy("tests/golden/models/qwen2_yarn_sharded", workspace / "sharded");
+  const fs::path index = fs::path(workspace / "sharded") / "model.safetensors.index.json";
+  json listed = json::parse(read_text(index));
+  ASSERT_EQ(listed["weight_map"].erase("model.layers.0.self_attn.q_proj.bias"), 1U);
+  write_text(index, listed.dump());
+  const ProgramResult refused = weft({"import", workspace / "sharded", "--out", workspace / "model"});
+  EXPECT_NE(refused.exit_code, 0);
+  EXPECT_NE(refused.err.find("tensor \"model.layers.0.self_attn.q_proj.bias\" is in a file but not in "
+                             "model.safetensors.index.json; the index is out of date"),
+            std::string::npos)
+      << refused.err;
+}
+
 class InitFrom : public ::testing::Test {
  protected:
   void SetUp() override {
