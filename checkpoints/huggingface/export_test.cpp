@@ -9,9 +9,11 @@
 
 #include "checkpoints/huggingface/common_fields.h"
 #include "checkpoints/huggingface/remote_code.h"
+#include "checkpoints/huggingface/tokenizer_files.h"
 #include "checkpoints/safetensors/reader.h"
 #include "data/dataset_test_support.h"
 #include "data/storage/json.h"
+#include "data/storage/utf8.h"
 
 namespace weft {
 namespace {
@@ -298,6 +300,19 @@ TEST(Export, BringsTheFilesThatTheMixersNeed) {
   EXPECT_EQ(files.at("weft_mixers.py"),
             "\"\"\"The mixers of this model.\"\"\"\n\nfrom .weft_kda import Kda\nfrom .weft_mla import Mla\n\n"
             "MIXERS = {\n    \"kda\": Kda,\n    \"mla\": Mla,\n}\n");
+}
+
+// Tokenizers of other libraries make the byte tokenizer's ids of every byte.
+TEST(ExportedTokenizer, OfBytesIsTheSameTokenizer) {
+  const data_test::TemporaryFolder folder;
+  write_tokenizer_files(open_tokenizer("byte"), 64, folder / "");
+  const auto bytes = make_tokenizer("byte"), written = make_tokenizer(folder / "tokenizer.json");
+  std::string text;
+  for (std::uint32_t c = 0; c < 0x400; ++c) append_utf8(c, text);
+  EXPECT_EQ(written->encode(text), bytes->encode(text));
+  EXPECT_EQ(written->decode(written->encode(text)), text);
+  EXPECT_EQ(written->eos_id(), bytes->eos_id());
+  EXPECT_EQ(written->vocab_size(), bytes->vocab_size());
 }
 
 // Embedding keeps every byte, and every mixer can be exported.

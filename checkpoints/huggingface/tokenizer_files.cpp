@@ -1,10 +1,10 @@
 #include "checkpoints/huggingface/tokenizer_files.h"
 
-#include <array>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "data/storage/file.h"
+#include "data/tokenizers/byte_alphabet.h"
 #include "data/tokenizers/byte_tokenizer.h"
 
 namespace weft {
@@ -15,28 +15,12 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kEndOfDocument = "<|endoftext|>";
 
-std::string utf8_of(std::uint32_t code_point) {
-  if (code_point < 0x80) return {static_cast<char>(code_point)};
-  return {static_cast<char>(0xc0 | code_point >> 6), static_cast<char>(0x80 | (code_point & 0x3f))};
-}
-
-// What stands for each byte in vocabularies of byte-level BPE: printable bytes themselves, the others, in their order,
-// the characters from U+0100 on.
-std::array<std::string, 256> byte_alphabet() {
-  std::array<std::string, 256> alphabet;
-  std::uint32_t next = 0x100;
-  for (std::uint32_t b = 0; b < 256; ++b) {
-    const bool printable = (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
-    alphabet[b] = utf8_of(printable ? b : next++);
-  }
-  return alphabet;
-}
-
 // BPE without merges: every byte is a token.
 Json byte_tokenizer_json() {
   Json vocabulary = Json::object();
-  std::int32_t id = 0;
-  for (const std::string& symbol : byte_alphabet()) vocabulary[symbol] = id++;
+  for (std::int32_t byte = 0; byte < 256; ++byte) {
+    vocabulary[spell_bytes(std::string(1, static_cast<char>(byte)))] = byte;
+  }
   const Json byte_level = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
   return {{"version", "1.0"},
