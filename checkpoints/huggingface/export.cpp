@@ -10,7 +10,7 @@
 #include "checkpoints/huggingface/hub_files.h"
 #include "checkpoints/huggingface/remote_code.h"
 #include "checkpoints/huggingface/tensor_map.h"
-#include "checkpoints/huggingface/tokenizer_files.h"
+#include "checkpoints/huggingface/write_tokenizer.h"
 #include "data/storage/file.h"
 
 namespace weft {
@@ -109,7 +109,7 @@ void write_export(const ExportSource& source, const ExportFiles& files, const fs
   config["dtype"] = torch_name(files.dtype);
   write_json(folder / "config.json", config);
   write_json(folder / "generation_config.json", generation_config(source.hub, config));
-  if (source.tokenizer != nullptr) write_tokenizer_files(*source.tokenizer, source.hub.max_positions, folder);
+  if (source.tokenizer != nullptr) write_tokenizer(*source.tokenizer, source.hub.max_positions, folder);
   if (source.target.name == "weft") {
     for (const auto& [name, text] : remote_code(source.hub.model)) write_file_atomically(folder / name, text);
   }

@@ -9,7 +9,7 @@
 
 #include "checkpoints/huggingface/common_fields.h"
 #include "checkpoints/huggingface/remote_code.h"
-#include "checkpoints/huggingface/tokenizer_files.h"
+#include "checkpoints/huggingface/write_tokenizer.h"
 #include "checkpoints/safetensors/reader.h"
 #include "data/dataset_test_support.h"
 #include "data/storage/json.h"
@@ -305,7 +305,7 @@ TEST(Export, BringsTheFilesThatTheMixersNeed) {
 // Tokenizers of other libraries make the byte tokenizer's ids of every byte.
 TEST(ExportedTokenizer, OfBytesIsTheSameTokenizer) {
   const data_test::TemporaryFolder folder;
-  write_tokenizer_files(open_tokenizer("byte"), 64, folder / "");
+  write_tokenizer(open_tokenizer("byte"), 64, folder / "");
   const auto bytes = make_tokenizer("byte"), written = make_tokenizer(folder / "tokenizer.json");
   std::string text;
   for (std::uint32_t c = 0; c < 0x400; ++c) append_utf8(c, text);

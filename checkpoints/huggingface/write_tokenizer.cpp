@@ -1,4 +1,4 @@
-#include "checkpoints/huggingface/tokenizer_files.h"
+#include "checkpoints/huggingface/write_tokenizer.h"
 
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -75,7 +75,7 @@ void write_json(const fs::path& path, const Json& json) {
 
 }  // namespace
 
-void write_tokenizer_files(const TokenizerBundle& bundle, std::int64_t max_positions, const fs::path& folder) {
+void write_tokenizer(const TokenizerBundle& bundle, std::int64_t max_positions, const fs::path& folder) {
   const Tokenizer& tokenizer = *bundle.tokenizer;
   for (const TokenizerFile& file : bundle.files) {
     if (file.name != "generation_config.json") write_file_atomically(folder / file.name, file.content);

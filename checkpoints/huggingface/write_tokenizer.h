@@ -11,7 +11,6 @@ namespace weft {
 
 // The tokenizer's own files, byte for byte, and what is missing beside them; the byte tokenizer gets a tokenizer.json
 // of the same ids. generation_config.json is not of the tokenizer and not written. `max_positions`: 0 is unknown.
-void write_tokenizer_files(const TokenizerBundle& bundle, std::int64_t max_positions,
-                           const std::filesystem::path& folder);
+void write_tokenizer(const TokenizerBundle& bundle, std::int64_t max_positions, const std::filesystem::path& folder);
 
 }  // namespace weft
