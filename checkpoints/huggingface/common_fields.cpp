@@ -1,5 +1,6 @@
 #include "checkpoints/huggingface/common_fields.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "autograd/check.h"
@@ -11,12 +12,6 @@ namespace {
 
 nlohmann::json token_field(std::int32_t id) {
   return id < 0 ? nlohmann::json() : nlohmann::json(id);
-}
-
-std::int32_t read_token(ConfigReader& config, const char* key) {
-  const std::vector<std::int32_t> ids = config.tokens(key);
-  if (ids.size() > 1) config.refuse(key, "expected one token id");
-  return ids.empty() ? -1 : ids.front();
 }
 
 }  // namespace
@@ -41,20 +36,25 @@ nlohmann::json common_fields(const HubModel& hub) {
   return config;
 }
 
-HubModel read_common_fields(ConfigReader& config) {
+HubModel read_common_fields(ConfigReader& config, const ClassDefaults& absent) {
+  read_general_fields(config);
   HubModel hub;
   LanguageModelConfig& model = hub.model;
   model.vocabulary = config.integer("vocab_size", 1, kMostVocabulary);
   model.width = config.integer("hidden_size", 1, kMostWidth);
-  model.ffn_hidden = config.integer("intermediate_size", 0, std::int64_t{16} * kMostWidth);
+  model.ffn_hidden = config.integer("intermediate_size", absent.least_ffn, 16 * kMostWidth);
   model.layers = config.integer("num_hidden_layers", 1, kMostLayers);
-  model.norm_eps = config.real("rms_norm_eps", 1e-12, 1.0);
+  model.norm_eps = absent.norm_eps > 0.0 ? config.real_or(absent.norm_eps_field, absent.norm_eps, 1e-12, 1.0)
+                                         : config.real(absent.norm_eps_field, 1e-12, 1.0);
   model.tied = config.flag_or("tie_word_embeddings", false);
-  hub.max_positions = config.integer_or("max_position_embeddings", 0, 0, kMostPositions);
-  config.expect("hidden_act", "silu");
-  hub.bos = read_token(config, "bos_token_id");
-  hub.pad = read_token(config, "pad_token_id");
-  hub.eos = config.tokens("eos_token_id");
+  if (config.has("hidden_act")) {
+    const std::string act = config.text("hidden_act");
+    if (act != "silu" && act != "swish") config.refuse("hidden_act", "weft's feed-forward branch has silu");
+  }
+  hub.max_positions = absent.max_positions > 0
+                          ? config.integer_or("max_position_embeddings", absent.max_positions, 1, kMostPositions)
+                          : config.integer("max_position_embeddings", 1, kMostPositions);
+  read_token_ids(config, absent.tokens, hub);
   return hub;
 }
 
@@ -85,6 +85,12 @@ MixerChoice mixer_choice(const std::string& mixer, const std::vector<std::pair<s
   MixerChoice choice{.type = type, .options = Options(type->options), .table = fmt::format("{}: {}", source, mixer)};
   for (const auto& [key, value] : options) choice.options.set(key, value);
   return choice;
+}
+
+double truncated_factor(std::int64_t of, std::int64_t count) {
+  double factor = static_cast<double>(count) / static_cast<double>(of);
+  while (static_cast<std::int64_t>(static_cast<double>(of) * factor) < count) factor = std::nextafter(factor, HUGE_VAL);
+  return factor;
 }
 
 AttentionSizes attention_sizes(const LanguageModelConfig& model, const MixerChoice& choice) {

@@ -1,7 +1,6 @@
 #include "checkpoints/huggingface/config_reader.h"
 
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -10,26 +9,6 @@
 
 namespace weft {
 namespace {
-
-// Written by every class; none of them changes what a loaded model computes.
-constexpr std::array<const char*, 18> kWithoutMeaning = {"architectures",
-                                                         "model_type",
-                                                         "transformers_version",
-                                                         "torch_dtype",
-                                                         "dtype",
-                                                         "use_cache",
-                                                         "initializer_range",
-                                                         "_name_or_path",
-                                                         "auto_map",
-                                                         "pretraining_tp",
-                                                         "output_attentions",
-                                                         "output_hidden_states",
-                                                         "return_dict",
-                                                         "problem_type",
-                                                         "_attn_implementation",
-                                                         "id2label",
-                                                         "label2id",
-                                                         "chunk_size_feed_forward"};
 
 std::string shown(const nlohmann::json& value) {
   constexpr std::size_t kMost = 60;
@@ -58,6 +37,10 @@ const nlohmann::json& ConfigReader::need(const std::string& key) {
 bool ConfigReader::has(const std::string& key) const {
   const auto it = object_->find(key);
   return it != object_->end() && !it->is_null();
+}
+
+bool ConfigReader::names(const std::string& key) const {
+  return object_->contains(key);
 }
 
 void ConfigReader::refuse(const std::string& key, const std::string& why) const {
@@ -153,7 +136,6 @@ void ConfigReader::ignore(std::initializer_list<const char*> keys) {
 void ConfigReader::finish() const {
   for (const auto& [key, value] : object_->items()) {
     if (seen_.contains(key) || value.is_null()) continue;
-    if (std::ranges::find(kWithoutMeaning, key) != kWithoutMeaning.end()) continue;
     refuse(key, "a field that is not understood; it may change what the model computes");
   }
 }

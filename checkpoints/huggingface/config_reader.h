@@ -16,6 +16,8 @@ class ConfigReader {
   ConfigReader(const nlohmann::json& object, std::string source);
 
   bool has(const std::string& key) const;
+  // Whether the field is there, be it null: classes have defaults only for those that are not.
+  bool names(const std::string& key) const;
   std::int64_t integer(const std::string& key, std::int64_t min, std::int64_t max);
   std::int64_t integer_or(const std::string& key, std::int64_t fallback, std::int64_t min, std::int64_t max);
   double real(const std::string& key, double min, double max);
@@ -34,7 +36,7 @@ class ConfigReader {
   void expect(const std::string& key, const nlohmann::json& value);
   // Fields that do not change the function.
   void ignore(std::initializer_list<const char*> keys);
-  // Error if a field was neither asked for nor ignored; those that every class writes and that change nothing are.
+  // Error if a field was neither asked for nor ignored.
   void finish() const;
 
   [[noreturn]] void refuse(const std::string& key, const std::string& why) const;

@@ -1,4 +1,5 @@
 // Configs that are understood in more than one form, and those that are refused, each with its message.
+#include <ctime>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -29,6 +30,27 @@ json with(json config, const json& changes) {
 
 json qwen(const char* type, const json& changes) {
   return with(with(llama(), {{"model_type", type}}), changes);
+}
+
+json layer_types(const char* linear) {
+  return {linear, "full_attention", linear, "full_attention"};
+}
+
+json hybrid(const char* type) {
+  json config =
+      with(llama(), {{"model_type", type}, {"layer_types", layer_types("linear_attention")}, {"num_experts", 0}});
+  if (std::string(type) != "qwen3_next") config.erase("num_experts");
+  return config;
+}
+
+json minimax() {
+  return with(hybrid("minimax"), {{"num_local_experts", 1}, {"block_size", 64}});
+}
+
+json kimi() {
+  json config = with(hybrid("kimi_linear"), {{"mlp_layer_types", {"dense", "dense", "dense", "dense"}}});
+  config.erase("num_key_value_heads");
+  return config;
 }
 
 HubModel read(const json& config) {
@@ -62,6 +84,53 @@ TEST(HubConfig, DefaultsAreThoseOfTheClass) {
   EXPECT_EQ(options_of(read(with(config, {{"sliding_window", nullptr}}))).integer("window"), 0);
   EXPECT_TRUE(options_of(read(qwen("qwen2", {}))).flag("bias"));
   EXPECT_FALSE(options_of(read(qwen("qwen2", {}))).flag("out_bias"));
+}
+
+// Those of transformers' configuration classes.
+TEST(HubConfig, DefaultsOfHybridsAreThoseOfTheClass) {
+  const auto bare = [](json config) {
+    for (const char* key : {"max_position_embeddings", "num_key_value_heads", "rms_norm_eps"}) config.erase(key);
+    return read(with(config, {{"num_attention_heads", 8}}));
+  };
+  struct Case {
+    json config;
+    std::int64_t positions, kv_heads;
+    double eps;
+    std::int32_t bos;
+    std::vector<std::int32_t> eos;
+  };
+  const std::vector<Case> cases = {{hybrid("qwen3_next"), 32768, 2, 1e-6, -1, {}},
+                                   {hybrid("qwen3_5_text"), 32768, 4, 1e-6, -1, {}},
+                                   {minimax(), 131072, 8, 1e-5, 1, {2}},
+                                   {kimi(), 1048576, 0, 1e-5, 163584, {163586}}};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.config.at("model_type").get<std::string>());
+    const HubModel hub = bare(c.config);
+    EXPECT_EQ(hub.max_positions, c.positions);
+    EXPECT_EQ(hub.model.norm_eps, c.eps);
+    EXPECT_EQ(hub.bos, c.bos);
+    EXPECT_EQ(hub.eos, c.eos);
+    if (c.kv_heads > 0) {
+      EXPECT_EQ(options_of(hub, 1).integer("kv_heads"), c.kv_heads);
+    }
+  }
+  // A field that is null is not absent.
+  const HubModel none = read(with(minimax(), {{"bos_token_id", nullptr}, {"num_key_value_heads", nullptr}}));
+  EXPECT_EQ(none.bos, -1);
+  EXPECT_EQ(options_of(none, 1).integer("kv_heads"), 4);
+}
+
+// Whatever the class: fields of no meaning, and spellings of the same.
+TEST(HubConfig, GeneralFieldsAreThoseOfAllClasses) {
+  for (const json& config : {llama(), hybrid("qwen3_next"), minimax(), kimi()}) {
+    SCOPED_TRACE(config.at("model_type").get<std::string>());
+    const HubModel hub = read(with(config, {{"pad_token_id", -1},
+                                            {"hidden_act", "swish"},
+                                            {"tokenizer_class", "X"},
+                                            {"_commit_hash", "0"},
+                                            {"torchscript", false}}));
+    EXPECT_EQ(hub.pad, -1);
+  }
 }
 
 TEST(HubConfig, WindowsComeFromTheLayers) {
@@ -163,6 +232,13 @@ TEST(HubConfig, RefusesWhatItDoesNotUnderstand) {
        ": rope_parameters = {\"rope_theta\":10000.0,\"rope_type\":\"default\"}: differs from rope_theta"},
       {with(rope({{"rope_type", "default"}}), {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}),
        ": rope_parameters = {\"rope_type\":\"default\"}: differs from rope_scaling"},
+      {with(kimi(), {{"intermediate_size", 0}}), ": intermediate_size = 0: expected 1 to"},
+      {with(kimi(), {{"pretraining_tp", 2}}), ": pretraining_tp = 2: only 1 is understood"},
+      {with(minimax(), {{"intermediate_size", 0}}), ": intermediate_size = 0: expected 1 to"},
+      {with(minimax(), {{"block_size", nullptr}}), ": the field block_size is missing"},
+      {with(hybrid("qwen3_next"), {{"intermediate_size", 0}}), ": intermediate_size = 0: expected 1 to"},
+      {with(llama(), {{"model_type", "weft"}, {"max_position_embeddings", nullptr}}),
+       ": the field max_position_embeddings is missing"},
       {rope({{"full_attention", {{"rope_type", "default"}}}, {"other", 1}}),
        ": rope_parameters: other = 1: a field that is not understood"},
   };

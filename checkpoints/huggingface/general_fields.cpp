@@ -84,16 +84,15 @@ void read_general_fields(ConfigReader& config) {
   }
 }
 
-void read_token_ids(ConfigReader& config, const nlohmann::json& object, std::int32_t bos, std::int32_t eos,
-                    HubModel& model) {
+void read_token_ids(ConfigReader& config, const TokenIds& absent, HubModel& model) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
-  const auto one = [&](const char* key, std::int32_t absent) {
-    return static_cast<std::int32_t>(config.integer_or(key, object.contains(key) ? -1 : absent, -1, kMost));
+  const auto one = [&](const char* key, std::int32_t usual) {
+    return static_cast<std::int32_t>(config.integer_or(key, config.names(key) ? -1 : usual, -1, kMost));
   };
-  model.bos = one("bos_token_id", bos);
-  model.pad = one("pad_token_id", -1);
+  model.bos = one("bos_token_id", absent.bos);
+  model.pad = one("pad_token_id", absent.pad);
   model.eos = config.tokens("eos_token_id");
-  if (!object.contains("eos_token_id") && eos >= 0) model.eos = {eos};
+  if (!config.names("eos_token_id") && absent.eos >= 0) model.eos = {absent.eos};
 }
 
 }  // namespace weft

@@ -10,8 +10,12 @@ namespace weft {
 // it), and requires those that could to have the value that changes nothing. Error (config) otherwise.
 void read_general_fields(ConfigReader& config);
 
-// bos_token_id, eos_token_id and pad_token_id; `bos` and `eos` where the file has no such field.
-void read_token_ids(ConfigReader& config, const nlohmann::json& object, std::int32_t bos, std::int32_t eos,
-                    HubModel& model);
+// Special tokens of a class; -1: none.
+struct TokenIds {
+  std::int32_t bos = -1, eos = -1, pad = -1;
+};
+
+// bos_token_id, eos_token_id and pad_token_id; `absent` where the file has no such field.
+void read_token_ids(ConfigReader& config, const TokenIds& absent, HubModel& model);
 
 }  // namespace weft

@@ -151,17 +151,9 @@ MixerChoice read_softmax(ConfigReader& attn, const LanguageModelConfig& model, s
 
 // `linear` lacks what both types have.
 HubModel read(ConfigReader& config, MixerChoice linear) {
-  // The types have no rms_norm_eps, which the common fields need.
-  nlohmann::json common = nlohmann::json::object();
-  for (const char* key : {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "tie_word_embeddings",
-                          "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"}) {
-    if (config.has(key)) common[key] = config.value(key);
-  }
-  common["rms_norm_eps"] = config.real("norm_eps", 1e-12, 1.0);
-  ConfigReader fields(common, config.source());
-  HubModel hub = read_common_fields(fields);
+  HubModel hub = read_common_fields(
+      config, {.max_positions = 2048, .norm_eps = 1e-6, .tokens = {.bos = 1, .eos = 2}, .norm_eps_field = "norm_eps"});
   LanguageModelConfig& model = hub.model;
-  config.expect("hidden_act", "swish");
   const std::int64_t heads = config.integer("num_heads", 1, kMostHeads);
   const std::int64_t d_k = config.integer("head_dim", 1, kMostWidth);
   linear.options.set("heads", heads);

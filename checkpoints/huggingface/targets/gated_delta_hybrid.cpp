@@ -16,14 +16,6 @@ std::int64_t rotary_dim(std::int64_t head_dim, double fraction) {
   return fraction == 1.0 ? head_dim : 2 * static_cast<std::int64_t>(static_cast<double>(head_dim) * fraction / 2.0);
 }
 
-// A factor of which the class takes exactly this many channels: it truncates head_dim * factor.
-double partial_rotary_factor(std::int64_t head_dim, std::int64_t rotary) {
-  double factor = static_cast<double>(rotary) / static_cast<double>(head_dim);
-  while (static_cast<std::int64_t>(static_cast<double>(head_dim) * factor) < rotary)
-    factor = std::nextafter(factor, 2.0);
-  return factor;
-}
-
 void attention_obstacles(Obstacles& obstacles, const MixerChoice& choice) {
   const Options& o = choice.options;
   const std::string& at = choice.table;
@@ -105,17 +97,16 @@ nlohmann::json gated_delta_hybrid_config(const HubModel& hub) {
     config["head_dim"] = sizes.head_dim;
     config["rope_parameters"] = {{"rope_type", "default"},
                                  {"rope_theta", full->options.real("rope_base")},
-                                 {"partial_rotary_factor", partial_rotary_factor(sizes.head_dim, rotary)}};
+                                 {"partial_rotary_factor", truncated_factor(sizes.head_dim, rotary)}};
   }
   return config;
 }
 
-HubModel read_gated_delta_hybrid_config(ConfigReader& config) {
-  HubModel hub = read_common_fields(config);
+HubModel read_gated_delta_hybrid_config(ConfigReader& config, std::int64_t kv_heads) {
+  HubModel hub = read_common_fields(config, {.max_positions = 32768, .norm_eps = 1e-6});
   LanguageModelConfig& model = hub.model;
   const double eps = model.norm_eps;
   config.expect("attention_bias", false);
-  config.expect("attention_dropout", 0.0);
   const auto heads = [&](const char* key, std::int64_t fallback) {
     return config.integer_or(key, fallback, 1, kMostHeads);
   };
@@ -144,7 +135,7 @@ HubModel read_gated_delta_hybrid_config(ConfigReader& config) {
   if (rotary % 2 != 0) config.refuse("rope_parameters", fmt::format("{} channels cannot turn in pairs", rotary));
   const MixerChoice full = mixer_choice("attention",
                                         {{"heads", heads("num_attention_heads", 16)},
-                                         {"kv_heads", heads("num_key_value_heads", 2)},
+                                         {"kv_heads", heads("num_key_value_heads", kv_heads)},
                                          {"head_dim", head_dim},
                                          {"rope_base", base},
                                          {"rope_fraction", fraction},

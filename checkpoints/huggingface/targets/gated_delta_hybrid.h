@@ -18,7 +18,8 @@ namespace weft {
 std::vector<std::string> gated_delta_hybrid_obstacles(const LanguageModelConfig& model);
 // All fields but model_type, architectures and those of experts.
 nlohmann::json gated_delta_hybrid_config(const HubModel& model);
-HubModel read_gated_delta_hybrid_config(ConfigReader& config);
+// `kv_heads`: of softmax layers, where the file does not say.
+HubModel read_gated_delta_hybrid_config(ConfigReader& config, std::int64_t kv_heads);
 // `projections` adds the tensors of the packed projections of a delta-rule layer, whose names begin with `prefix`.
 std::vector<TensorRule> gated_delta_hybrid_tensors(const LanguageModelConfig& model,
                                                    void (*projections)(RuleList& rules, const std::string& prefix,

@@ -88,11 +88,11 @@ nlohmann::json write_config(const HubModel& hub) {
 
 HubModel read_config(const nlohmann::json& json, const std::string& source) {
   ConfigReader config(json, source);
-  HubModel hub = read_common_fields(config);
+  HubModel hub = read_common_fields(
+      config, {.max_positions = 1048576, .norm_eps = 1e-5, .tokens = {.bos = 163584, .eos = 163586, .pad = 163839}});
   LanguageModelConfig& model = hub.model;
   config.expect("tie_word_embeddings", false);
   config.expect("attention_bias", false);
-  config.expect("attention_dropout", 0.0);
   const MixerChoice kda = mixer_choice("kda",
                                        {{"heads", config.integer_or("linear_num_heads", 32, 1, kMostHeads)},
                                         {"head_dim", config.integer_or("linear_head_dim", 128, 1, kMostWidth)},

@@ -7,7 +7,6 @@
 #include "autograd/check.h"
 #include "checkpoints/huggingface/common_fields.h"
 #include "checkpoints/huggingface/config_reader.h"
-#include "checkpoints/huggingface/general_fields.h"
 #include "checkpoints/huggingface/obstacles.h"
 #include "checkpoints/huggingface/rope_fields.h"
 #include "checkpoints/huggingface/targets/llama_family.h"
@@ -117,27 +116,16 @@ LayerBiases read_biases(ConfigReader& config, const LlamaFamily& family) {
 
 HubModel read_llama_config(const LlamaFamily& family, const json& object, const std::string& source) {
   ConfigReader config(object, source);
-  read_general_fields(config);
-  HubModel hub{};
+  HubModel hub = read_common_fields(
+      config,
+      {.max_positions = family.max_positions, .norm_eps = 1e-6, .tokens = {.bos = family.bos, .eos = family.eos}});
   LanguageModelConfig& model = hub.model;
-  model.vocabulary = config.integer("vocab_size", 1, kMostVocabulary);
-  model.width = config.integer("hidden_size", 1, kMostWidth);
-  model.layers = config.integer("num_hidden_layers", 1, kMostLayers);
-  model.ffn_hidden = config.integer("intermediate_size", 1, 16 * kMostWidth);
-  model.norm_eps = config.real_or("rms_norm_eps", 1e-6, 1e-12, 1.0);
-  model.tied = config.flag_or("tie_word_embeddings", false);
   if (family.ffn_bias) {
     model.ffn_bias = config.flag_or("mlp_bias", false);
   } else {
     config.expect("mlp_bias", false);
   }
-  if (config.has("hidden_act")) {
-    const std::string act = config.text("hidden_act");
-    if (act != "silu" && act != "swish") config.refuse("hidden_act", "weft's feed-forward branch has silu");
-  }
-  hub.max_positions = config.integer_or("max_position_embeddings", family.max_positions, 1, kMostTokens);
   model.max_tokens = hub.max_positions;
-  read_token_ids(config, object, family.bos, family.eos, hub);
 
   const AttentionSizes sizes = read_heads(config, object, family, model.width);
   const LayerBiases biases = read_biases(config, family);

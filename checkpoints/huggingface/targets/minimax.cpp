@@ -101,10 +101,11 @@ nlohmann::json write_config(const HubModel& hub) {
 
 HubModel read_config(const nlohmann::json& json, const std::string& source) {
   ConfigReader config(json, source);
-  HubModel hub = read_common_fields(config);
+  HubModel hub =
+      read_common_fields(config, {.max_positions = 131072, .norm_eps = 1e-5, .tokens = {.bos = 1, .eos = 2}});
   LanguageModelConfig& model = hub.model;
   model.residual = Residual::post_norm_input;
-  config.expect("attention_dropout", 0.0);
+  config.value("block_size");  // the class has another where there is none
   config.expect("block_size", kBlock);
   config.ignore({"router_jitter_noise", "output_router_logits", "router_aux_loss_coef"});  // of training
   if (config.integer_or("num_local_experts", 8, 1, 1 << 20) != 1) {
@@ -115,7 +116,8 @@ HubModel read_config(const nlohmann::json& json, const std::string& source) {
     for (const char* factor : {"alpha", "beta"}) config.expect(fmt::format("{}_{}_factor", branch, factor), 1);
   }
   const std::int64_t heads = config.integer("num_attention_heads", 1, kMostHeads);
-  const std::int64_t kv_heads = config.integer_or("num_key_value_heads", heads, 1, kMostHeads);
+  const std::int64_t kv_heads =
+      config.integer_or("num_key_value_heads", config.names("num_key_value_heads") ? heads : 8, 1, kMostHeads);
   const std::int64_t head_dim =
       config.integer_or("head_dim", std::max<std::int64_t>(1, model.width / heads), 1, kMostWidth);
   double base = 1e6;

@@ -16,7 +16,7 @@ nlohmann::json write_config(const HubModel& hub) {
 
 HubModel read_config(const nlohmann::json& json, const std::string& source) {
   ConfigReader config(json, source);
-  HubModel hub = read_gated_delta_hybrid_config(config);
+  HubModel hub = read_gated_delta_hybrid_config(config, 4);
   config.finish();
   return hub;
 }

@@ -27,7 +27,7 @@ nlohmann::json write_config(const HubModel& hub) {
 
 HubModel read_config(const nlohmann::json& json, const std::string& source) {
   ConfigReader config(json, source);
-  HubModel hub = read_gated_delta_hybrid_config(config);
+  HubModel hub = read_gated_delta_hybrid_config(config, 2);
   config.ignore({"decoder_sparse_step", "moe_intermediate_size", "shared_expert_intermediate_size",
                  "num_experts_per_tok", "norm_topk_prob", "output_router_logits", "router_aux_loss_coef"});
   const bool dense = config.integer_or("num_experts", 512, 0, 1 << 20) == 0 ||

@@ -100,7 +100,7 @@ MixerChoice read_mixer(ConfigReader& mixers, const std::string& name) {
 
 HubModel read_config(const nlohmann::json& json, const std::string& source) {
   ConfigReader config(json, source);
-  HubModel hub = read_common_fields(config);
+  HubModel hub = read_common_fields(config, {.least_ffn = 0});
   LanguageModelConfig& model = hub.model;
   model.max_tokens = hub.max_positions;
   model.ffn_bias = config.flag_or("ffn_bias", false);
