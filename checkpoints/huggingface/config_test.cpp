@@ -133,6 +133,18 @@ TEST(HubConfig, GeneralFieldsAreThoseOfAllClasses) {
   }
 }
 
+// A small config.json of many heads took minutes.
+TEST(HubConfig, ManyHeadsHaveTheirRulesSoon) {
+  const HubModel hub =
+      read(with(hybrid("qwen3_next"), {{"num_hidden_layers", 128},
+                                       {"layer_types", std::vector<std::string>(128, "linear_attention")},
+                                       {"linear_num_key_heads", 1024},
+                                       {"linear_num_value_heads", 1024}}));
+  const std::clock_t begin = std::clock();
+  EXPECT_GT(find_hub_target("qwen3_next")->tensors(hub.model).size(), 1000U);
+  EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 2.0);
+}
+
 TEST(HubConfig, WindowsComeFromTheLayers) {
   const json used = {{"use_sliding_window", true}, {"sliding_window", 16}, {"max_window_layers", 3}};
   HubModel hub = read(qwen("qwen2", used));

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "checkpoints/huggingface/tensor_rule.h"
@@ -34,6 +35,7 @@ class RuleList {
  private:
   // Declares the parameters; nothing is allocated.
   mutable LanguageModel model_;
+  std::unordered_map<std::string, Shape> shapes_;  // of the parameters
   std::vector<TensorRule> rules_;
 };
 
