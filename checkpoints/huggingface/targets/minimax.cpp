@@ -191,7 +191,7 @@ std::vector<TensorRule> tensors(const LanguageModelConfig& model) {
     rules.add(prefix + "input_layernorm.weight", own + "mixer_norm_w");
     rules.add(prefix + "post_attention_layernorm.weight", own + "ffn_norm_w");
     const std::string experts = prefix + "block_sparse_moe.", expert = experts + "experts.0.";
-    rules.add_constant(experts + "gate.weight", {1, model.width}, [](std::int64_t) { return 0.0; });
+    rules.add_constant(experts + "gate.weight", {1, model.width}, [](std::int64_t) { return 0.0; }).any_value = true;
     rules.add(expert + "w1.weight", own + "ffn.w_gate");
     rules.add(expert + "w2.weight", own + "ffn.w_down");
     rules.add(expert + "w3.weight", own + "ffn.w_up");
