@@ -409,5 +409,20 @@ TEST(Export, TurnsAsManyChannelsAsTheRecipe) {
   }
 }
 
+// And values head_dim * expand_v wide.
+TEST(Export, HasValuesAsWideAsTheRecipe) {
+  for (const auto& [keys, values] : {std::pair{104, 120}, {176, 240}, {4, 6}, {3, 7}, {128, 128}}) {
+    HubModel hub{.model = fla_gdn(), .max_positions = 8, .eos = {}};
+    for (const std::size_t i : {std::size_t{0}, std::size_t{1}}) {
+      hub.model.pattern[i].options.set("head_dim", std::int64_t{keys});
+      hub.model.pattern[i].options.set("value_dim", std::int64_t{values});
+    }
+    const HubTarget& target = *find_hub_target("fla_gated_deltanet");
+    const nlohmann::json config = target.write_config(hub);
+    EXPECT_EQ(static_cast<int>(keys * config.at("expand_v").get<double>()), values) << keys;
+    EXPECT_EQ(target.read_config(config, "config.json").model.pattern[0].options.integer("value_dim"), values);
+  }
+}
+
 }  // namespace
 }  // namespace weft

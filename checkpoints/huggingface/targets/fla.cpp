@@ -99,7 +99,7 @@ nlohmann::json config_of(const HubModel& hub, const std::string& mixer) {
   config["num_heads"] = o.integer("heads");
   config["num_v_heads"] = value_heads(o);
   config["head_dim"] = o.integer("head_dim");
-  config["expand_v"] = static_cast<double>(value_dim(o)) / static_cast<double>(o.integer("head_dim"));
+  config["expand_v"] = truncated_factor(o.integer("head_dim"), value_dim(o));
   config["use_short_conv"] = o.integer("conv_width") > 0;
   if (o.integer("conv_width") > 0) config["conv_size"] = o.integer("conv_width");
   config["allow_neg_eigval"] = o.flag("negative_eigenvalues");
@@ -160,7 +160,7 @@ HubModel read(ConfigReader& config, MixerChoice linear) {
   linear.options.set("value_heads", config.integer_or("num_v_heads", heads, 1, kMostHeads));
   linear.options.set("head_dim", d_k);
   linear.options.set("value_dim",
-                     static_cast<std::int64_t>(static_cast<double>(d_k) * config.real("expand_v", 1e-3, 1e3) + 0.5));
+                     static_cast<std::int64_t>(static_cast<double>(d_k) * config.real("expand_v", 1e-3, 1e3)));
   linear.options.set(
       "conv_width", config.flag_or("use_short_conv", true) ? config.integer_or("conv_size", 4, 2, 8) : std::int64_t{0});
   config.ignore({"conv_size"});
