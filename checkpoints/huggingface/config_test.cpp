@@ -136,13 +136,13 @@ TEST(HubConfig, GeneralFieldsAreThoseOfAllClasses) {
 // A small config.json of many heads took minutes.
 TEST(HubConfig, ManyHeadsHaveTheirRulesSoon) {
   const HubModel hub =
-      read(with(hybrid("qwen3_next"), {{"num_hidden_layers", 128},
-                                       {"layer_types", std::vector<std::string>(128, "linear_attention")},
+      read(with(hybrid("qwen3_next"), {{"num_hidden_layers", 512},
+                                       {"layer_types", std::vector<std::string>(512, "linear_attention")},
                                        {"linear_num_key_heads", 1024},
                                        {"linear_num_value_heads", 1024}}));
   const std::clock_t begin = std::clock();
   EXPECT_GT(find_hub_target("qwen3_next")->tensors(hub.model).size(), 1000U);
-  EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 2.0);
+  EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 5.0);
 }
 
 TEST(HubConfig, WindowsComeFromTheLayers) {
