@@ -80,8 +80,12 @@ std::optional<std::int64_t> stated_beside(const fs::path& folder, const std::str
 using Factory = std::unique_ptr<Tokenizer> (*)(std::string, const std::string&, const BoundaryIds&);
 
 std::unique_ptr<Tokenizer> read_tokenizer(const fs::path& path, Factory parse, const BoundaryIds& ids) {
-  std::unique_ptr<Tokenizer> plain = parse(read_small_file(path, kMaxTokenizerBytes), path.string(), ids);
   BoundaryIds found = ids;
+  if (!found.bos_in_prompts && path.extension() == ".model") {
+    const std::string beside = (path.parent_path() / "tokenizer_config.json").string();
+    if (const std::optional<json> config = read_object(beside)) found.bos_in_prompts = bos_in_prompts(*config, beside);
+  }
+  std::unique_ptr<Tokenizer> plain = parse(read_small_file(path, kMaxTokenizerBytes), path.string(), found);
   if (!found.bos) found.bos = stated_beside(path.parent_path(), "bos", *plain);
   if (!found.eos) found.eos = stated_beside(path.parent_path(), "eos", *plain);
   const bool same = (!found.bos || *found.bos == plain->bos_id()) && (!found.eos || *found.eos == plain->eos_id());
@@ -89,6 +93,12 @@ std::unique_ptr<Tokenizer> read_tokenizer(const fs::path& path, Factory parse, c
 }
 
 }  // namespace
+
+std::optional<bool> bos_in_prompts(const json& tokenizer_config, const std::string& source) {
+  const auto found = tokenizer_config.find("add_bos_token");
+  if (found == tokenizer_config.end() || found->is_null()) return std::nullopt;
+  return require_bool(tokenizer_config, "add_bos_token", source);
+}
 
 std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name, const BoundaryIds& ids) {
   if (name == "byte") return std::make_unique<ByteTokenizer>();

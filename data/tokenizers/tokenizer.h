@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <span>
 #include <string>
@@ -25,6 +26,8 @@ enum class EncodeMode {
 struct BoundaryIds {
   std::optional<std::int64_t> bos = {};
   std::optional<std::int64_t> eos = {};
+  // tokenizer.model only, whose file has no template: whether a prompt begins with BOS; not given: it does.
+  std::optional<bool> bos_in_prompts = {};
 };
 
 // Const and without locks: any number of threads may use one object at once.
@@ -77,6 +80,7 @@ class Tokenizer {
 //   3. else those that the file itself states (tokenizer.model), or the first of its special tokens named
 //      <|endoftext|>, </s>, <|end_of_text|>, <|im_end|>, <eos> (EOS), and <s>, <|begin_of_text|>, <bos> (BOS);
 //   4. else -1.
+// Prompts of a tokenizer.model begin with BOS unless add_bos_token of tokenizer_config.json is false.
 // Error (config) for a path that is no such thing, Error (storage) for files that cannot be read or understood.
 std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name, const BoundaryIds& ids = {});
 
@@ -85,6 +89,10 @@ std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name, const Boundar
 // list.
 std::unique_ptr<Tokenizer> parse_tokenizer_json(std::string text, const std::string& source,
                                                 const BoundaryIds& ids = {});
+
+// add_bos_token of a tokenizer_config.json's object. Error (storage) that names `source` if it is neither true nor
+// false.
+std::optional<bool> bos_in_prompts(const nlohmann::json& tokenizer_config, const std::string& source);
 
 // The same for a tokenizer.model's bytes.
 std::unique_ptr<Tokenizer> parse_tokenizer_model(std::string file, const std::string& source,

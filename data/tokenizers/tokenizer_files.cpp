@@ -71,7 +71,11 @@ TokenizerBundle restore_tokenizer(const TokenizerIdentity& identity, std::vector
                    identity.name);
     }
     if (file == nullptr) config_error("{}: the {} that its ids are of is missing", where, identity.name);
-    const BoundaryIds ids{.bos = identity.bos_id, .eos = identity.eos_id};
+    BoundaryIds ids{.bos = identity.bos_id, .eos = identity.eos_id};
+    if (const TokenizerFile* config = find_file(bundle.files, "tokenizer_config.json")) {
+      const std::string beside = (fs::path(where) / config->name).string();
+      ids.bos_in_prompts = bos_in_prompts(parse_strict(config->content, beside, kMaxCompanionBytes), beside);
+    }
     const std::string source = (fs::path(where) / file->name).string();
     bundle.tokenizer = file->name == "tokenizer.json" ? parse_tokenizer_json(file->content, source, ids)
                                                       : parse_tokenizer_model(file->content, source, ids);

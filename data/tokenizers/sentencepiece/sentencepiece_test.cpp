@@ -12,6 +12,7 @@
 #include "data/tokenizers/sentencepiece/protobuf_reader.h"
 #include "data/tokenizers/sentencepiece/sentencepiece_tokenizer.h"
 #include "data/tokenizers/stream_decoder.h"
+#include "data/tokenizers/tokenizer_files.h"
 
 namespace weft {
 namespace {
@@ -114,6 +115,29 @@ TEST(SentencePiece, SpecialTokensOnlyWhereAsked) {
   prompt.erase(prompt.begin());
   EXPECT_EQ(prompt, bana);
   EXPECT_EQ(tokenizer->encode("", EncodeMode::markup), std::vector<std::int32_t>{});
+}
+
+TEST(SentencePiece, PromptsBeginWithBosUnlessTheConfigSaysNo) {
+  const data_test::TemporaryFolder folder;
+  data_test::write_text(folder / "tokenizer.model", golden("bpe_bytes"));
+  const auto prompt = [&](const char* config) {
+    data_test::write_text(folder / "tokenizer_config.json", config);
+    const TokenizerBundle opened = open_tokenizer(folder / "");
+    const std::vector<std::int32_t> ids = opened.tokenizer->encode("bana", EncodeMode::prompt);
+    // As a checkpoint keeps it.
+    const TokenizerBundle kept = restore_tokenizer(identity_of(*opened.tokenizer), opened.files, "kept");
+    EXPECT_EQ(kept.tokenizer->encode("bana", EncodeMode::prompt), ids) << config;
+    return ids;
+  };
+  const std::vector<std::int32_t> bana = parse_tokenizer_model(golden("bpe_bytes"), "m")->encode("bana");
+  std::vector<std::int32_t> with_bos = bana;
+  with_bos.insert(with_bos.begin(), 1);
+  EXPECT_EQ(prompt("{}"), with_bos);
+  EXPECT_EQ(prompt(R"({"add_bos_token": true})"), with_bos);
+  EXPECT_EQ(prompt(R"({"add_bos_token": false})"), bana);
+  const std::string config = folder / "tokenizer_config.json";
+  EXPECT_EQ(message_of(ExitCode::storage, [&] { prompt(R"({"add_bos_token": "no"})"); }),
+            config + ": key \"add_bos_token\": expected true or false, found string");
 }
 
 TEST(SentencePiece, InvalidUtf8IsReplaced) {

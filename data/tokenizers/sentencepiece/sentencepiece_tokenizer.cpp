@@ -65,7 +65,9 @@ std::int64_t boundary(const std::optional<std::int64_t>& given, const SentencePi
 }  // namespace
 
 SentencePieceTokenizer::SentencePieceTokenizer(std::string file, const std::string& source, const BoundaryIds& ids)
-    : file_(std::move(file)), model_(parse_sentencepiece_model(file_, source)) {
+    : file_(std::move(file)),
+      model_(parse_sentencepiece_model(file_, source)),
+      bos_in_prompts_(ids.bos_in_prompts.value_or(true)) {
   bos_id_ = boundary(ids.bos, model_, model_.bos_piece);
   eos_id_ = boundary(ids.eos, model_, model_.eos_piece);
   for (const std::int64_t id : {bos_id_, eos_id_}) {
@@ -160,7 +162,7 @@ SentencePieceTokenizer::ControlMatch SentencePieceTokenizer::next_control(std::s
 
 std::vector<std::int32_t> SentencePieceTokenizer::encode(std::string_view text, EncodeMode mode) const {
   std::vector<std::int32_t> ids;
-  if (mode == EncodeMode::prompt && bos_id_ >= 0) ids.push_back(static_cast<std::int32_t>(bos_id_));
+  if (mode == EncodeMode::prompt && bos_in_prompts_ && bos_id_ >= 0) ids.push_back(static_cast<std::int32_t>(bos_id_));
   if (mode == EncodeMode::text) {
     encode(text, ids);
     return ids;

@@ -32,7 +32,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   bool is_special(std::int32_t id) const override;
   void encode(std::string_view text, std::vector<std::int32_t>& ids) const override;
   void encode(std::string_view text, std::vector<std::uint16_t>& ids) const override;
-  // A prompt begins with BOS, if there is one. Text behind a special token gets no dummy prefix.
+  // A prompt begins with BOS, if there is one and it is to be there. Text behind a special token gets no dummy prefix.
   std::vector<std::int32_t> encode(std::string_view text, EncodeMode mode) const override;
   std::string decode(std::span<const std::int32_t> ids) const override;
   void decode_token(std::int32_t id, bool first, std::string& bytes) const override;
@@ -56,6 +56,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::string file_;
   SentencePieceModel model_;
   std::int64_t bos_id_ = -1, eos_id_ = -1;
+  bool bos_in_prompts_ = true;
   Sha256::Digest fingerprint_{};
   std::unordered_map<std::string_view, std::int32_t> ids_;
   std::size_t longest_control_ = 0;
