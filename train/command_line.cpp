@@ -25,6 +25,16 @@ class VerbList {
     return put(name, help, false, arguments, [arguments, run](World*) { return run(*arguments); });
   }
 
+  // The same where only an Error can go wrong.
+  template <class Arguments>
+  Added<Arguments> add(const char* name, const char* help, void (*run)(const Arguments&)) {
+    const auto arguments = std::make_shared<Arguments>();
+    return put(name, help, false, arguments, [arguments, run](World*) {
+      run(*arguments);
+      return ExitCode::ok;
+    });
+  }
+
   // Of verbs that run on any number of ranks.
   template <class Arguments>
   Added<Arguments> add_collective(const char* name, const char* help, void (*run)(World&, const Arguments&)) {
@@ -80,11 +90,9 @@ struct PrepareArguments {
 };
 
 void add_prepare(VerbList& verbs) {
-  auto [verb, a] = verbs.add<PrepareArguments>("prepare", "Text or jsonl to a tokenised dataset",
-                                               [](const PrepareArguments& arguments) {
-                                                 run_prepare(arguments.options, arguments.form);
-                                                 return ExitCode::ok;
-                                               });
+  auto [verb, a] = verbs.add<PrepareArguments>(
+      "prepare", "Text or jsonl to a tokenised dataset",
+      [](const PrepareArguments& arguments) { run_prepare(arguments.options, arguments.form); });
   PrepareOptions& o = a.options;
   verb.add_option("inputs", o.inputs, "Files, folders, patterns, or - for standard input")->required();
   verb.add_option("--out", o.out, "Folder of the dataset; must not exist")->required();
@@ -125,12 +133,9 @@ struct TrainTokenizerArguments {
 };
 
 void add_train_tokenizer(VerbList& verbs) {
-  auto [verb, a] =
-      verbs.add<TrainTokenizerArguments>("train-tokenizer", "A byte-level BPE tokenizer.json of text or jsonl",
-                                         [](const TrainTokenizerArguments& arguments) {
-                                           run_train_tokenizer(arguments.options, arguments.form);
-                                           return ExitCode::ok;
-                                         });
+  auto [verb, a] = verbs.add<TrainTokenizerArguments>(
+      "train-tokenizer", "A byte-level BPE tokenizer.json of text or jsonl",
+      [](const TrainTokenizerArguments& arguments) { run_train_tokenizer(arguments.options, arguments.form); });
   TrainTokenizerOptions& o = a.options;
   verb.add_option("inputs", o.corpus.inputs, "Files, folders, patterns, or - for standard input")->required();
   verb.add_option("--out", o.out, "The file, named *.json; must not exist")->required();
@@ -165,11 +170,8 @@ void add_train(VerbList& verbs) {
 }
 
 void add_plan(VerbList& verbs) {
-  auto [verb, a] = verbs.add<PlanArguments>("plan", "What a step of a recipe will take: memory by kind, work, time",
-                                            [](const PlanArguments& arguments) {
-                                              run_plan(arguments);
-                                              return ExitCode::ok;
-                                            });
+  auto [verb, a] =
+      verbs.add<PlanArguments>("plan", "What a step of a recipe will take: memory by kind, work, time", run_plan);
   verb.add_option("recipe", a.recipe, "TOML recipe")->required();
   add_set_option(verb, a.overrides, "Change a value: --set parallel.micro_batch_tokens=8192");
   add_json_option(verb, a.form);
@@ -187,12 +189,8 @@ void add_verify(VerbList& verbs) {
 }
 
 void add_bench(VerbList& verbs) {
-  auto [verb, a] =
-      verbs.add<BenchArguments>("bench", "Times of operations and mixers, or of a training step, beside their floors",
-                                [](const BenchArguments& arguments) {
-                                  run_bench(arguments);
-                                  return ExitCode::ok;
-                                });
+  auto [verb, a] = verbs.add<BenchArguments>(
+      "bench", "Times of operations and mixers, or of a training step, beside their floors", run_bench);
   CLI::Option* filter = verb.add_option("filter", a.filter, "Those whose names contain it; otherwise all");
   CLI::Option* recipe = verb.add_option("--recipe", a.recipe, "A training step of this TOML recipe instead");
   recipe->excludes(filter);
@@ -226,11 +224,7 @@ void add_eval(VerbList& verbs) {
 }
 
 void add_generate(VerbList& verbs) {
-  auto [verb, a] =
-      verbs.add<GenerateArguments>("generate", "Text from a run or checkpoint", [](const GenerateArguments& arguments) {
-        run_generate(arguments);
-        return ExitCode::ok;
-      });
+  auto [verb, a] = verbs.add<GenerateArguments>("generate", "Text from a run or checkpoint", run_generate);
   verb.add_option("model", a.path, "Run or checkpoint")->required();
   verb.add_option("--prompt", a.prompt, "Text to go on from");
   const std::map<std::string, EncodeMode> modes = {
@@ -251,23 +245,16 @@ void add_generate(VerbList& verbs) {
 }
 
 void add_import(VerbList& verbs) {
-  auto [verb, a] =
-      verbs.add<ImportArguments>("import", "A model of Hugging Face's form to a run that eval, generate and train take",
-                                 [](const ImportArguments& arguments) {
-                                   run_import(arguments);
-                                   return ExitCode::ok;
-                                 });
+  auto [verb, a] = verbs.add<ImportArguments>(
+      "import", "A model of Hugging Face's form to a run that eval, generate and train take", run_import);
   verb.add_option("model", a.path, "Folder with config.json and safetensors, or a .gguf file")->required();
   verb.add_option("--out", a.out, "Folder of the run; must not exist")->required();
   add_json_option(verb, a.form);
 }
 
 void add_export(VerbList& verbs) {
-  auto [verb, a] = verbs.add<ExportArguments>("export", "A run or checkpoint as a directory that transformers loads",
-                                              [](const ExportArguments& arguments) {
-                                                run_export(arguments);
-                                                return ExitCode::ok;
-                                              });
+  auto [verb, a] =
+      verbs.add<ExportArguments>("export", "A run or checkpoint as a directory that transformers loads", run_export);
   verb.add_option("model", a.path, "Run or checkpoint")->required();
   verb.add_option("--out", a.out, "Folder to make; must not exist")->required();
   verb.add_option("--to", a.target, "Class of models: auto, or the name of one")->capture_default_str();
@@ -289,11 +276,9 @@ struct PathArguments {
 };
 
 void add_inspect(VerbList& verbs) {
-  auto [verb, a] = verbs.add<PathArguments>("inspect", "Describe a dataset, run, checkpoint or shard",
-                                            [](const PathArguments& arguments) {
-                                              run_inspect(arguments.path, arguments.form);
-                                              return ExitCode::ok;
-                                            });
+  auto [verb, a] =
+      verbs.add<PathArguments>("inspect", "Describe a dataset, run, checkpoint or shard",
+                               [](const PathArguments& arguments) { run_inspect(arguments.path, arguments.form); });
   verb.add_option("path", a.path)->required();
   add_json_option(verb, a.form);
 }
@@ -311,11 +296,9 @@ struct ReportArguments {
 };
 
 void add_report(VerbList& verbs) {
-  auto [verb, a] = verbs.add<ReportArguments>("report", "One HTML page with the curves of runs",
-                                              [](const ReportArguments& arguments) {
-                                                run_report(arguments.runs, arguments.out);
-                                                return ExitCode::ok;
-                                              });
+  auto [verb, a] =
+      verbs.add<ReportArguments>("report", "One HTML page with the curves of runs",
+                                 [](const ReportArguments& arguments) { run_report(arguments.runs, arguments.out); });
   verb.add_option("runs", a.runs, "Runs, overlaid")->required();
   verb.add_option("--out", a.out, "File; report.html in the first run otherwise");
 }
@@ -326,11 +309,9 @@ struct MixersArguments {
 };
 
 void add_mixers(VerbList& verbs) {
-  auto [verb, a] = verbs.add<MixersArguments>("mixers", "The sequence mixers: what each supports, and its options",
-                                              [](const MixersArguments& arguments) {
-                                                run_mixers(arguments.names, arguments.form);
-                                                return ExitCode::ok;
-                                              });
+  auto [verb, a] =
+      verbs.add<MixersArguments>("mixers", "The sequence mixers: what each supports, and its options",
+                                 [](const MixersArguments& arguments) { run_mixers(arguments.names, arguments.form); });
   verb.add_option("names", a.names, "Mixers to show with their options; none: a table of all");
   add_json_option(verb, a.form);
 }

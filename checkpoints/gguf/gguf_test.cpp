@@ -6,18 +6,19 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "autograd/check.h"
 #include "checkpoints/gguf/hostile_cases.h"
 #include "checkpoints/gguf/model.h"
 #include "checkpoints/gguf/rope_factors.h"
 #include "checkpoints/safetensors/reader.h"
 #include "data/storage/file.h"
 #include "data/storage/json.h"
+#include "tests/support/error_message.h"
 
 namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
+using testing_support::message_of;
 using namespace gguf_tests;
 
 const fs::path kGolden = "tests/golden/gguf";
@@ -32,17 +33,6 @@ class GgufTest : public testing::Test {
   }
   fs::path path;
 };
-
-template <class F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::storage);
-    return error.what();
-  }
-  return "no error";
-}
 
 void expect_refused(const std::string& message, const std::string& part, const std::string& name) {
   EXPECT_NE(message.find(part), std::string::npos) << name << ": " << message;

@@ -5,16 +5,17 @@
 #include <fstream>
 #include <gtest/gtest.h>
 
-#include "autograd/check.h"
 #include "checkpoints/safetensors/hostile_cases.h"
 #include "checkpoints/safetensors/index.h"
 #include "checkpoints/safetensors/reader.h"
 #include "data/storage/file.h"
+#include "tests/support/error_message.h"
 
 namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
+using testing_support::message_of;
 using namespace safetensors_tests;
 
 class SafetensorsHeaderTest : public testing::Test {
@@ -27,17 +28,6 @@ class SafetensorsHeaderTest : public testing::Test {
   }
   fs::path path;
 };
-
-template <class F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ExitCode::storage);
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST_F(SafetensorsHeaderTest, HostileFilesAreRefusedWithTheirRule) {
   for (const HostileCase& hostile : hostile_files()) {

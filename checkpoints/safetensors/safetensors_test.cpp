@@ -14,11 +14,13 @@
 #include "checkpoints/safetensors/reader.h"
 #include "checkpoints/safetensors/writer.h"
 #include "data/storage/file.h"
+#include "tests/support/error_message.h"
 
 namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
+using testing_support::message_of;
 
 class SafetensorsTest : public testing::Test {
  protected:
@@ -32,17 +34,6 @@ class SafetensorsTest : public testing::Test {
   }
   fs::path directory;
 };
-
-template <class F>
-std::string message_of(F&& f, ExitCode code = ExitCode::storage) {
-  try {
-    f();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    return error.what();
-  }
-  return "no error";
-}
 
 float value_at(const std::string& name, std::int64_t i) {
   return static_cast<float>(static_cast<int>(name.size()) + static_cast<int>(i % 100)) / 64.0f;

@@ -9,27 +9,24 @@
 #include "train/loop/training_state.h"
 
 namespace weft {
+
 std::string load_initial_parameters(const std::string& path, LanguageModel& model, const TokenizerIdentity& data,
                                     const Stream& stream) {
   if (!std::filesystem::exists(path)) config_error("model.init_from: {}: no such run or checkpoint", path);
-  nlohmann::json origin = nlohmann::json::object();
+  nlohmann::json origin;
   read_run_or_checkpoint(path, [&](const CheckpointReader& reader) {
     if (!tokenizer_identity_of(reader).name.empty()) check_same_tokenizer(reader, data, "the data");
     load_parameters(reader, model, stream);
-    origin = nlohmann::json::object();
+    origin = nlohmann::json::parse(origin_of(reader));
     origin[kInitFromKey] = {{"path", path}, {"step", reader.step()}, {"digest", reader.digest()}};
-    const nlohmann::json& provenance = reader.provenance();
-    for (const char* key : {kHubFactsKey, kImportedFromKey}) {
-      if (provenance.contains(key)) origin[key] = provenance.at(key);
-    }
   });
   return canonical(origin);
 }
 
 std::string origin_of(const CheckpointReader& reader) {
   nlohmann::json origin = nlohmann::json::object();
+  const nlohmann::json& provenance = reader.provenance();
   for (const char* key : {kInitFromKey, kHubFactsKey, kImportedFromKey}) {
-    const nlohmann::json& provenance = reader.provenance();
     if (provenance.contains(key)) origin[key] = provenance.at(key);
   }
   return canonical(origin);
