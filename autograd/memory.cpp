@@ -135,8 +135,7 @@ void* Arena::allocate(std::size_t bytes) {
     fail(ExitCode::internal, "arena full: {} bytes requested, {} of {} in use", bytes, stats_.current_bytes,
          placement_.capacity());
   }
-  stats_.current_bytes += padded;
-  stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
+  stats_.take(padded, *offset + padded);
   void* block = base_ + *offset;
   if (hygiene_ == Hygiene::hostile) poison(block, padded);
   return block;

@@ -1,6 +1,7 @@
 // Allocators: the arena that serves a training step, and plain heap memory for what lives longer.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <map>
 #include <memory>
@@ -17,6 +18,14 @@ enum class Hygiene { trusting, hostile };
 struct MemoryStats {
   std::size_t current_bytes = 0;
   std::size_t peak_bytes = 0;
+  // Of an arena: what it takes of its device, up to the end of the last block ever placed; gaps between blocks count.
+  std::size_t extent_bytes = 0;
+
+  void take(std::size_t bytes, std::size_t end) {
+    current_bytes += bytes;
+    peak_bytes = std::max(peak_bytes, current_bytes);
+    extent_bytes = std::max(extent_bytes, end);
+  }
 };
 
 // Hands out blocks of one device's memory, aligned to 256 bytes. Not thread-safe: one allocator belongs to one rank's

@@ -7,6 +7,7 @@
 #include "autograd/check.h"
 #include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_memory.h"
+#include "autograd/cuda/device_region.h"
 
 namespace weft {
 namespace {
@@ -105,12 +106,10 @@ std::size_t cuda_free_bytes(int device_index) {
 CudaArena::CudaArena(const Stream& stream, std::size_t capacity_bytes, Hygiene hygiene)
     : stream_(stream),
       hygiene_(hygiene),
-      base_(static_cast<std::byte*>(device_block(stream.device.index, capacity_bytes))),
+      region_(std::make_unique<DeviceRegion>(stream.device.index, capacity_bytes)),
       placement_(capacity_bytes) {}
 
-CudaArena::~CudaArena() {
-  (void)cudaFree(base_);
-}
+CudaArena::~CudaArena() = default;
 
 void* CudaArena::allocate(std::size_t bytes) {
   const std::size_t padded = padded_block(bytes, hygiene_);
@@ -121,9 +120,15 @@ void* CudaArena::allocate(std::size_t bytes) {
         "smaller micro-batch, or recomputation (model.recompute)",
         stream_.device.index, gib(bytes), gib(stats_.current_bytes), gib(placement_.capacity()));
   }
-  stats_.current_bytes += padded;
-  stats_.peak_bytes = std::max(stats_.peak_bytes, stats_.current_bytes);
-  std::byte* block = base_ + *offset;
+  if (!region_->commit(*offset + padded)) {
+    placement_.give(*offset);
+    config_error(
+        "GPU {}: the step needs {:.2f} GiB more beside the {:.2f} that its activations hold, and {:.2f} GiB are free; "
+        "use a smaller micro-batch, or recomputation (model.recompute), or end the other programs on this GPU",
+        stream_.device.index, gib(bytes), gib(region_->committed()), gib(cuda_free_bytes(stream_.device.index)));
+  }
+  stats_.take(padded, *offset + padded);
+  std::byte* block = region_->base() + *offset;
   if (hygiene_ == Hygiene::hostile) {
     const std::size_t body = padded - kBlockAlignment;
     WEFT_CUDA_CALL(cudaMemsetAsync(block, 0xff, body, cuda_stream(stream_)));
@@ -134,7 +139,7 @@ void* CudaArena::allocate(std::size_t bytes) {
 
 void CudaArena::release(void* block) noexcept {
   auto* bytes = static_cast<std::byte*>(block);
-  const auto offset = static_cast<Placement::Offset>(bytes - base_);
+  const auto offset = static_cast<Placement::Offset>(bytes - region_->base());
   if (hygiene_ == Hygiene::hostile) {
     std::array<unsigned char, kBlockAlignment> canary{};
     const std::size_t body = placement_.size(offset) - kBlockAlignment;

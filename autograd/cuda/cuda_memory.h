@@ -7,6 +7,8 @@
 
 namespace weft {
 
+class DeviceRegion;
+
 // Work on one device in order. Error (config) if the device or its driver does not work with this build.
 class CudaStream {
  public:
@@ -24,9 +26,10 @@ class CudaStream {
 // what is free when the device is full.
 std::shared_ptr<Allocator> cuda_allocator(int device_index);
 
-// One block of device memory that serves everything with the life of a step, by the rules of Arena. Blocks are used in
-// the order of one stream, so one that is released may be handed out again at once. Hostile arenas, for tests, fill new
-// blocks with NaN and check canaries, which waits for the stream.
+// A region of device addresses that serves everything with the life of a step, by the rules of Arena; the device gives
+// memory for as much of it as was ever in use. Blocks are used in the order of one stream, so one that is released may
+// be handed out again at once. Hostile arenas, for tests, fill new blocks with NaN and check canaries, which waits for
+// the stream.
 class CudaArena final : public Allocator {
  public:
   CudaArena(const Stream& stream, std::size_t capacity_bytes, Hygiene hygiene = Hygiene::trusting);
@@ -42,7 +45,7 @@ class CudaArena final : public Allocator {
  private:
   Stream stream_;
   Hygiene hygiene_;
-  std::byte* base_ = nullptr;
+  std::unique_ptr<DeviceRegion> region_;
   Placement placement_;
 };
 

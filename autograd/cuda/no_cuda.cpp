@@ -6,6 +6,7 @@
 #include "autograd/cuda/cuda_events.h"
 #include "autograd/cuda/cuda_graph.h"
 #include "autograd/cuda/cuda_memory.h"
+#include "autograd/cuda/device_region.h"
 
 namespace weft {
 namespace {
@@ -44,6 +45,7 @@ CudaArena::CudaArena(const Stream& stream, std::size_t, Hygiene hygiene)
     : stream_(stream), hygiene_(hygiene), placement_(0) {
   no_cuda();
 }
+DeviceRegion::~DeviceRegion() = default;
 CudaArena::~CudaArena() = default;
 void* CudaArena::allocate(std::size_t) {
   no_cuda();

@@ -1,23 +1,12 @@
-#include <cuda_runtime_api.h>
-
 #include "autograd/check.h"
-#include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/driver_function.cuh"
 #include "autograd/tile/tensor_map.cuh"
 
 namespace weft::tile {
 namespace {
 
-// Asked of the driver at run time, so that weft starts on machines without libcuda.
 decltype(&cuTensorMapEncodeTiled) encode_function() {
-  static const auto function = [] {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    WEFT_CUDA_CALL(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &found));
-    WEFT_CHECK(found == cudaDriverEntryPointSuccess && address != nullptr,
-               "the CUDA driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(address);
-  }();
+  static const auto function = WEFT_DRIVER_FUNCTION(cuTensorMapEncodeTiled, 12000);
   return function;
 }
 
