@@ -418,7 +418,7 @@ void Trainer::tell_memory() {
   log_.info(
       fmt::format("GPU memory: {:.2f} GiB for parameters, gradients and optimizer states, {:.2f} GiB at a step's peak",
                   static_cast<double>(place.lasting->stats().peak_bytes) / kGiB,
-                  static_cast<double>(place.arena->stats().peak_bytes) / kGiB));
+                  static_cast<double>(place.arena->stats().extent_bytes) / kGiB));
 }
 
 // --- between steps ---------------------------------------------------------------------------------------------------

@@ -31,10 +31,12 @@ double bytes_of(const Tensor& tensor) {
   return static_cast<double>(tensor.nbytes());
 }
 
-// Forward and backward of one micro-batch: what the arena holds when the loss is known, and at most.
+// Forward and backward of one micro-batch: what the arena holds when the loss is known, at most, and with the gaps
+// between its blocks.
 struct StepMemory {
   double saved = 0.0;
   double peak = 0.0;
+  double extent = 0.0;
 };
 
 StepMemory run_planned(LanguageModel& model, const Place& place, const Recipe& recipe, std::int64_t T) {
@@ -47,7 +49,8 @@ StepMemory run_planned(LanguageModel& model, const Place& place, const Recipe& r
                                      {.z_loss = recipe.model.z_loss, .token_losses = {}, .unit_seed = true});
   const auto saved = static_cast<double>(place.arena->stats().current_bytes);
   tape.backward(terms.loss, tape.empty({1}, terms.loss.dtype()));
-  return {saved, static_cast<double>(place.arena->stats().peak_bytes)};
+  const MemoryStats& stats = place.arena->stats();
+  return {saved, static_cast<double>(stats.peak_bytes), static_cast<double>(stats.extent_bytes)};
 }
 
 }  // namespace
@@ -93,7 +96,8 @@ Plan plan_recipe(const Recipe& recipe, std::int64_t vocabulary) {
                  {"gradients", gradients},
                  {"optimizer states", states},
                  {"activations kept for backward", step.saved},
-                 {"a step's peak above them", step.peak - step.saved}};
+                 {"a step's peak above them", step.peak - step.saved},
+                 {"gaps between them", step.extent - step.peak}};
   if (values > 0.0) plan.memory.push_back({"weights in bf16", values});
   std::ranges::stable_sort(plan.memory, std::greater(), &PlannedPart::bytes);
   for (const PlannedPart& part : plan.memory) plan.total_bytes += part.bytes;

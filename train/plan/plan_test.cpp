@@ -46,6 +46,8 @@ TEST(Plan, StepsTakeThePlannedMemory) {
     tape.backward(terms.loss, seed);
     EXPECT_EQ(part(plan, "activations kept for backward").bytes + part(plan, "a step's peak above them").bytes,
               static_cast<double>(arena->stats().peak_bytes));
+    EXPECT_EQ(part(plan, "gaps between them").bytes,
+              static_cast<double>(arena->stats().extent_bytes - arena->stats().peak_bytes));
   }
 }
 
