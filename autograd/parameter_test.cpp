@@ -93,7 +93,8 @@ TEST(ParameterGpu, InitialValuesAreThoseOfTheHost) {
     Tensor rounded = Tensor::empty(p->shape, q.value.dtype());
     rounded.copy_from(p->value);
     EXPECT_TRUE(bitwise_equal(to_host(q.value, testing::gpu_stream()), rounded)) << p->name;
-    for (const float g : to_host(q.grad, testing::gpu_stream()).span<float>()) ASSERT_EQ(g, 0.0F) << p->name;
+    const Tensor gradient = to_host(q.grad, testing::gpu_stream());
+    for (const float g : gradient.span<float>()) ASSERT_EQ(g, 0.0F) << p->name;
   }
 }
 

@@ -33,7 +33,7 @@ OpCase recurrence_case(DecayKind kind, std::int64_t d_k, std::int64_t d_v, std::
           .function = function};
 }
 
-OP_TEST(GatedLinear, IsTheSameOnBothDevices) {
+OP_TEST(GatedLinearOp, IsTheSameOnBothDevices) {
   for (const DecayKind kind : {DecayKind::constant, DecayKind::scalar, DecayKind::vector}) {
     check_op(recurrence_case(kind, 64, 64));
     check_op(recurrence_case(kind, 5, 3));
