@@ -2,28 +2,46 @@
 #include "modules/families/attention/attention.h"
 
 namespace weft {
+namespace {
+
+// Documents of lengths from T / 512 to T / 4, each twice the one before, again and again until T tokens are full.
+DocumentsPtr mixed_documents(std::int64_t T) {
+  std::vector<std::int32_t> lengths;
+  const std::int64_t shortest = T / 512, longest = T / 4;
+  for (std::int64_t left = T, length = shortest; left > 0; length = length == longest ? shortest : 2 * length) {
+    lengths.push_back(static_cast<std::int32_t>(std::min(left, length)));
+    left -= lengths.back();
+  }
+  return Documents::from_lengths(lengths);
+}
+
+}  // namespace
 
 std::vector<BenchCase> attention_bench(const BenchShape& s) {
-  const auto heads = [&](const char* name, std::int64_t T, std::int64_t count, std::int64_t kv_heads,
-                         std::int32_t window) {
-    const DocumentsPtr documents = Documents::from_lengths(
-        std::vector<std::int32_t>(static_cast<std::size_t>(count), static_cast<std::int32_t>(T / count)));
-    const AttentionOptions options{.window = window};
+  const std::int64_t H = 2 * s.H;
+  const auto heads = [&](const std::string& name, DocumentsPtr documents, std::int64_t kv_heads, std::int64_t window) {
+    const std::int64_t T = documents->tokens();
+    const AttentionOptions options{.window = static_cast<std::int32_t>(window)};
     // Two products a pair and head, and five in backward, which computes the scores again.
-    const double product = 2.0 * static_cast<double>(s.width) * attention_pairs(*documents, options);
-    const double q = static_cast<double>(T * s.width), kv = static_cast<double>(T * kv_heads * s.D);
+    const double product = 2.0 * static_cast<double>(H * s.D) * attention_pairs(*documents, options);
+    const double q = static_cast<double>(T * H * s.D), kv = static_cast<double>(T * kv_heads * s.D);
     return BenchCase{.name = fmt::format("attention, {}, {} tokens", name, T),
-                     .inputs = {{{T, s.H, s.D}}, {{T, kv_heads, s.D}}, {{T, kv_heads, s.D}}},
+                     .inputs = {{{T, H, s.D}}, {{T, kv_heads, s.D}}, {{T, kv_heads, s.D}}},
                      .function =
-                         [documents, options](Tape& tape, std::span<const Var> in) {
+                         [documents = std::move(documents), options](Tape& tape, std::span<const Var> in) {
                            return std::vector{attention(tape, in[0], in[1], in[2], {}, documents, options)};
                          },
                      .forward = {.elements = 2 * q + 2 * kv, .flops = 2 * product},
                      .backward = {.elements = 4 * q + 4 * kv, .flops = 5 * product}};
   };
-  const std::int64_t T = s.T / 4;
-  return {heads("full", T / 2, 1, s.H, 0), heads("full", T, 1, s.H, 0), heads("grouped by 8", T, 1, s.H / 8, 0),
-          heads("window of 512", T, 1, s.H, 512), heads("16 documents", T, 16, s.H, 0)};
+  const std::int64_t T = s.T / 2, grouped = H / 4;
+  const auto one = [](std::int64_t tokens) { return Documents::single(static_cast<std::int32_t>(tokens)); };
+  return {heads("a key head for each", one(T / 4), H, 0),
+          heads("full", one(T / 4), grouped, 0),
+          heads("full", one(T), grouped, 0),
+          heads(fmt::format("window of {}", T / 64), one(T), grouped, T / 64),
+          heads(fmt::format("window of {}", T / 8), one(T), grouped, T / 8),
+          heads(fmt::format("documents of {} to {}", T / 512, T / 4), mixed_documents(T), grouped, 0)};
 }
 
 }  // namespace weft
