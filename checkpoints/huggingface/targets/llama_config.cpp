@@ -33,13 +33,12 @@ AttentionSizes read_heads(ConfigReader& config, const json& object, const LlamaF
   }
   const bool derived = family.head_dim == 0 || object.contains("head_dim");
   h.head_dim = config.integer_or("head_dim", derived ? 0 : family.head_dim, 1, kMostWidth);
-  if (h.head_dim == 0) {
-    if (width % h.heads != 0) {
-      config_error("{}: hidden_size = {} is not a multiple of num_attention_heads = {}, and there is no head_dim",
-                   config.source(), width, h.heads);
-    }
-    h.head_dim = width / h.heads;
+  if (width % h.heads != 0 && (family.divides_width || h.head_dim == 0)) {
+    config_error("{}: hidden_size = {} is not a multiple of num_attention_heads = {}, {}", config.source(), width,
+                 h.heads,
+                 family.divides_width ? "which transformers refuses in this class" : "and there is no head_dim");
   }
+  if (h.head_dim == 0) h.head_dim = width / h.heads;
   if (h.head_dim % 2 != 0) {
     config_error("{}: the heads are {} wide; rotary positions turn channels in pairs and need an even number",
                  config.source(), h.head_dim);

@@ -21,7 +21,8 @@ struct LlamaFamily {
   Biases biases;
   Windows windows;
   bool qk_norm;
-  bool ffn_bias;  // has the field mlp_bias
+  bool ffn_bias;       // has the field mlp_bias
+  bool divides_width;  // the class refuses numbers of heads that do not divide the width, whatever head_dim is
   // Of fields that a config.json may leave out. 0: heads, width / heads.
   std::int64_t kv_heads, head_dim, max_positions;
   std::int32_t bos, eos;
@@ -33,6 +34,7 @@ inline constexpr LlamaFamily kLlama{.name = "llama",
                                     .windows = LlamaFamily::Windows::none,
                                     .qk_norm = false,
                                     .ffn_bias = true,
+                                    .divides_width = true,
                                     .kv_heads = 0,
                                     .head_dim = 0,
                                     .max_positions = 2048,
@@ -44,6 +46,7 @@ inline constexpr LlamaFamily kQwen2{.name = "qwen2",
                                     .windows = LlamaFamily::Windows::per_layer,
                                     .qk_norm = false,
                                     .ffn_bias = false,
+                                    .divides_width = false,
                                     .kv_heads = 32,
                                     .head_dim = 0,
                                     .max_positions = 32768,
@@ -55,6 +58,7 @@ inline constexpr LlamaFamily kQwen3{.name = "qwen3",
                                     .windows = LlamaFamily::Windows::per_layer,
                                     .qk_norm = true,
                                     .ffn_bias = false,
+                                    .divides_width = false,
                                     .kv_heads = 32,
                                     .head_dim = 128,
                                     .max_positions = 32768,
@@ -66,6 +70,7 @@ inline constexpr LlamaFamily kMistral{.name = "mistral",
                                       .windows = LlamaFamily::Windows::one,
                                       .qk_norm = false,
                                       .ffn_bias = false,
+                                      .divides_width = false,
                                       .kv_heads = 8,
                                       .head_dim = 0,
                                       .max_positions = 131072,

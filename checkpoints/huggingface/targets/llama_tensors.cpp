@@ -96,7 +96,7 @@ std::vector<std::string> llama_obstacles(const LlamaFamily& family, const Langua
     obstacles.require(choice.options.flag("qk_norm") == family.qk_norm, "{}: the class has qk_norm = {}", choice.table,
                       family.qk_norm);
     const std::int64_t heads = choice.options.integer("heads");
-    obstacles.require(family.windows != Windows::none || model.width % heads == 0,
+    obstacles.require(!family.divides_width || model.width % heads == 0,
                       "{}: heads = {} does not divide the width {}, which the class wants", choice.table, heads,
                       model.width);
   }
