@@ -1,5 +1,6 @@
 #include "data/tokenizers/sentencepiece/model_file.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string_view>
 #include <unordered_map>
@@ -30,6 +31,11 @@ enum TrainerField : std::uint32_t {
   kPadPiece = 48
 };
 enum NormalizerField : std::uint32_t { kCharsmap = 2, kDummyPrefix = 3, kRemoveExtraSpaces = 4, kEscapeSpaces = 5 };
+
+// Of valid UTF-8 that is not empty.
+bool is_one_character(std::string_view text) {
+  return std::ranges::all_of(text.substr(1), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; });
+}
 
 class ModelParser {
  public:
@@ -172,6 +178,11 @@ class ModelParser {
       if (piece.type == PieceType::byte) {
         check_byte(piece, id);
         ++bytes;
+      }
+      if (piece.type == PieceType::control && model_.algorithm == SentencePieceModel::Algorithm::bpe &&
+          is_one_character(piece.text)) {
+        storage_error("{}: piece {} (\"{}\") is of type control, but the library finds single characters in texts",
+                      source_, id, printable(piece.text));
       }
     }
     if (unknown != 1) storage_error("{}: {} pieces of type unknown, expected one", source_, unknown);

@@ -229,6 +229,12 @@ TEST(HostileSentencePiece, Messages) {
               m.pieces.push_back({"<0x0A>", 0, PieceType::byte});
             }),
             "f: it has 1 byte pieces, but does not fall back to bytes");
+  // Encoding it, the library would lose count of the text.
+  EXPECT_EQ(refusal([](auto& m) {
+              m.algorithm = SentencePieceModel::Algorithm::bpe;
+              m.pieces.push_back({"\u00e9", 0, PieceType::control});
+            }),
+            "f: piece 3 (\"\u00e9\") is of type control, but the library finds single characters in texts");
   EXPECT_EQ(refusal(with_trainer(3, 3)), "f: a model of words; weft reads unigram and BPE models");
   EXPECT_EQ(refusal(with_trainer(3, 77)), "f: the unknown model_type 77");
 }
