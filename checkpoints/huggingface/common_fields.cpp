@@ -51,9 +51,9 @@ HubModel read_common_fields(ConfigReader& config, const ClassDefaults& absent) {
     const std::string act = config.text("hidden_act");
     if (act != "silu" && act != "swish") config.refuse("hidden_act", "weft's feed-forward branch has silu");
   }
-  hub.max_positions = absent.max_positions > 0
-                          ? config.integer_or("max_position_embeddings", absent.max_positions, 1, kMostPositions)
-                          : config.integer("max_position_embeddings", 1, kMostPositions);
+  const std::string positions = absent.max_positions_field;
+  hub.max_positions = absent.max_positions > 0 ? config.integer_or(positions, absent.max_positions, 1, kMostPositions)
+                                               : config.integer(positions, 1, kMostPositions);
   read_token_ids(config, absent.tokens, hub);
   return hub;
 }

@@ -27,6 +27,7 @@ nlohmann::json common_fields(const HubModel& model);
 // What a class takes where a config.json has no such field; 0: the field must be there.
 struct ClassDefaults {
   std::int64_t max_positions = 0;
+  const char* max_positions_field = "max_position_embeddings";
   double norm_eps = 0.0;
   TokenIds tokens = {};
   const char* norm_eps_field = "rms_norm_eps";

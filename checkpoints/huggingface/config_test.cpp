@@ -28,6 +28,11 @@ json with(json config, const json& changes) {
   return config;
 }
 
+json without(json config, const char* key) {
+  config.erase(key);
+  return config;
+}
+
 json qwen(const char* type, const json& changes) {
   return with(with(llama(), {{"model_type", type}}), changes);
 }
@@ -48,9 +53,8 @@ json minimax() {
 }
 
 json kimi() {
-  json config = with(hybrid("kimi_linear"), {{"mlp_layer_types", {"dense", "dense", "dense", "dense"}}});
-  config.erase("num_key_value_heads");
-  return config;
+  return with(hybrid("kimi_linear"),
+              {{"mlp_layer_types", {"dense", "dense", "dense", "dense"}}, {"num_key_value_heads", nullptr}});
 }
 
 HubModel read(const json& config) {
@@ -90,7 +94,7 @@ TEST(HubConfig, DefaultsAreThoseOfTheClass) {
 TEST(HubConfig, DefaultsOfHybridsAreThoseOfTheClass) {
   const auto bare = [](json config) {
     for (const char* key : {"max_position_embeddings", "num_key_value_heads", "rms_norm_eps"}) config.erase(key);
-    return read(with(config, {{"num_attention_heads", 8}}));
+    return read(with(config, {{"num_attention_heads", config.at("model_type") == "kimi_linear" ? 32 : 8}}));
   };
   struct Case {
     json config;
@@ -248,6 +252,9 @@ TEST(HubConfig, RefusesWhatItDoesNotUnderstand) {
       {with(rope({{"rope_type", "default"}}), {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}),
        ": rope_parameters = {\"rope_type\":\"default\"}: differs from rope_scaling"},
       {with(kimi(), {{"intermediate_size", 0}}), ": intermediate_size = 0: expected 1 to"},
+      {without(kimi(), "num_key_value_heads"),
+       ": num_key_value_heads = 32, the class's default: expected num_attention_heads = 4"},
+      {with(kimi(), {{"num_key_value_heads", 2}}), ": num_key_value_heads = 2: expected num_attention_heads = 4"},
       {with(kimi(), {{"pretraining_tp", 2}}), ": pretraining_tp = 2: only 1 is understood"},
       {with(minimax(), {{"intermediate_size", 0}}), ": intermediate_size = 0: expected 1 to"},
       {with(minimax(), {{"block_size", nullptr}}), ": the field block_size is missing"},

@@ -67,11 +67,12 @@ void add_ends(RuleList& rules, const LanguageModelConfig& model, double norm_shi
   if (!model.tied) rules.add("lm_head.weight", "head");
 }
 
-void add_swiglu(RuleList& rules, const std::string& prefix, std::int64_t layer) {
-  const std::string ffn = fmt::format("layers.{}.ffn.", layer);
-  rules.add(prefix + ".gate_proj.weight", ffn + "w_gate");
-  rules.add(prefix + ".up_proj.weight", ffn + "w_up");
-  rules.add(prefix + ".down_proj.weight", ffn + "w_down");
+void add_swiglu(RuleList& rules, const std::string& prefix, std::int64_t layer, const std::string& other_prefix) {
+  for (const char* which : {"gate", "up", "down"}) {
+    const std::string name = fmt::format(".{}_proj.weight", which);
+    TensorRule& rule = rules.add(prefix + name, fmt::format("layers.{}.ffn.w_{}", layer, which));
+    if (!other_prefix.empty()) rule.other_name = other_prefix + name;
+  }
 }
 
 }  // namespace weft

@@ -42,7 +42,7 @@ class RuleList {
 // "model.embed_tokens.weight", "model.norm.weight" and, if the model has its own head, "lm_head.weight"; `norm_shift`
 // is that of the norm.
 void add_ends(RuleList& rules, const LanguageModelConfig& model, double norm_shift);
-// "PREFIX.{gate,up,down}_proj.weight" of a layer's SwiGLU.
-void add_swiglu(RuleList& rules, const std::string& prefix, std::int64_t layer);
+// "PREFIX.{gate,up,down}_proj.weight" of a layer's SwiGLU; some files have OTHER_PREFIX in place of PREFIX.
+void add_swiglu(RuleList& rules, const std::string& prefix, std::int64_t layer, const std::string& other_prefix = {});
 
 }  // namespace weft

@@ -84,19 +84,25 @@ TensorMap::TensorMap(std::vector<TensorRule> rules, const std::vector<Parameter*
              parameters.size());
 }
 
+const std::string& TensorMap::name_in(const TensorSource& source, const TensorRule& rule) {
+  if (rule.other_name.empty() || source.find(rule.name) != nullptr) return rule.name;
+  return source.find(rule.other_name) != nullptr ? rule.other_name : rule.name;
+}
+
 void TensorMap::check(const TensorSource& source) const {
   std::vector<std::string> problems;
   std::set<std::string, std::less<>> known;
   for (const TensorRule& rule : rules_) {
-    known.insert(rule.name);
+    const std::string& name = name_in(source, rule);
+    known.insert(name);
     known.insert(rule.copies.begin(), rule.copies.end());
     const std::vector<std::int64_t> expected(rule.shape.begin(), rule.shape.end());
-    const SourceTensor* tensor = source.find(rule.name);
+    const SourceTensor* tensor = source.find(name);
     if (tensor == nullptr) {
       problems.push_back(fmt::format("{} {}: missing", rule.name, shape_text(expected)));
     } else if (tensor->shape != expected) {
-      problems.push_back(fmt::format("{}: its shape is {}, the config makes it {}", rule.name,
-                                     shape_text(tensor->shape), shape_text(expected)));
+      problems.push_back(fmt::format("{}: its shape is {}, the config makes it {}", name, shape_text(tensor->shape),
+                                     shape_text(expected)));
     }
     for (const std::string& copy : rule.copies) {
       const SourceTensor* second = source.find(copy);
@@ -163,7 +169,7 @@ void TensorMap::read_parameter(const TensorSource& source, std::string_view para
   for (const Part& part : parts->second) {
     const TensorRule& rule = rules_[part.rule];
     const auto into = out.subspan(static_cast<std::size_t>(part.parameter_begin), static_cast<std::size_t>(part.count));
-    read_elements(source, source.require(rule.name), part.tensor_begin, into);
+    read_elements(source, source.require(name_in(source, rule)), part.tensor_begin, into);
     if (rule.shift != 0.0) {
       for (float& v : into) v -= static_cast<float>(rule.shift);
     }

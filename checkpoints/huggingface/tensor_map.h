@@ -29,6 +29,9 @@ class TensorMap {
 
   const std::vector<TensorRule>& rules() const { return rules_; }
 
+  // The name under which a source has the tensor of a rule; the rule's own if it has none.
+  static const std::string& name_in(const TensorSource& source, const TensorRule& rule);
+
   // Compares names, shapes and copies with those of a source. Error (config) listing what is missing, superfluous or of
   // another shape; tensors that follow from the config may be there.
   void check(const TensorSource& source) const;

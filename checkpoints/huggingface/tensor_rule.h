@@ -28,7 +28,8 @@ struct TensorRule {
   bool keep_fp32 = false;  // stays fp32 in a bf16 export (a_log, dt_bias)
   // Element i of a constant whose elements differ, in place of `shift`.
   std::function<double(std::int64_t)> constant = {};
-  bool any_value = false;  // of a constant that changes nothing: files may hold any finite numbers
+  bool any_value = false;       // of a constant that changes nothing: files may hold any finite numbers
+  std::string other_name = {};  // under which some files hold it in place of `name`; never written
   // Names under which files may hold the same tensor once more (a tied head): it must be equal. Never written.
   std::vector<std::string> copies = {};
 };

@@ -16,16 +16,23 @@ import struct
 import torch
 import transformers
 from transformers import (
+    KimiLinearConfig,
+    KimiLinearForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MiniMaxConfig,
+    MiniMaxForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.qwen3_5 import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 HERE = pathlib.Path(__file__).parent
 VOCABULARY = 96
@@ -53,6 +60,16 @@ LLAMA3 = dict(
     original_max_position_embeddings=64,
 )
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=64)
+
+HYBRID = dict(layer_types=["linear_attention", "full_attention"])
+GATED_DELTA = HYBRID | dict(
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=12,
+    head_dim=8,
+    rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+)
 
 # name: (class, config class, changes, dtype of the file)
 MODELS = {
@@ -97,6 +114,46 @@ MODELS = {
     ),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=12, rms_norm_eps=1e-4), torch.bfloat16),
     "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=16, head_dim=16), torch.bfloat16),
+    "qwen3_5": (Qwen3_5ForCausalLM, Qwen3_5TextConfig, GATED_DELTA | dict(tie_word_embeddings=True), torch.bfloat16),
+    "qwen3_next": (
+        Qwen3NextForCausalLM,
+        Qwen3NextConfig,
+        GATED_DELTA | dict(mlp_only_layers=[0, 1], num_experts=0),
+        torch.bfloat16,
+    ),
+    # Its decays are buffers of the file, which bf16 would change.
+    "minimax": (
+        MiniMaxForCausalLM,
+        MiniMaxConfig,
+        HYBRID
+        | dict(
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            num_local_experts=1,
+            num_experts_per_tok=1,
+            block_size=64,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+        ),
+        torch.float32,
+    ),
+    "kimi_linear": (
+        KimiLinearForCausalLM,
+        KimiLinearConfig,
+        HYBRID
+        | dict(
+            num_key_value_heads=4,
+            linear_num_heads=2,
+            linear_head_dim=8,
+            kv_lora_rank=16,
+            qk_nope_head_dim=8,
+            qk_rope_head_dim=4,
+            v_head_dim=8,
+            mlp_layer_types=["dense", "dense"],
+            pad_token_id=0,
+        ),
+        torch.bfloat16,
+    ),
 }
 
 
@@ -106,7 +163,8 @@ def randomise(model, seed):
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("norm.weight") or "layernorm" in name:
-            value = 1.0 + 0.2 * noise
+            less_one = model.config.model_type in ("qwen3_next", "qwen3_5_text") and "linear_attn" not in name
+            value = (0.0 if less_one else 1.0) + 0.2 * noise
         elif name.endswith("bias"):
             value = 0.2 * noise
         elif "embed_tokens" in name or "lm_head" in name:

@@ -88,8 +88,16 @@ nlohmann::json write_config(const HubModel& hub) {
 
 HubModel read_config(const nlohmann::json& json, const std::string& source) {
   ConfigReader config(json, source);
-  HubModel hub = read_common_fields(
-      config, {.max_positions = 1048576, .norm_eps = 1e-5, .tokens = {.bos = 163584, .eos = 163586, .pad = 163839}});
+  // The class saves some fields under the names of the published checkpoints.
+  const char* positions = config.has("model_max_length") ? "model_max_length" : "max_position_embeddings";
+  if (config.has("max_position_embeddings") && json.at("max_position_embeddings") != json.at(positions)) {
+    config.refuse("max_position_embeddings", "differs from model_max_length");
+  }
+  config.ignore({"model_max_length", "max_position_embeddings"});
+  HubModel hub = read_common_fields(config, {.max_positions = 1048576,
+                                             .max_positions_field = positions,
+                                             .norm_eps = 1e-5,
+                                             .tokens = {.bos = 163584, .eos = 163586, .pad = 163839}});
   LanguageModelConfig& model = hub.model;
   config.expect("tie_word_embeddings", false);
   config.expect("attention_bias", false);
@@ -102,8 +110,13 @@ HubModel read_config(const nlohmann::json& json, const std::string& source) {
                                         {"norm_eps", model.norm_eps}},
                                        config.source());
   const std::int64_t heads = config.integer_or("num_attention_heads", 32, 1, kMostHeads);
-  if (config.integer_or("num_key_value_heads", heads, 1, kMostHeads) != heads) {
-    config.refuse("num_key_value_heads", fmt::format("expected num_attention_heads = {}", heads));
+  // The class splits keys into groups by this number before its latents have given every head a key of its own.
+  constexpr std::int64_t kUsualKeyHeads = 32;
+  const std::int64_t usual = config.names("num_key_value_heads") ? heads : kUsualKeyHeads;
+  const std::int64_t kv_heads = config.integer_or("num_key_value_heads", usual, 1, kMostHeads);
+  if (kv_heads != heads) {
+    config_error("{}: num_key_value_heads = {}{}: expected num_attention_heads = {}", config.source(), kv_heads,
+                 config.has("num_key_value_heads") ? "" : ", the class's default", heads);
   }
   const MixerChoice mla = mixer_choice("mla",
                                        {{"heads", heads},
@@ -119,7 +132,8 @@ HubModel read_config(const nlohmann::json& json, const std::string& source) {
     if (type != "dense") config.refuse("mlp_layer_types", "a mixture of experts is not supported");
   }
   // Of experts, which no layer has.
-  config.ignore({"n_shared_experts", "routed_scaling_factor", "n_group", "topk_group", "num_experts_per_tok",
+  config.ignore({"num_experts", "num_shared_experts", "num_experts_per_token", "num_expert_group", "moe_renormalize",
+                 "n_shared_experts", "routed_scaling_factor", "n_group", "topk_group", "num_experts_per_tok",
                  "norm_topk_prob", "num_local_experts", "moe_intermediate_size", "output_router_logits", "head_dim",
                  "qk_head_dim"});
   config.finish();
@@ -170,7 +184,8 @@ std::vector<TensorRule> tensors(const LanguageModelConfig& model) {
     const MixerChoice& choice = mixer_of_layer(model, l);
     rules.add(prefix + "input_layernorm.weight", own + "mixer_norm_w");
     rules.add(prefix + "post_attention_layernorm.weight", own + "ffn_norm_w");
-    add_swiglu(rules, prefix + "mlp", l);
+    // The class saves dense branches under the name of its mixture of experts, and loads both.
+    add_swiglu(rules, prefix + "mlp", l, prefix + "block_sparse_moe");
     const auto add = choice.type->name == "kda" ? add_kda : add_mla;
     add(rules, prefix + "self_attn.", mixer, choice.options);
   }
