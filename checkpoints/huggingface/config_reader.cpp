@@ -44,7 +44,9 @@ bool ConfigReader::names(const std::string& key) const {
 }
 
 void ConfigReader::refuse(const std::string& key, const std::string& why) const {
-  config_error("{}: {} = {}: {}", source_, printable(key), shown(object_->at(key)), why);
+  const auto found = object_->find(key);
+  if (found == object_->end()) config_error("{}: {}, of which there is none: {}", source_, key, why);
+  config_error("{}: {} = {}: {}", source_, printable(key), shown(*found), why);
 }
 
 std::int64_t ConfigReader::integer(const std::string& key, std::int64_t min, std::int64_t max) {

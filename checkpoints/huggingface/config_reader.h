@@ -39,6 +39,7 @@ class ConfigReader {
   // Error if a field was neither asked for nor ignored.
   void finish() const;
 
+  // The field need not be there: its default may be what is wrong.
   [[noreturn]] void refuse(const std::string& key, const std::string& why) const;
   const std::string& source() const { return source_; }
 
