@@ -61,7 +61,7 @@ HubModel read_common_fields(ConfigReader& config, const ClassDefaults& absent) {
 std::vector<std::string> layer_types(const LanguageModelConfig& model, const std::string& linear) {
   std::vector<std::string> types;
   for (std::int64_t l = 0; l < model.layers; ++l) {
-    types.emplace_back(mixer_of_layer(model, l).type->name == linear ? "linear_attention" : "full_attention");
+    types.emplace_back(model.choice(l).type->name == linear ? "linear_attention" : "full_attention");
   }
   return types;
 }

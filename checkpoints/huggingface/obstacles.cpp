@@ -55,10 +55,6 @@ const MixerChoice* find_choice(const LanguageModelConfig& model, const std::stri
   return it == model.pattern.end() ? nullptr : &*it;
 }
 
-const MixerChoice& mixer_of_layer(const LanguageModelConfig& model, std::int64_t layer) {
-  return model.pattern[static_cast<std::size_t>(layer) % model.pattern.size()];
-}
-
 std::vector<MixerChoice> shortest_pattern(const std::vector<MixerChoice>& layers) {
   for (std::size_t period = 1; period < layers.size(); ++period) {
     bool repeats = true;

@@ -39,7 +39,6 @@ class Obstacles {
 
 // The first entry of a pattern that is this mixer; nullptr if none is.
 const MixerChoice* find_choice(const LanguageModelConfig& model, const std::string& mixer);
-const MixerChoice& mixer_of_layer(const LanguageModelConfig& model, std::int64_t layer);
 // The shortest pattern that gives these layers.
 std::vector<MixerChoice> shortest_pattern(const std::vector<MixerChoice>& layers);
 

@@ -77,7 +77,7 @@ std::vector<std::string> obstacles_of(const LanguageModelConfig& model, const st
 nlohmann::json softmax_json(const LanguageModelConfig& model, const MixerChoice& choice) {
   std::vector<std::int64_t> layers;
   for (std::int64_t l = 0; l < model.layers; ++l) {
-    if (mixer_of_layer(model, l).type->name == "attention") layers.push_back(l);
+    if (model.choice(l).type->name == "attention") layers.push_back(l);
   }
   const AttentionSizes sizes = attention_sizes(model, choice);
   const std::int64_t window = choice.options.integer("window");
@@ -234,7 +234,7 @@ std::vector<TensorRule> tensors(const LanguageModelConfig& model) {
   if (!model.tied) rules.add("lm_head.weight", "head");
   for (std::int64_t l = 0; l < model.layers; ++l) {
     const std::string own = fmt::format("layers.{}.", l), mixer = own + "mixer.", prefix = "model." + own;
-    const MixerChoice& choice = mixer_of_layer(model, l);
+    const MixerChoice& choice = model.choice(l);
     rules.add(prefix + "attn_norm.weight", own + "mixer_norm_w");
     rules.add(prefix + "mlp_norm.weight", own + "ffn_norm_w");
     add_swiglu(rules, prefix + "mlp", l);

@@ -154,7 +154,7 @@ std::vector<TensorRule> gated_delta_hybrid_tensors(const LanguageModelConfig& mo
   add_ends(rules, model, kGainShift);
   for (std::int64_t l = 0; l < model.layers; ++l) {
     const std::string own = fmt::format("layers.{}.", l), mixer = own + "mixer.", prefix = "model." + own;
-    const MixerChoice& choice = mixer_of_layer(model, l);
+    const MixerChoice& choice = model.choice(l);
     rules.add(prefix + "input_layernorm.weight", own + "mixer_norm_w").shift = kGainShift;
     rules.add(prefix + "post_attention_layernorm.weight", own + "ffn_norm_w").shift = kGainShift;
     add_swiglu(rules, prefix + "mlp", l);

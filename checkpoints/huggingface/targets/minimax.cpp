@@ -187,7 +187,7 @@ std::vector<TensorRule> tensors(const LanguageModelConfig& model) {
   add_ends(rules, model, 0.0);
   for (std::int64_t l = 0; l < model.layers; ++l) {
     const std::string own = fmt::format("layers.{}.", l), mixer = own + "mixer.", prefix = "model." + own;
-    const MixerChoice& choice = mixer_of_layer(model, l);
+    const MixerChoice& choice = model.choice(l);
     rules.add(prefix + "input_layernorm.weight", own + "mixer_norm_w");
     rules.add(prefix + "post_attention_layernorm.weight", own + "ffn_norm_w");
     const std::string experts = prefix + "block_sparse_moe.", expert = experts + "experts.0.";
