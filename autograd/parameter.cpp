@@ -33,7 +33,9 @@ Parameter& ParameterStore::declare(std::string name, const Shape& shape, Paramet
   WEFT_CHECK(find(name) == nullptr, "parameter {} is declared twice", name);
   parameters_.push_back(
       {.name = std::move(name), .shape = shape, .kind = kind, .init = init, .value = {}, .grad = {}, .master = {}});
-  return parameters_.back();
+  Parameter& added = parameters_.back();
+  by_name_.emplace(added.name, &added);
+  return added;
 }
 
 void ParameterStore::initialise(std::uint64_t seed, const Place& place) {
@@ -90,11 +92,9 @@ std::vector<Parameter*> ParameterStore::all() {
   return list;
 }
 
-Parameter* ParameterStore::find(const std::string& name) {
-  for (Parameter& p : parameters_) {
-    if (p.name == name) return &p;
-  }
-  return nullptr;
+Parameter* ParameterStore::find(std::string_view name) {
+  const auto found = by_name_.find(name);
+  return found == by_name_.end() ? nullptr : found->second;
 }
 
 std::int64_t ParameterStore::element_count() const {

@@ -4,6 +4,8 @@
 
 #include <deque>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "autograd/philox.h"
@@ -54,6 +56,10 @@ struct Parameter {
 // Owns the parameters of a model in canonical order: the order of declaration.
 class ParameterStore {
  public:
+  ParameterStore() = default;
+  ParameterStore(const ParameterStore&) = delete;
+  ParameterStore& operator=(const ParameterStore&) = delete;
+
   Parameter& declare(std::string name, const Shape& shape, ParameterKind kind, const Init& init);
   // Allocates at a place, zeroes the gradients and draws the initial values there.
   void initialise(std::uint64_t seed, const Place& place);
@@ -68,11 +74,13 @@ class ParameterStore {
   void take_masters(const Stream& stream);
   void zero_gradients(const Stream& stream = {});
   std::vector<Parameter*> all();
-  Parameter* find(const std::string& name);
+  // nullptr if there is none.
+  Parameter* find(std::string_view name);
   std::int64_t element_count() const;
 
  private:
   std::deque<Parameter> parameters_;
+  std::unordered_map<std::string_view, Parameter*> by_name_;
 };
 
 // A store seen through a name prefix, handed to each module.

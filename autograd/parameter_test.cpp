@@ -1,8 +1,10 @@
 #include "autograd/parameter.h"
 
 #include <cmath>
+#include <ctime>
 #include <gtest/gtest.h>
 #include <omp.h>
+#include <string>
 
 #include "autograd/cuda/cuda_memory.h"
 #include "tests/support/compare.h"
@@ -47,6 +49,23 @@ TEST(Parameter, GoldenValues) {
     const Tensor f32 = initial(g.name, {2, 3}, g.init, 1234, DType::f32);
     for (int i = 0; i < 6; ++i) EXPECT_EQ(f32.data<float>()[i], static_cast<float>(t.data<double>()[i])) << g.name;
   }
+}
+
+// Models have tens of thousands of parameters where each head has its own.
+TEST(Parameter, AreFoundSoonAmongMany) {
+  constexpr int kMany = 60000;
+  ParameterStore store;
+  const std::clock_t begin = std::clock();
+  for (int i = 0; i < kMany; ++i) {
+    store.declare("layers.0.mixer.w" + std::to_string(i), {1}, ParameterKind::vector, Init::constant(0.0));
+  }
+  for (int i = 0; i < kMany; ++i) {
+    const std::string name = "layers.0.mixer.w" + std::to_string(i);
+    ASSERT_EQ(store.find(name)->name, name);
+  }
+  EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 2.0);
+  EXPECT_EQ(store.find("layers.0.mixer.w"), nullptr);
+  EXPECT_THROW(store.declare("layers.0.mixer.w7", {1}, ParameterKind::vector, Init::constant(0.0)), Error);
 }
 
 TEST(Parameter, InitialValuesDependOnNeitherOrderNorThreads) {

@@ -4,9 +4,7 @@
 
 namespace weft {
 
-RuleList::RuleList(const LanguageModelConfig& model) : model_(model) {
-  for (const Parameter* parameter : model_.parameters().all()) shapes_.emplace(parameter->name, parameter->shape);
-}
+RuleList::RuleList(const LanguageModelConfig& model) : model_(model) {}
 
 std::vector<std::string> RuleList::parameters() const {
   std::vector<std::string> names;
@@ -15,9 +13,9 @@ std::vector<std::string> RuleList::parameters() const {
 }
 
 const Shape& RuleList::shape(const std::string& parameter) const {
-  const auto found = shapes_.find(parameter);
-  WEFT_CHECK(found != shapes_.end(), "the model has no parameter {}", parameter);
-  return found->second;
+  const Parameter* found = model_.parameters().find(parameter);
+  WEFT_CHECK(found != nullptr, "the model has no parameter {}", parameter);
+  return found->shape;
 }
 
 Piece RuleList::all(const std::string& parameter) const {

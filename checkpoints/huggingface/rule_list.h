@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "checkpoints/huggingface/tensor_rule.h"
@@ -35,7 +34,6 @@ class RuleList {
  private:
   // Declares the parameters; nothing is allocated.
   mutable LanguageModel model_;
-  std::unordered_map<std::string, Shape> shapes_;  // of the parameters
   std::vector<TensorRule> rules_;
 };
 
