@@ -34,6 +34,14 @@ class GgufTest : public testing::Test {
   fs::path path;
 };
 
+// The one file of a byte-level tokenizer.
+std::string tokenizer_json(const GgufFile& file) {
+  const std::vector<TokenizerFile> files = gguf_tokenizer_files(file);
+  EXPECT_EQ(files.size(), 1u);
+  EXPECT_EQ(files.front().name, "tokenizer.json");
+  return files.front().content;
+}
+
 void expect_refused(const std::string& message, const std::string& part, const std::string& name) {
   EXPECT_NE(message.find(part), std::string::npos) << name << ": " << message;
 }
@@ -138,7 +146,7 @@ TEST(GgufGolden, ConfigIsThatOfALlama) {
 }
 
 TEST(GgufGolden, TokenizerHasVocabularyMergesAndSpecialTokens) {
-  const auto tokenizer = parse_strict(gguf_tokenizer_json(GgufFile(kGolden / "tiny.gguf")), "tokenizer");
+  const auto tokenizer = parse_strict(tokenizer_json(GgufFile(kGolden / "tiny.gguf")), "tokenizer");
   EXPECT_EQ(tokenizer["model"]["vocab"].size(), 8u);
   EXPECT_EQ(tokenizer["model"]["vocab"]["abc"], 5);
   EXPECT_EQ(tokenizer["model"]["merges"][1], "ab c");
@@ -287,7 +295,7 @@ GgufBytes tokenizer(const std::string& model, const std::string& pre, const std:
 
 TEST_F(GgufTest, TokenizersOfLlama3AndQwen) {
   const auto text = [&](GgufBytes bytes) {
-    return parse_strict(gguf_tokenizer_json(open(std::string(bytes))), "tokenizer");
+    return parse_strict(tokenizer_json(open(std::string(bytes))), "tokenizer");
   };
   const auto llama = text(tokenizer("gpt2", "llama-bpe", {"a", "b", "ab", "<|begin|>"}, {"a b"}, 1)
                               .integer("tokenizer.ggml.bos_token_id", 3));
@@ -306,10 +314,10 @@ TEST_F(GgufTest, TokenizersOfLlama3AndQwen) {
 
 TEST_F(GgufTest, TokenizersThatAreNotUnderstoodAreRefused) {
   const auto refused = [&](GgufBytes bytes, const std::string& part) {
-    expect_refused(message_of([&] { gguf_tokenizer_json(open(std::string(bytes))); }), part, part);
+    expect_refused(message_of([&] { gguf_tokenizer_files(open(std::string(bytes))); }), part, part);
   };
   const std::vector<std::string> tokens = {"a", "b", "ab"};
-  refused(tokenizer("llama", "default", tokens, {}), "tokenizer \"llama\" is not supported");
+  refused(tokenizer("t5", "default", tokens, {}), "tokenizer \"t5\" is not supported; gpt2 (byte-level BPE) and llama");
   refused(tokenizer("gpt2", "deepseek-llm", tokens, {}), "pre-tokenizer \"deepseek-llm\" is not supported; gpt-2,");
   refused(tokenizer("gpt2", "gpt-2", {"a", "a"}, {}), "tokens[1]: \"a\" is there twice");
   refused(tokenizer("gpt2", "gpt-2", tokens, {"a b", "b a"}), "merges[1]: \"b a\" is no pair of tokens");
@@ -327,6 +335,71 @@ TEST_F(GgufTest, TokenizersThatAreNotUnderstoodAreRefused) {
           "bos_token_id is 3, there are 3 tokens");
   refused(tokenizer("gpt2", "gpt-2", tokens, {}, 1).key("tokenizer.ggml.add_space_prefix", 7).raw("\x01"),
           "add_space_prefix\" is true, which is not supported");
+}
+
+// Ids that the sentencepiece package gives with the models that the GGUF files were made of.
+TEST(GgufGolden, SentencePieceVocabulariesGiveTheSameIds) {
+  const nlohmann::json all = read_json_file("tests/golden/sentencepiece/cases.json");
+  for (const char* name : {"bpe_bytes", "bpe_plain"}) {
+    SCOPED_TRACE(name);
+    const GgufFile file(kGolden / fmt::format("{}.gguf", name));
+    const std::vector<TokenizerFile> files = gguf_tokenizer_files(file);
+    ASSERT_EQ(files.size(), 2u);
+    ASSERT_EQ(files[0].name, "tokenizer.model");
+    ASSERT_EQ(files[1].name, "tokenizer_config.json");
+    const nlohmann::json config = parse_strict(files[1].content, files[1].name);
+    EXPECT_EQ(config["add_bos_token"], std::string_view(name) == "bpe_bytes");
+    EXPECT_EQ(config["bos_token"], "<s>");
+    EXPECT_EQ(config["eos_token"], "</s>");
+    const auto tokenizer = parse_tokenizer_model(files[0].content, name);
+    const nlohmann::json& expected = all[name];
+    EXPECT_EQ(tokenizer->vocab_size(), expected["vocab_size"].get<std::int64_t>());
+    EXPECT_EQ(tokenizer->bos_id(), expected["bos_id"].get<std::int64_t>());
+    EXPECT_EQ(tokenizer->eos_id(), expected["eos_id"].get<std::int64_t>());
+    ASSERT_GE(expected["cases"].size(), 25u);
+    for (const nlohmann::json& one : expected["cases"]) {
+      const auto text = one["text"].get<std::string>();
+      const auto ids = one["ids"].get<std::vector<std::int32_t>>();
+      EXPECT_EQ(tokenizer->encode(text), ids) << text;
+      EXPECT_EQ(tokenizer->decode(ids), one["decoded"].get<std::string>()) << text;
+    }
+  }
+}
+
+// A vocabulary of sentencepiece; `scores` and `types` as many as there are.
+GgufBytes pieces(const std::vector<std::string>& texts, const std::vector<float>& scores,
+                 const std::vector<std::uint32_t>& types, std::uint64_t more = 0) {
+  GgufBytes bytes(0, 4 + more);
+  bytes.string("tokenizer.ggml.model", "llama").strings("tokenizer.ggml.tokens", texts);
+  bytes.array("tokenizer.ggml.scores", 6, scores.size());
+  for (const float score : scores) bytes.number(score);
+  bytes.array("tokenizer.ggml.token_type", 4, types.size());
+  for (const std::uint32_t type : types) bytes.number(type);
+  return bytes;
+}
+
+TEST_F(GgufTest, SentencePieceVocabulariesThatAreNotUnderstoodAreRefused) {
+  const auto refused = [&](GgufBytes bytes, const std::string& part) {
+    expect_refused(message_of([&] { gguf_tokenizer_files(open(std::string(bytes))); }), part, part);
+  };
+  const std::vector<std::string> texts = {"<unk>", "a", "b"};
+  const std::vector<float> scores = {0, -1, -2};
+  const std::vector<std::uint32_t> types = {2, 1, 1};
+  EXPECT_EQ(gguf_tokenizer_files(open(std::string(pieces(texts, scores, types)))).size(), 2u);
+  refused(pieces(texts, {0, -1}, types), "tokenizer.ggml.scores has 2 values for 3 tokens");
+  refused(pieces(texts, scores, {2, 1}), "tokenizer.ggml.token_type has 2 values for 3 tokens");
+  refused(pieces(texts, scores, {2, 1, 9}), "token_type[2] is 9, 1 to 6 are expected");
+  refused(pieces(texts, scores, {1, 1, 1}), "0 pieces of type unknown, expected one");
+  refused(pieces({"<unk>", "a", "a"}, scores, types), "pieces 1 and 2 are both \"a\"");
+  refused(pieces({"<unk>", "a", ""}, scores, types), "piece 2 is empty");
+  refused(pieces(texts, scores, {2, 1, 3}), "of type control, but the library finds single characters");
+  refused(pieces(texts, scores, {2, 1, 6}), "is of type byte, but not <0xNN>");
+  refused(pieces(texts, {0, -1, std::numeric_limits<float>::infinity()}, types), "piece 2 has the score inf");
+  refused(pieces(texts, scores, types, 1).integer("tokenizer.ggml.bos_token_id", 3), "bos_token_id is 3, there are 3");
+  refused(pieces(texts, scores, types, 1).array("tokenizer.ggml.precompiled_charsmap", 0, 1).raw("\x01"),
+          "precompiled_charsmap is not supported");
+  refused(pieces(texts, scores, types, 1).key("tokenizer.ggml.add_eos_token", 7).raw("\x01"),
+          "add_eos_token\" is true, which is not supported");
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "checkpoints/gguf/gguf_file.h"
 #include "checkpoints/tensor_source.h"
+#include "data/tokenizers/tokenizer_files.h"
 
 namespace weft {
 
@@ -15,9 +16,10 @@ namespace weft {
 // architecture, or a key of the architecture that is not understood, since it may change the function.
 std::string gguf_config_json(const GgufFile& file);
 
-// The text of an equivalent tokenizer.json, for byte-level BPE (tokenizer.ggml.model "gpt2") with the pre-tokenizers
-// gpt-2, smollm, llama-bpe and qwen2. Error (storage) that names any other model or pre-tokenizer.
-std::string gguf_tokenizer_json(const GgufFile& file);
+// The files of an equivalent tokenizer: tokenizer.json for byte-level BPE (tokenizer.ggml.model "gpt2") with the
+// pre-tokenizers gpt-2, smollm, llama-bpe and qwen2; tokenizer.model and tokenizer_config.json for sentencepiece's BPE
+// ("llama"). Error (storage) that names any other model or pre-tokenizer.
+std::vector<TokenizerFile> gguf_tokenizer_files(const GgufFile& file);
 
 // The file's tensors under Hugging Face names. Files of the architecture llama hold the rows of each query and key head
 // interleaved, (0, d/2, 1, d/2 + 1, ...), for a rotation of neighbouring pairs; here they are back in the order of the

@@ -64,7 +64,7 @@ HubFiles open_gguf(const fs::path& path) {
   auto model = std::make_unique<GgufModel>(path);
   const std::string source = path.string();
   HubFiles files = describe(path, parse_strict(gguf_config_json(model->file), source, kMaxConfigBytes), source);
-  files.tokenizer_json = gguf_tokenizer_json(model->file);
+  files.tokenizer = gguf_tokenizer_files(model->file);
   files.tensors = std::move(model);
   return files;
 }

@@ -5,9 +5,11 @@
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
 #include "checkpoints/huggingface/target.h"
 #include "checkpoints/tensor_source.h"
+#include "data/tokenizers/tokenizer_files.h"
 
 namespace weft {
 
@@ -17,7 +19,7 @@ struct HubFiles {
   HubModel model;
   std::shared_ptr<const nlohmann::json> config;  // config.json
   std::unique_ptr<TensorSource> tensors;
-  std::string tokenizer_json;  // of a GGUF file; in folders it is a file
+  std::vector<TokenizerFile> tokenizer;  // of a GGUF file; in folders they are files
 };
 
 // Reads config.json and the headers of the weights. Error (config, storage) for what is no model, and for models that

@@ -5,6 +5,7 @@
 
 #include "data/storage/file.h"
 #include "data/tokenizers/byte_alphabet.h"
+#include "data/tokenizers/byte_level_file.h"
 #include "data/tokenizers/byte_tokenizer.h"
 
 namespace weft {
@@ -16,38 +17,13 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kEndOfDocument = "<|endoftext|>";
 
 // BPE without merges: every byte is a token.
-Json byte_tokenizer_json() {
-  Json vocabulary = Json::object();
+std::string byte_tokenizer_json() {
+  ByteLevelVocabulary vocabulary{.style = WordStyle::uncut,
+                                 .added = {{.id = ByteTokenizer::kEos, .content = kEndOfDocument}}};
   for (std::int32_t byte = 0; byte < 256; ++byte) {
-    vocabulary[spell_bytes(std::string(1, static_cast<char>(byte)))] = byte;
+    vocabulary.tokens.push_back({byte, spell_bytes(std::string(1, static_cast<char>(byte)))});
   }
-  const Json byte_level = {
-      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
-  return {{"version", "1.0"},
-          {"truncation", nullptr},
-          {"padding", nullptr},
-          {"added_tokens", Json::array({{{"id", ByteTokenizer::kEos},
-                                         {"content", kEndOfDocument},
-                                         {"single_word", false},
-                                         {"lstrip", false},
-                                         {"rstrip", false},
-                                         {"normalized", false},
-                                         {"special", true}}})},
-          {"normalizer", nullptr},
-          {"pre_tokenizer", byte_level},
-          {"post_processor", nullptr},
-          {"decoder", byte_level},
-          {"model",
-           {{"type", "BPE"},
-            {"dropout", nullptr},
-            {"unk_token", nullptr},
-            {"continuing_subword_prefix", nullptr},
-            {"end_of_word_suffix", nullptr},
-            {"fuse_unk", false},
-            {"byte_fallback", false},
-            {"ignore_merges", false},
-            {"vocab", vocabulary},
-            {"merges", Json::array()}}}};
+  return write_tokenizer_json(vocabulary);
 }
 
 // How the tokenizer's file spells a token.
@@ -80,7 +56,7 @@ void write_tokenizer(const TokenizerBundle& bundle, std::int64_t max_positions, 
   for (const TokenizerFile& file : bundle.files) {
     if (file.name != "generation_config.json") write_file_atomically(folder / file.name, file.content);
   }
-  if (tokenizer.name() == "byte") write_json(folder / "tokenizer.json", byte_tokenizer_json());
+  if (tokenizer.name() == "byte") write_file_atomically(folder / "tokenizer.json", byte_tokenizer_json());
   Json special = Json::object();
   if (const auto bos = content_of(tokenizer, tokenizer.bos_id())) special["bos_token"] = *bos;
   if (const auto eos = content_of(tokenizer, tokenizer.eos_id())) special["eos_token"] = *eos;

@@ -4,7 +4,6 @@
 #include <array>
 #include <chrono>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "autograd/check.h"
@@ -12,7 +11,6 @@
 #include "data/storage/text.h"
 #include "data/storage/utf8.h"
 #include "data/tokenizers/byte_alphabet.h"
-#include "data/tokenizers/scanners.h"
 #include "data/tokenizers/tokenizer.h"
 #include "data/train_tokenizer/count_words.h"
 #include "data/train_tokenizer/merge_pairs.h"
@@ -22,8 +20,6 @@ namespace weft {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
-using nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 24;
@@ -49,6 +45,9 @@ void check_special(const TrainTokenizerOptions& options) {
 }
 
 void check_options(const TrainTokenizerOptions& options) {
+  WEFT_CHECK(
+      options.style == WordStyle::gpt2 || options.style == WordStyle::llama3 || options.style == WordStyle::qwen2,
+      "words are not counted in the style {}", static_cast<int>(options.style));
   check_special(options);
   const auto least = static_cast<std::int64_t>(256 + options.special.size());
   if (options.vocabulary < least || options.vocabulary > kMaxVocabulary) {
@@ -78,54 +77,18 @@ std::vector<unsigned char> bytes_as_spelled() {
   return bytes;
 }
 
-ordered_json pre_tokenizer(WordStyle style) {
-  const ordered_json bytes = {{"type", "ByteLevel"},
-                              {"add_prefix_space", false},
-                              {"trim_offsets", true},
-                              {"use_regex", style == WordStyle::gpt2}};
-  if (style == WordStyle::gpt2) return bytes;
-  const std::string_view pattern = style == WordStyle::llama3 ? kLlama3Pattern : kQwen2Pattern;
-  return {
-      {"type", "Sequence"},
-      {"pretokenizers",
-       {{{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}}, bytes}}};
-}
-
-// The file. Vocabulary and merges are written by hand: an ordered_json of them would take quadratic time.
 std::string to_tokenizer_json(const TrainTokenizerOptions& options, const LearnedMerges& learned) {
-  ordered_json added = ordered_json::array();
-  for (std::size_t id = 0; id < options.special.size(); ++id) {
-    added.push_back({{"id", id},
-                     {"content", options.special[id]},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", true}});
-  }
-  const ordered_json bytes = {
-      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  const ordered_json normalizer =
-      options.style == WordStyle::qwen2 ? ordered_json({{"type", "NFC"}}) : ordered_json(nullptr);
-  std::string text = fmt::format(
-      "{{\n\"version\":\"1.0\",\n\"truncation\":null,\n\"padding\":null,\n\"added_tokens\":{},\n\"normalizer\":{},\n"
-      "\"pre_tokenizer\":{},\n\"post_processor\":{},\n\"decoder\":{},\n\"model\":{{\n",
-      added.dump(), normalizer.dump(), pre_tokenizer(options.style).dump(), bytes.dump(), bytes.dump());
-  text +=
-      "\"type\":\"BPE\",\n\"dropout\":null,\n\"unk_token\":null,\n\"continuing_subword_prefix\":null,\n"
-      "\"end_of_word_suffix\":null,\n\"fuse_unk\":false,\n\"byte_fallback\":false,\n\"ignore_merges\":false,\n"
-      "\"vocab\":{\n";
-  std::vector<std::string> spelled;
+  ByteLevelVocabulary vocabulary{.style = options.style};
   for (std::size_t id = 0; id < learned.tokens.size(); ++id) {
-    spelled.push_back(id < options.special.size() ? learned.tokens[id] : spell_bytes(learned.tokens[id]));
-    text += fmt::format("{}{}:{}", id == 0 ? "" : ",\n", json(spelled.back()).dump(), id);
+    const bool is_special = id < options.special.size();
+    const auto number = static_cast<std::int64_t>(id);
+    vocabulary.tokens.push_back({number, is_special ? learned.tokens[id] : spell_bytes(learned.tokens[id])});
+    if (is_special) vocabulary.added.push_back({.id = number, .content = learned.tokens[id]});
   }
-  text += "},\n\"merges\":[\n";
-  for (std::size_t i = 0; i < learned.pairs.size(); ++i) {
-    const auto [first, second] = learned.pairs[i];
-    text += fmt::format("{}{}", i == 0 ? "" : ",\n", json(spelled[first] + " " + spelled[second]).dump());
+  for (const auto& [first, second] : learned.pairs) {
+    vocabulary.merges.push_back(vocabulary.tokens[first].content + " " + vocabulary.tokens[second].content);
   }
-  return text + "]\n}\n}\n";
+  return write_tokenizer_json(vocabulary);
 }
 
 }  // namespace

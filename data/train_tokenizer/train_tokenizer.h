@@ -8,16 +8,9 @@
 #include <vector>
 
 #include "data/prepare/prepare.h"
+#include "data/tokenizers/byte_level_file.h"
 
 namespace weft {
-
-// How text is cut into words; no token crosses from one into the next. The names are those of the models whose pattern
-// it is.
-enum class WordStyle : std::uint8_t {
-  gpt2,    // as GPT-2
-  llama3,  // letters in any case behind an apostrophe, numbers by three digits, line breaks apart
-  qwen2,   // as llama3 with single digits, on text in normal form C
-};
 
 struct TrainTokenizerOptions {
   TrainTokenizerOptions() { corpus.max_doc_bytes = std::int64_t{1} << 31; }
@@ -26,7 +19,7 @@ struct TrainTokenizerOptions {
   PrepareOptions corpus;
   std::string out;  // the file, *.json; must not exist
   std::int64_t vocabulary = 0;
-  WordStyle style = WordStyle::gpt2;
+  WordStyle style = WordStyle::gpt2;                     // gpt2, llama3 or qwen2
   std::vector<std::string> special = {"<|endoftext|>"};  // ids 0, 1, ...
   std::int64_t min_count = 2;                            // of a pair that becomes a token
   std::int64_t limit_bytes = 0;      // of text, after which reading ends (to a MiB or so); 0: all of it

@@ -26,7 +26,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     read_all(file, size);
     fuzz::accepts([&] { read_all(GgufModelTensors(file), size); });
     fuzz::accepts([&] { gguf_config_json(file); });
-    fuzz::accepts([&] { gguf_tokenizer_json(file); });
+    fuzz::accepts([&] { gguf_tokenizer_files(file); });
   });
   return 0;
 }

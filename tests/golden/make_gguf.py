@@ -1,12 +1,15 @@
 """Writes the GGUF fixtures: a tiny random model with every element type that weft reads, and what it must become.
 
-    python tests/golden/make_gguf.py        (needs numpy, gguf, safetensors; run once, the files are committed)
+    python tests/golden/make_gguf.py   (needs numpy, gguf, safetensors, sentencepiece; the files are committed)
 
 tests/golden/gguf/tiny.gguf           as llama.cpp's converter lays a Llama out
 tests/golden/gguf/tiny.safetensors    the dequantised tensors, under Hugging Face names and in its layout
+tests/golden/gguf/bpe_*.gguf          the vocabularies of tests/golden/sentencepiece, without tensors
 """
 
 import pathlib
+import shutil
+import tempfile
 
 import gguf
 import numpy as np
@@ -50,6 +53,32 @@ def split_halves(rows, heads):
     return rows.reshape(heads, -1, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
+def write_vocabulary(name, folder, user_defined, **flags):
+    """The metadata that a converter makes of a tokenizer.model; added tokens are those of the model's folder."""
+    with tempfile.TemporaryDirectory() as base:
+        shutil.copy(folder.parent / "sentencepiece" / f"{name}.model", pathlib.Path(base) / "tokenizer.model")
+        vocabulary = gguf.vocab.SentencePieceVocab(pathlib.Path(base))
+    texts, scores, types = map(list, zip(*vocabulary.all_tokens()))
+    for token in user_defined:
+        types[texts.index(token.encode())] = gguf.TokenType.USER_DEFINED
+    writer = gguf.GGUFWriter(folder / f"{name}.gguf", "llama")
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(texts)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    processor = vocabulary.sentencepiece_tokenizer
+    writer.add_bos_token_id(processor.bos_id())
+    writer.add_eos_token_id(processor.eos_id())
+    writer.add_unk_token_id(processor.unk_id())
+    for flag, value in flags.items():
+        getattr(writer, flag)(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def main():
     folder = pathlib.Path(__file__).parent / "gguf"
     folder.mkdir(exist_ok=True)
@@ -87,6 +116,10 @@ def main():
     writer.write_tensors_to_file()
     writer.close()
     save_file(expected, folder / "tiny.safetensors")
+    write_vocabulary("bpe_bytes", folder, ["<tool>", "</tool>"])
+    write_vocabulary(
+        "bpe_plain", folder, [], add_add_bos_token=False, add_add_space_prefix=False, add_remove_extra_whitespaces=True
+    )
 
 
 if __name__ == "__main__":

@@ -122,8 +122,8 @@ TokenizerBundle copy_tokenizer(const HubFiles& files, const fs::path& to) {
   write_file_atomically(to / "config.json", files.config->dump(2) + "\n");
   const fs::path from = files.path;
   TokenizerBundle bundle;
-  if (!files.tokenizer_json.empty()) {
-    write_file_atomically(to / kTokenizerJson, files.tokenizer_json);
+  if (!files.tokenizer.empty()) {
+    for (const TokenizerFile& file : files.tokenizer) write_file_atomically(to / file.name, file.content);
     bundle = open_tokenizer(to.string());
   } else if (fs::exists(from / kTokenizerJson) || fs::exists(from / kTokenizerModel)) {
     bundle = open_tokenizer(files.path);

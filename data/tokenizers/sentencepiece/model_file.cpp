@@ -24,6 +24,10 @@ enum TrainerField : std::uint32_t {
   kAlgorithm = 3,
   kWhitespaceAsSuffix = 24,
   kByteFallback = 35,
+  kUnknownId = 40,
+  kBosId = 41,
+  kEosId = 42,
+  kPadId = 43,
   kUnknownSurface = 44,
   kUnknownPiece = 45,
   kBosPiece = 46,
@@ -239,6 +243,18 @@ std::string serialize(const SentencePieceModel& model, bool dummy_prefix) {
   append_varint(kRemoveExtraSpaces, model.remove_extra_spaces ? 1 : 0, inner);
   append_varint(kEscapeSpaces, model.escape_spaces ? 1 : 0, inner);
   append_bytes(kNormalizer, inner, bytes);
+  return bytes;
+}
+
+std::string serialize_with_ids(const SentencePieceModel& model, const SentencePieceIds& ids) {
+  std::string trainer;
+  // Negative numbers are written as 64 bits of two's complement.
+  append_varint(kUnknownId, static_cast<std::uint64_t>(ids.unknown), trainer);
+  append_varint(kBosId, static_cast<std::uint64_t>(ids.bos), trainer);
+  append_varint(kEosId, static_cast<std::uint64_t>(ids.eos), trainer);
+  append_varint(kPadId, static_cast<std::uint64_t>(ids.pad), trainer);
+  std::string bytes = serialize(model, model.dummy_prefix);
+  append_bytes(kTrainer, trainer, bytes);  // messages of one field are one message
   return bytes;
 }
 

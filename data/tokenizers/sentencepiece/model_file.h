@@ -41,6 +41,13 @@ SentencePieceModel parse_sentencepiece_model(std::string_view file, const std::s
 // `dummy_prefix` in place of the model's own.
 std::string serialize(const SentencePieceModel& model, bool dummy_prefix);
 
+// -1: none.
+struct SentencePieceIds {
+  std::int64_t unknown = -1, bos = -1, eos = -1, pad = -1;
+};
+// The same for a file of its own, which also says the ids: other readers take those of its trainer.
+std::string serialize_with_ids(const SentencePieceModel& model, const SentencePieceIds& ids);
+
 // Checks compiled rules of normalisation (a double array and the texts it points to): that looking anything up in them
 // stays inside, ends, and finds no more matches at a place than the library has room for. Returns whether a rule
 // matches a space behind its first byte.
