@@ -14,7 +14,8 @@ bool gpu_available();
 
 // A stream of the first GPU, made on first use.
 Stream gpu_stream();
-// An arena of its own for one evaluation; hostile.
+// An arena of its own for one evaluation; hostile. With WEFT_TESTS_EXACT_BLOCKS=poisoned or =unwritten in the
+// environment each block is a piece of device memory by itself, as tools/gpu-sanitize wants it.
 std::shared_ptr<Allocator> gpu_memory(std::size_t bytes = std::size_t{1} << 30);
 
 }  // namespace weft::testing
