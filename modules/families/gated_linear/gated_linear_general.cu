@@ -31,6 +31,7 @@ struct Problem {
   float *S, *dS;   // [chunks, H, d_k, d_v]
   float *P, *dP;   // [chunks, H, C, C]
   float *ab, *cd;  // [T, H, d_k] what the gradient of the decay sums up
+  double* pairs;   // [T, H] the same of the pairs inside a chunk, for one decay a token
 
   __device__ double G(const Chunk& chunk, int i, std::int64_t h, std::int64_t x) const {
     if (kind == DecayKind::constant) return (i + 1) * static_cast<double>(g[h]);
@@ -165,6 +166,41 @@ __global__ void scan(Problem p, float* states, const float* from, float* to, Wri
   if (to != nullptr) to[boundary] = write == Write::accumulate ? to[boundary] + S : S;
 }
 
+// What pairs j < i of a chunk give to the gradient of its decays: each is rounded once, added at i and taken away at j,
+// so that it is exactly nothing for the tokens on one side of both. value(r, s) is <dO_i, V_j>, P has the rest.
+template <class Value>
+__device__ void add_pairs(const Problem& p, const Place& at, Value&& value) {
+  __shared__ double rows[C], columns[kThreads / 32][C];
+  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16, warp = threadIdx.x / 32;
+  const float* P = p.P + p.scores(at.c, at.h);
+  double column[4] = {};
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    const int i = ty + 16 * r;
+    double row = 0.0;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      const int j = tx + 16 * s;
+      const float pair = j < i && i < at.n ? P[i * C + j] * value(r, s) : 0.0f;
+      row += pair;
+      column[s] += pair;
+    }
+    for (int d = 8; d > 0; d /= 2) row += __shfl_xor_sync(0xffffffffu, row, d);
+    if (tx == 0) rows[i] = row;
+  }
+#pragma unroll
+  for (int s = 0; s < 4; ++s) {
+    column[s] += __shfl_xor_sync(0xffffffffu, column[s], 16);
+    if (threadIdx.x % 32 < 16) columns[warp][tx + 16 * s] = column[s];
+  }
+  __syncthreads();
+  const int t = threadIdx.x;
+  if (t >= at.n) return;
+  double sum = rows[t];
+  for (int w = 0; w < kThreads / 32; ++w) sum -= columns[w][t];
+  p.pairs[(at.chunk.begin + t) * p.H + at.h] = sum;
+}
+
 // P = s sum_x Q_ix K_jx e^{G_ix - G_jx} for j <= i, or with kGradient s <dO_i, V_j>, which has the decay too unless it
 // differs between channels.
 template <bool kGradient>
@@ -189,6 +225,9 @@ __global__ void __launch_bounds__(kThreads) scores(Problem p, float* P) {
     const float decay = per_channel || j >= i ? 1.0f : p.between(at.chunk, i, j, at.h, 0);
     P[p.scores(at.c, at.h) + i * C + j] = j <= i ? p.scale * value * decay : 0.0f;
   });
+  if constexpr (kGradient) {
+    if (p.pairs != nullptr) add_pairs(p, at, [&](int r, int s) { return tile.acc[r][s]; });
+  }
 }
 
 // O = s (Q e^G) S + P V.
@@ -215,7 +254,7 @@ __global__ void __launch_bounds__(kThreads) outputs(Problem p, DeviceRows o) {
 }
 
 // dQ = s (dO S^T) e^G + sum_{j<=i} dP_ij K_j e^{G_i - G_j}; for the gradient of the decay, `ab` takes q dq without the
-// pairs j = i.
+// pairs j = i, and without all pairs if `pairs` has them.
 __global__ void __launch_bounds__(kThreads, 2) query_gradients(Problem p, DeviceRows dq, Write write) {
   const Place at(p);
   if (at.n <= 0) return;
@@ -234,7 +273,12 @@ __global__ void __launch_bounds__(kThreads, 2) query_gradients(Problem p, Device
       for (int s = 0; s < 4; ++s) {
         const int i = ty + 16 * r;
         const std::int64_t x = x0 + tx + 16 * s;
-        tile.acc[r][s] *= i < at.n && x < p.d_k ? p.scale * expf(static_cast<float>(p.G(at.chunk, i, at.h, x))) : 0.0f;
+        const bool inside = i < at.n && x < p.d_k;
+        tile.acc[r][s] *= inside ? p.scale * expf(static_cast<float>(p.G(at.chunk, i, at.h, x))) : 0.0f;
+        if (inside && p.pairs != nullptr) {
+          const std::int64_t t = at.chunk.begin + i;
+          p.ab[(t * p.H + at.h) * p.d_k + x] = p.q.at(t, at.hk, x) * tile.acc[r][s];
+        }
       }
     }
   }
@@ -252,13 +296,13 @@ __global__ void __launch_bounds__(kThreads, 2) query_gradients(Problem p, Device
   tile.for_each([&](int i, int j, float value) {
     const std::int64_t x = x0 + j, t = at.chunk.begin + i;
     if (i >= at.n || x >= p.d_k) return;
-    if (p.ab != nullptr) p.ab[(t * p.H + at.h) * p.d_k + x] = p.q.at(t, at.hk, x) * value;
+    if (p.ab != nullptr && p.pairs == nullptr) p.ab[(t * p.H + at.h) * p.d_k + x] = p.q.at(t, at.hk, x) * value;
     if (dq.data != nullptr) dq.put(t, at.h, x, value + dP[i * C + i] * p.k.at(t, at.hk, x), write);
   });
 }
 
 // dK = (V dS'^T) e^{G_n - G} + sum_{i>=j} dP_ij Q_i e^{G_i - G_j}; for the gradient of the decay, k times the second
-// term without i = j is taken from `ab`, and k times the first is `cd`.
+// term without i = j is taken from `ab` unless `pairs` has it, and k times the first is `cd`.
 __global__ void __launch_bounds__(kThreads) key_gradients(Problem p, DeviceRows dk, Write write) {
   const Place at(p);
   if (at.n <= 0) return;
@@ -293,7 +337,7 @@ __global__ void __launch_bounds__(kThreads) key_gradients(Problem p, DeviceRows 
       if (p.ab != nullptr) {
         const std::int64_t e = (t * p.H + at.h) * p.d_k + x;
         const float k = p.k.at(t, at.hk, x);
-        p.ab[e] -= k * inside;
+        if (p.pairs == nullptr) p.ab[e] -= k * inside;
         p.cd[e] = k * outside;
       }
       if (dk.data != nullptr) dk.put(t, at.h, x, inside + outside + dP[j * C + j] * p.q.at(t, at.hk, x), write);
@@ -368,7 +412,7 @@ __global__ void __launch_bounds__(kThreads) decay_gradients(Problem p, float* dg
       a += p.ab[e], b += p.cd[e];
     }
     a = warp_sum(a), b = warp_sum(b);
-    if (lane == 0) ab[t] = a, cd[t] = b;
+    if (lane == 0) ab[t] = a + p.pairs[row0 + t * p.H], cd[t] = b;
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -408,7 +452,8 @@ struct Plan {
          .P = nullptr,
          .dP = nullptr,
          .ab = nullptr,
-         .cd = nullptr};
+         .cd = nullptr,
+         .pairs = nullptr};
     const std::int64_t keys = a.T * a.H * a.d_k;
     if (a.kind != DecayKind::constant) {
       sums = take<double>(a.kind == DecayKind::scalar ? a.T * a.H : keys);
@@ -428,6 +473,7 @@ struct Plan {
     if (backward->dg != nullptr) {
       p.ab = take<float>(keys);
       p.cd = take<float>(keys);
+      if (a.kind == DecayKind::scalar) p.pairs = take<double>(a.T * a.H);
     }
     staged = mapped || a.heads_per_key() > 1;
     if (staged && backward->dq != nullptr) dq = take<float>(keys);
