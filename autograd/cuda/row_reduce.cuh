@@ -1,7 +1,7 @@
 // Sums over rows without atomics, in an order that depends on the shape alone: blocks of rows are summed into lines of
 // a workspace, and the lines are added in order. The CUDA counterpart of autograd/block_sum.h.
 //
-// R rows, W width of a row.
+// R rows, W width of a row. Lines and sums are float, or double where terms of both signs leave little.
 #pragma once
 
 #include <algorithm>
@@ -25,8 +25,9 @@ inline ColumnBlocks column_blocks(std::int64_t R, std::int64_t W) {
   return {rows, std::max<std::int64_t>(1, parts(R, rows))};
 }
 
-inline std::size_t column_sums_workspace(std::int64_t R, std::int64_t W, int sums) {
-  return static_cast<std::size_t>(column_blocks(R, W).count * W * sums) * sizeof(float);
+template <class Sum = float>
+std::size_t column_sums_workspace(std::int64_t R, std::int64_t W, int sums) {
+  return static_cast<std::size_t>(column_blocks(R, W).count * W * sums) * sizeof(Sum);
 }
 
 namespace detail {
@@ -34,21 +35,21 @@ namespace detail {
 inline constexpr int kColumnThreads = 256;
 inline constexpr int kColumnRows = kColumnThreads / 32;  // rows that a block works on at once
 
-template <int kN, int kSums, class F>
+template <int kN, int kSums, class Sum, class F>
 __global__ void __launch_bounds__(kColumnThreads)
-    column_sums_kernel(std::int64_t R, std::int64_t W, std::int64_t rows, float* lines, F f) {
+    column_sums_kernel(std::int64_t R, std::int64_t W, std::int64_t rows, Sum* lines, F f) {
   const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.x) * 32 + lane) * kN;
   const std::int64_t begin = blockIdx.y * rows;
   const std::int64_t end = begin + rows < R ? begin + rows : R;
-  float sums[kSums][kN] = {};
+  Sum sums[kSums][kN] = {};
   if (column < W) {
     const auto shared_by_rows = f.template prepare<kN>(column);
     for (std::int64_t row = begin + part; row < end; row += kColumnRows) {
       f.template add<kN>(shared_by_rows, row, column, sums);
     }
   }
-  __shared__ float shared[kColumnRows][kSums * kN][32];
+  __shared__ Sum shared[kColumnRows][kSums * kN][32];
 #pragma unroll
   for (int s = 0; s < kSums; ++s) {
 #pragma unroll
@@ -60,54 +61,54 @@ __global__ void __launch_bounds__(kColumnThreads)
     const int s = at / (kN * 32), c = at % (kN * 32);
     const std::int64_t to = static_cast<std::int64_t>(blockIdx.x) * 32 * kN + c;
     if (to >= W) continue;
-    float total = 0.0f;
+    Sum total = 0;
 #pragma unroll
     for (int p = 0; p < kColumnRows; ++p) total += shared[p][s * kN + c % kN][c / kN];
     lines[(static_cast<std::int64_t>(blockIdx.y) * kSums + s) * W + to] = total;
   }
 }
 
-template <class Put>
+template <class Sum, class Put>
 __global__ void __launch_bounds__(1024)
-    add_lines_kernel(const float* lines, std::int64_t count, std::int64_t W, Put put) {
+    add_lines_kernel(const Sum* lines, std::int64_t count, std::int64_t W, Put put) {
   const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * 32 + lane;
-  float sum = 0.0f;
+  Sum sum = 0;
   if (column < W) {
 #pragma unroll 4
     for (std::int64_t line = part; line < count; line += 32) sum += lines[line * W + column];
   }
-  __shared__ float shared[32][33];
+  __shared__ Sum shared[32][33];
   shared[part][lane] = sum;
   __syncthreads();
-  float total = shared[lane][part];  // column `part` of the block, share `lane` of its lines
+  Sum total = shared[lane][part];  // column `part` of the block, share `lane` of its lines
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) total += __shfl_xor_sync(0xffffffffu, total, mask);
   const std::int64_t to = static_cast<std::int64_t>(blockIdx.x) * 32 + part;
-  if (lane == 0 && to < W) put(to, total);
+  if (lane == 0 && to < W) put(to, static_cast<float>(total));
 }
 
 // One block for a group of `width` columns: warps share out the lines, lanes the columns.
-template <class Put>
+template <class Sum, class Put>
 __global__ void __launch_bounds__(1024)
-    add_groups_kernel(const float* lines, std::int64_t count, std::int64_t stride, std::int64_t width, Put put) {
+    add_groups_kernel(const Sum* lines, std::int64_t count, std::int64_t stride, std::int64_t width, Put put) {
   const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
-  float sum = 0.0f;
+  Sum sum = 0;
   for (std::int64_t line = part; line < count; line += 32) {
-    const float* from = lines + line * stride + blockIdx.x * width;
+    const Sum* from = lines + line * stride + blockIdx.x * width;
 #pragma unroll 4
     for (std::int64_t c = lane; c < width; c += 32) sum += from[c];
   }
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-  __shared__ float warps[32];
+  __shared__ Sum warps[32];
   if (lane == 0) warps[part] = sum;
   __syncthreads();
   if (part > 0) return;
   sum = warps[lane];
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-  if (lane == 0) put(blockIdx.x, sum);
+  if (lane == 0) put(blockIdx.x, static_cast<float>(sum));
 }
 
 }  // namespace detail
@@ -127,11 +128,11 @@ struct ColumnPacks {
   float data[kCount][kN];
 };
 
-// lines[count, kSums, W] of column_blocks(R, W): f.template add<kN>(prepared, row, column, float (&sums)[kSums][kN])
+// lines[count, kSums, W] of column_blocks(R, W): f.template add<kN>(prepared, row, column, Sum (&sums)[kSums][kN])
 // adds what columns [column, column + kN) of a row give, with what f.template prepare<kN>(column) returned. kN divides
 // W.
-template <int kN, int kSums, class F>
-void column_sums(const Launch& launch, std::int64_t R, std::int64_t W, float* lines, const F& f) {
+template <int kN, int kSums, class Sum, class F>
+void column_sums(const Launch& launch, std::int64_t R, std::int64_t W, Sum* lines, const F& f) {
   if (W == 0) return;
   const ColumnBlocks blocks = column_blocks(R, W);
   const dim3 grid(static_cast<unsigned>((W + 32 * kN - 1) / (32 * kN)), static_cast<unsigned>(blocks.count));
@@ -141,17 +142,17 @@ void column_sums(const Launch& launch, std::int64_t R, std::int64_t W, float* li
 }
 
 // put(column, total) for each column of lines[count, W].
-template <class Put>
-void add_lines(const Launch& launch, const float* lines, std::int64_t count, std::int64_t W, const Put& put) {
+template <class Sum, class Put>
+void add_lines(const Launch& launch, const Sum* lines, std::int64_t count, std::int64_t W, const Put& put) {
   if (W == 0) return;
   detail::add_lines_kernel<<<static_cast<unsigned>((W + 31) / 32), 1024, 0, cuda_stream(launch.stream)>>>(lines, count,
                                                                                                           W, put);
   WEFT_CHECK_LAUNCH();
 }
 
-// put(group, total) for groups of `width` neighbouring columns; lines are `stride` floats apart.
-template <class Put>
-void add_groups(const Launch& launch, const float* lines, std::int64_t count, std::int64_t stride, std::int64_t groups,
+// put(group, total) for groups of `width` neighbouring columns; lines are `stride` numbers apart.
+template <class Sum, class Put>
+void add_groups(const Launch& launch, const Sum* lines, std::int64_t count, std::int64_t stride, std::int64_t groups,
                 std::int64_t width, const Put& put) {
   if (groups == 0) return;
   detail::add_groups_kernel<<<static_cast<unsigned>(groups), 1024, 0, cuda_stream(launch.stream)>>>(lines, count,

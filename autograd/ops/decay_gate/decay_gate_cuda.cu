@@ -73,7 +73,8 @@ struct Decay {
   }
 };
 
-// Sums over tokens of dz, and of what channels give to da_log; df on the way.
+// Sums over tokens of dz, and of what channels give to da_log, in fp64, because terms of both signs from a whole row of
+// tokens end in one number; df on the way.
 template <class T, class Function>
 struct DecayGradients {
   Channels<T> channels;
@@ -88,7 +89,7 @@ struct DecayGradients {
   }
 
   template <int kN>
-  __device__ void add(const ColumnPacks<kN, 2>& packs, std::int64_t t, std::int64_t c, float (&sums)[2][kN]) const {
+  __device__ void add(const ColumnPacks<kN, 2>& packs, std::int64_t t, std::int64_t c, double (&sums)[2][kN]) const {
     float f[kN], dg_c[kN], dz[kN];
     load_pack(channels.f + t * channels.C + c, f);
     load_pack(dg + t * channels.C + c, dg_c);
@@ -96,9 +97,8 @@ struct DecayGradients {
     for (int i = 0; i < kN; ++i) {
       float da_log;
       function.gradient(packs.data[0][i], f[i] + packs.data[1][i], dg_c[i], dz[i], da_log);
-      // Not contracted with the products before it: every use of the kernel gives the same bits.
-      sums[0][i] = __fadd_rn(sums[0][i], dz[i]);
-      sums[1][i] = __fadd_rn(sums[1][i], da_log);
+      sums[0][i] += dz[i];
+      sums[1][i] += da_log;
     }
     if (df != nullptr) store_pack(df + t * channels.C + c, dz, write_df);
   }
@@ -135,12 +135,12 @@ void decay_gate_forward_cuda(const DecayGateForward& a, const Launch& launch) {
 }
 
 std::size_t decay_gate_backward_cuda_workspace(const DecayGateBackward& a) {
-  return column_sums_workspace(a.T, a.H * a.W, 2);
+  return column_sums_workspace<double>(a.T, a.H * a.W, 2);
 }
 
 void decay_gate_backward_cuda(const DecayGateBackward& a, const Launch& launch) {
   const std::int64_t C = a.H * a.W, count = column_blocks(a.T, C).count;
-  auto* lines = static_cast<float*>(launch.workspace);
+  auto* lines = static_cast<double*>(launch.workspace);
   dispatch_cuda(a.dtype, "decay_gate", [&]<class T>() {
     dispatch_decay_function(a, [&]<class Function>(Function function) {
       const DecayGradients<T, Function> gradients{.channels = Channels<T>(a),
