@@ -28,6 +28,12 @@ function(weft_library folder)
     target_link_libraries(${target} PUBLIC ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE})
     if(WEFT_CUDA AND folder STREQUAL "autograd")
       target_compile_definitions(${target} PUBLIC WEFT_CUDA=1)
+      set_source_files_properties("${CMAKE_SOURCE_DIR}/autograd/cuda/cuda_check.cu" PROPERTIES COMPILE_DEFINITIONS
+        "WEFT_CUDA_ARCHS_TEXT=\"${WEFT_CUDA_ARCHS}\"")
+      if("90a" IN_LIST WEFT_CUDA_ARCHS OR "90a-real" IN_LIST WEFT_CUDA_ARCHS)
+        set_source_files_properties("${CMAKE_SOURCE_DIR}/autograd/cuda/cuda_target.cu" PROPERTIES COMPILE_DEFINITIONS
+          WEFT_HOPPER_KERNELS=1)
+      endif()
       # Kernels that draw initial values call the constexpr generator of the host.
       set_source_files_properties("${CMAKE_SOURCE_DIR}/autograd/initial_values_cuda.cu" PROPERTIES COMPILE_OPTIONS
         "--expt-relaxed-constexpr")

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/cuda_target.h"
 #include "autograd/tile/numeric.cuh"
 
 namespace weft::tile {
@@ -57,7 +58,7 @@ class TileGpu : public ::testing::Test {
 class TileGpuHopper : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (device_major() != 9) GTEST_SKIP() << "needs a Hopper GPU";
+    if (device_major() != 9 || !hopper_kernels()) GTEST_SKIP() << "needs a Hopper GPU and a build for it";
   }
 };
 

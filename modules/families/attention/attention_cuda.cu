@@ -1,6 +1,7 @@
 // Which kernel takes a problem on CUDA, and the workspace of each.
 #include <algorithm>
 
+#include "autograd/cuda/cuda_target.h"
 #include "modules/families/attention/attention_cached.cuh"
 #include "modules/families/attention/attention_hopper.cuh"
 #include "modules/families/attention/attention_portable.cuh"
@@ -68,17 +69,10 @@ void check_widths(const AttentionShape& s) {
   }
 }
 
-int compute_major() {
-  int device = 0, major = 0;
-  WEFT_CUDA_CALL(cudaGetDevice(&device));
-  WEFT_CUDA_CALL(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  return major;
-}
-
 bool hopper_takes(DType dtype, const AttentionShape& s, const AttentionOptions& options, std::int64_t widest,
                   std::int64_t widest_value) {
   return dtype == DType::bf16 && s.D <= widest && s.D_V <= widest_value && s.D % 8 == 0 && s.D_V % 8 == 0 &&
-         logit_scale(s, options) > 0.0 && compute_major() == 9;
+         logit_scale(s, options) > 0.0 && hopper_kernels();
 }
 
 }  // namespace

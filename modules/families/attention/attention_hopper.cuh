@@ -7,7 +7,7 @@
 
 namespace weft::attention_cuda {
 
-// bf16, on a device of compute capability 9.0, heads whose rows start on 16 bytes: up to 256 wide, or 192 and
+// bf16, where hopper_kernels() run, heads whose rows start on 16 bytes: up to 256 wide, or 192 and
 // 128 in the backward pass.
 bool hopper_takes(const AttentionForward& args);
 bool hopper_takes(const AttentionBackward& args);

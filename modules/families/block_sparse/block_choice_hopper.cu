@@ -1,5 +1,6 @@
 // Scores of blocks on Hopper, for groups of 16 heads: a tile of eight queries, whose heads fill the rows of two
 // warpgroups and one warp each, against tiles of summaries by wgmma.
+#include "autograd/cuda/cuda_target.h"
 #include "modules/families/block_sparse/block_choice_cuda.cuh"
 #include "modules/families/block_sparse/span_hopper.cuh"
 
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kSpanThreads, 2) span_scores_kernel(const Choi
 }  // namespace
 
 bool choice_hopper_fits(const BlockChoice& args) {
-  return choice_mma_fits(args) && args.score != BlockScore::logit && args.H_Q == kGroup * args.H_KV && hopper_here();
+  return choice_mma_fits(args) && args.score != BlockScore::logit && args.H_Q == kGroup * args.H_KV && hopper_kernels();
 }
 
 int choice_hopper_queries() {

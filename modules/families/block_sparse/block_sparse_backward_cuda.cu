@@ -1,6 +1,7 @@
 // CUDA kernels of block_sparse_attention.h, backward, in two passes: dq by query, dk and dv by block of keys from the
 // lists of block_plan_cuda.cuh. This file holds the launcher and the path for any element type and width; widths of the
 // tensor cores go to block_sparse_backward_mma.cu.
+#include "autograd/cuda/cuda_target.h"
 #include "modules/families/block_sparse/block_sparse_backward_device.cuh"
 #include "modules/families/block_sparse/span_hopper.cuh"
 
@@ -201,7 +202,7 @@ void block_sparse_backward_cuda(const BlockSparseBackward& args, const Launch& l
   dispatch_cuda(in.dtype, "block-sparse attention", [&]<class T>() {
     const bool packs = rows_in_packs<T>(in.shape.D, {in.q, in.k}) && rows_in_packs<T>(in.shape.D_V, {in.v, args.d_o});
     const std::int64_t G = in.shape.H_Q / in.shape.H_KV;
-    if (in.idx == nullptr && mma_fits(in) && span_tiles_fit(G) && hopper_here()) {
+    if (in.idx == nullptr && mma_fits(in) && span_tiles_fit(G) && hopper_kernels()) {
       const RowTables tiles = lay_out_row(in.cu_seqlens, in.N, {}, kSpanRows / G, tile_row, first_tile, launch.stream);
       span_query_gradients_hopper(a, tiles, launch.stream);
     } else if (mma_fits(in)) {
@@ -211,7 +212,7 @@ void block_sparse_backward_cuda(const BlockSparseBackward& args, const Launch& l
       WEFT_CHECK_LAUNCH();
     }
     if (!keys || in.shape.S == 0) return;
-    if (mma_fits(in) && hopper_here()) {
+    if (mma_fits(in) && hopper_kernels()) {
       key_gradients_hopper(a, grid, launch.stream);
     } else if (mma_fits(in)) {
       key_gradients_mma(a, grid, launch.stream);

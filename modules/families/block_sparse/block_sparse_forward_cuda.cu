@@ -3,6 +3,7 @@
 // block_sparse_forward_mma.cu.
 #include <cub/block/block_scan.cuh>
 
+#include "autograd/cuda/cuda_target.h"
 #include "modules/families/block_sparse/span_hopper.cuh"
 
 namespace weft::block_sparse {
@@ -127,7 +128,7 @@ void block_sparse_forward_cuda(const BlockSparseForward& args, const Launch& lau
   const RowTables row =
       lay_out_row(in.cu_seqlens, in.N, in.span, selection.block, tables.key_row, tables.first_block, launch.stream);
   const std::int64_t G = in.shape.H_Q / in.shape.H_KV;
-  if (in.idx == nullptr && mma_fits(in) && span_tiles_fit(G) && hopper_here()) {
+  if (in.idx == nullptr && mma_fits(in) && span_tiles_fit(G) && hopper_kernels()) {
     const RowTables tiles =
         lay_out_row(in.cu_seqlens, in.N, {}, kSpanRows / G, tables.tile_row, tables.first_tile, launch.stream);
     return span_forward_hopper(args, row, tiles, launch.stream);

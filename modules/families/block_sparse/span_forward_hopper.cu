@@ -161,13 +161,6 @@ __global__ void __launch_bounds__(kSpanThreads, 1) span_forward_kernel(const Spa
 
 }  // namespace
 
-bool hopper_here() {
-  int device = 0, major = 0;
-  WEFT_CUDA_CALL(cudaGetDevice(&device));
-  WEFT_CUDA_CALL(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  return major == 9;
-}
-
 void span_forward_hopper(const BlockSparseForward& args, const RowTables& keys, const RowTables& tiles,
                          const Stream& stream) {
   const BlockSparseInputs& in = args.in;

@@ -12,8 +12,6 @@ inline constexpr int kSpanWarpgroups = 2;
 inline constexpr int kSpanThreads = kSpanWarpgroups * tile::kWarpgroup;
 inline constexpr int kSpanRows = 64 * kSpanWarpgroups;
 
-// Whether this device has wgmma.
-bool hopper_here();
 // The group's heads fill the rows of a warpgroup with whole queries.
 inline bool span_tiles_fit(std::int64_t G) {
   return G > 0 && 64 % G == 0;

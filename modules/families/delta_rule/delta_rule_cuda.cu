@@ -1,4 +1,5 @@
 // Which CUDA kernels serve a problem of the delta rule, and the workspace of those for tensor cores.
+#include "autograd/cuda/cuda_target.h"
 #include "autograd/tile/numeric.cuh"
 #include "modules/families/delta_rule/delta_tensor.cuh"
 
@@ -19,10 +20,7 @@ void check(const DeltaRuleProblem& p) {
 // general kernels run from 8.0 on). The size of the workspace must not depend on where tensors lie.
 bool on_tensor_cores(const DeltaRuleProblem& p) {
   if (p.dtype != DType::bf16 || p.d_k != kD || p.d_v != kD || p.C != delta_tensor::kC) return false;
-  int device = 0, shared_bytes = 0;
-  WEFT_CUDA_CALL(cudaGetDevice(&device));
-  WEFT_CUDA_CALL(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  return static_cast<std::size_t>(shared_bytes) >= delta_tensor::largest_shared_bytes();
+  return shared_bytes_of_block() >= delta_tensor::largest_shared_bytes();
 }
 void check_alignment(std::initializer_list<const void*> tensors) {
   for (const void* x : tensors) {

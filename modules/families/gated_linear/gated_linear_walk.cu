@@ -1,6 +1,7 @@
 // Launchers of gated_linear_walk.cuh: the recurrence and its gradients as walks over three of its tensors, and the
 // gradient of decays per token from what the walks sum up on their way.
 #include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/cuda_target.h"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
 #include "modules/families/gated_linear/gated_linear_features.cuh"
 #include "modules/families/gated_linear/gated_linear_walk.cuh"
@@ -222,13 +223,8 @@ struct BackwardPlan {
 }  // namespace
 
 bool serves(const GatedLinearProblem& p) {
-  static const bool hopper = [] {
-    cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, walk_kernel<64, 64, false>) == cudaSuccess &&
-           attributes.binaryVersion == 90;
-  }();
   const auto fits = [](std::int64_t width) { return width == 64 || width == 128; };
-  return hopper && p.dtype == DType::bf16 && p.kind != DecayKind::vector && p.map == FeatureMap::identity &&
+  return hopper_kernels() && p.dtype == DType::bf16 && p.kind != DecayKind::vector && p.map == FeatureMap::identity &&
          fits(p.d_k) && fits(p.d_v);
 }
 
