@@ -4,9 +4,27 @@
 #include <utility>
 
 #include "autograd/tape_profile.h"
+#include "autograd/tape_watch.h"
 #include "autograd/transfer.h"
 
 namespace weft {
+
+namespace {
+
+thread_local TapeWatch* watch = nullptr;
+
+}  // namespace
+
+TapeWatch::TapeWatch() {
+  WEFT_CHECK(watch == nullptr, "two watches of tapes at a time");
+  watch = this;
+}
+TapeWatch::~TapeWatch() {
+  watch = nullptr;
+}
+TapeWatch* TapeWatch::current() {
+  return watch;
+}
 
 LaunchScope::LaunchScope(Stream stream, Tensor workspace) : workspace_(std::move(workspace)) {
   launch_.stream = stream;
@@ -83,6 +101,15 @@ void Tape::append(std::unique_ptr<Node> node, const char* op, std::span<const Va
   }
   nodes_.push_back(std::move(node));
   TapeProfile::note(op, false);
+  if (watch == nullptr) return;
+  const auto values = [&](std::span<const Var> vars) {
+    std::vector<TapeWatch::Value> list;
+    for (const Var& v : vars) {
+      list.push_back({v.value, v.requires_grad() ? slots_[static_cast<std::size_t>(v.slot)].parameter : nullptr});
+    }
+    return list;
+  };
+  watch->computed(op, values(inputs), values(outputs));
 }
 
 void Tape::add_to_slot(std::int32_t slot_index, const Tensor& gradient) {
@@ -116,6 +143,18 @@ void Tape::run(Node& node) {
     node.backward(pass);
     for (const auto& [slot, gradient] : pass.late_) add_to_slot(slot, gradient);
     TapeProfile::note(node.op, true);
+    if (watch != nullptr) {
+      const auto gradients = [&](std::span<const std::int32_t> slots) {
+        std::vector<TapeWatch::Value> list;
+        for (const std::int32_t s : slots) {
+          if (s < 0) continue;
+          const Slot& slot = slots_[static_cast<std::size_t>(s)];
+          list.push_back({slot.parameter != nullptr ? slot.parameter->grad : slot.grad, slot.parameter});
+        }
+        return list;
+      };
+      watch->differentiated(node.op, gradients(node.outputs), gradients(node.inputs));
+    }
   }
   for (const std::int32_t s : node.outputs) slots_[static_cast<std::size_t>(s)].grad = {};
   for (const std::int32_t s : node.inputs) {

@@ -1,21 +1,17 @@
 #include <cuda_runtime_api.h>
 
-#include "autograd/check.h"
+#include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_devices.h"
+#include "autograd/cuda/cuda_target.h"
 
 namespace weft {
 
 std::vector<CudaDeviceInfo> cuda_devices() {
-  int driver = 0;
-  // 0 without a driver: that machine has no GPU to speak of.
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return {};
+  if (installed_driver() == 0) return {};  // that machine has no GPU to speak of
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaErrorNoDevice) return {};
-  if (status != cudaSuccess) {
-    config_error("the CUDA driver does not work with this build (CUDA {}.{}): {}", CUDART_VERSION / 1000,
-                 CUDART_VERSION % 1000 / 10, cudaGetErrorString(status));
-  }
+  WEFT_CUDA_CALL(status);
   std::vector<CudaDeviceInfo> devices;
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp properties;

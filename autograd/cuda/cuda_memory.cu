@@ -2,12 +2,14 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <unistd.h>
 #include <unordered_map>
 
 #include "autograd/check.h"
 #include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_memory.h"
 #include "autograd/cuda/device_region.h"
+#include "autograd/cuda/gpu_processes.h"
 
 namespace weft {
 namespace {
@@ -24,8 +26,8 @@ void* device_block(int device_index, std::size_t bytes) {
   const cudaError_t status = cudaMalloc(&block, bytes);
   if (status == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError();
-    config_error("GPU {}: {:.2f} GiB asked, {:.2f} GiB free; use a smaller model or batch, or recomputation",
-                 device_index, gib(bytes), gib(cuda_free_bytes(device_index)));
+    throw OutOfGpuMemory(
+        format_text("{:.2f} GiB asked in one piece. {}", gib(bytes), describe_gpu_memory(device_index)));
   }
   WEFT_CUDA_CALL(status);
   return block;
@@ -62,7 +64,15 @@ class PinnedHeap final : public Allocator {
  public:
   void* allocate(std::size_t bytes) override {
     void* block = nullptr;
-    WEFT_CUDA_CALL(cudaMallocHost(&block, padded_block(bytes, Hygiene::trusting)));
+    const cudaError_t status = cudaMallocHost(&block, padded_block(bytes, Hygiene::trusting));
+    if (status == cudaErrorMemoryAllocation) {
+      (void)cudaGetLastError();
+      config_error(
+          "{:.2f} GiB of this machine's own memory could not be set aside for copies to the GPU; `ulimit -l` "
+          "and the memory limit of a container bound it",
+          gib(bytes));
+    }
+    WEFT_CUDA_CALL(status);
     return block;
   }
   void release(void* block) noexcept override { (void)cudaFreeHost(block); }
@@ -103,6 +113,26 @@ std::size_t cuda_free_bytes(int device_index) {
   return available;
 }
 
+std::string describe_gpu_memory(int device_index) {
+  std::string text = format_text("GPU {}", device_index);
+  cudaDeviceProp properties{};
+  if (cudaGetDeviceProperties(&properties, device_index) == cudaSuccess) {
+    text +=
+        format_text(" ({}) has {:.2f} GiB", static_cast<const char*>(properties.name), gib(properties.totalGlobalMem));
+  }
+  // On a GPU that others have filled this process may not even get a context of its own.
+  std::size_t available = 0, total = 0;
+  const bool told = cudaSetDevice(device_index) == cudaSuccess && cudaMemGetInfo(&available, &total) == cudaSuccess;
+  text += told ? format_text(", of which {:.2f} are free", gib(available)) : ", none of it for this process";
+  std::array<char, 32> bus{};
+  if (cudaDeviceGetPCIBusId(bus.data(), static_cast<int>(bus.size()), device_index) == cudaSuccess) {
+    const std::string holders = describe_processes(gpu_processes(bus.data()), getpid());
+    if (!holders.empty()) text += "; on it: " + holders;
+  }
+  (void)cudaGetLastError();
+  return text;
+}
+
 CudaArena::CudaArena(const Stream& stream, std::size_t capacity_bytes, Hygiene hygiene)
     : stream_(stream),
       hygiene_(hygiene),
@@ -115,17 +145,14 @@ void* CudaArena::allocate(std::size_t bytes) {
   const std::size_t padded = padded_block(bytes, hygiene_);
   const auto offset = bytes <= placement_.capacity() ? placement_.take(padded) : std::nullopt;
   if (!offset) {
-    config_error(
-        "GPU {}: the step needs {:.2f} GiB more beside {:.2f} of the {:.2f} GiB that are left for activations; use a "
-        "smaller micro-batch, or recomputation (model.recompute)",
-        stream_.device.index, gib(bytes), gib(stats_.current_bytes), gib(placement_.capacity()));
+    throw OutOfGpuMemory(
+        format_text("GPU {}: {:.2f} GiB asked beside {:.2f} in use, of {:.2f} GiB that are left for what a step needs",
+                    stream_.device.index, gib(bytes), gib(stats_.current_bytes), gib(placement_.capacity())));
   }
   if (!region_->commit(*offset + padded)) {
     placement_.give(*offset);
-    config_error(
-        "GPU {}: the step needs {:.2f} GiB more beside the {:.2f} that its activations hold, and {:.2f} GiB are free; "
-        "use a smaller micro-batch, or recomputation (model.recompute), or end the other programs on this GPU",
-        stream_.device.index, gib(bytes), gib(region_->committed()), gib(cuda_free_bytes(stream_.device.index)));
+    throw OutOfGpuMemory(format_text("{:.2f} GiB asked beside {:.2f} that the step holds. {}", gib(bytes),
+                                     gib(region_->committed()), describe_gpu_memory(stream_.device.index)));
   }
   stats_.take(padded, *offset + padded);
   std::byte* block = region_->base() + *offset;

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
+#include "autograd/check.h"
 #include "autograd/memory.h"
 
 namespace weft {
@@ -22,8 +24,8 @@ class CudaStream {
   Stream stream_;
 };
 
-// Blocks from the driver, one call each: for what lives as long as a model. Error (config) that says what was asked and
-// what is free when the device is full.
+// Blocks from the driver, one call each: for what lives as long as a model. OutOfGpuMemory that says what was asked,
+// what is free and who holds the rest when the device is full.
 std::shared_ptr<Allocator> cuda_allocator(int device_index);
 
 // A region of device addresses that serves everything with the life of a step, by the rules of Arena; the device gives
@@ -37,7 +39,7 @@ class CudaArena final : public Allocator {
   CudaArena(const CudaArena&) = delete;
   CudaArena& operator=(const CudaArena&) = delete;
 
-  // Error (config) that says what was asked, what is in use and what to change when the arena is full.
+  // OutOfGpuMemory that says what was asked and what is in use when the arena is full.
   void* allocate(std::size_t bytes) override;
   void release(void* block) noexcept override;
   Device device() const override { return stream_.device; }
@@ -57,5 +59,14 @@ std::shared_ptr<Allocator> lasting_memory(const Device& device);
 
 // Bytes that the driver could still give.
 std::size_t cuda_free_bytes(int device_index);
+// "GPU 0 (NVIDIA H100 80GB HBM3) has 79.10 GiB, of which 2.31 are free; on it: python3 (process 812) 70.20 GiB, ...".
+// Throws nothing, for use in messages.
+std::string describe_gpu_memory(int device_index);
+
+// A step, or a model, that does not fit into device memory. Whoever knows the recipe says what to change in it.
+class OutOfGpuMemory : public Error {
+ public:
+  explicit OutOfGpuMemory(const std::string& message) : Error(ExitCode::config, message) {}
+};
 
 }  // namespace weft

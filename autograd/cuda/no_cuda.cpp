@@ -41,6 +41,10 @@ std::size_t cuda_free_bytes(int) {
   no_cuda();
 }
 
+std::string describe_gpu_memory(int) {
+  no_cuda();
+}
+
 CudaArena::CudaArena(const Stream& stream, std::size_t, Hygiene hygiene)
     : stream_(stream), hygiene_(hygiene), placement_(0) {
   no_cuda();

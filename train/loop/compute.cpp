@@ -59,11 +59,8 @@ void Compute::open_arena(std::size_t lasting_bytes) {
   const std::size_t available = cuda_free_bytes(device);
   const std::size_t taken = lasting_bytes + kReserve;
   if (available <= taken + kReserve) {
-    constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-    config_error(
-        "GPU {}: {:.2f} GiB are free, and optimizer states ask {:.2f}, which leaves too little for a step; use a "
-        "smaller model",
-        device, static_cast<double>(available) / kGiB, static_cast<double>(lasting_bytes) / kGiB);
+    throw OutOfGpuMemory(fmt::format("{:.2f} GiB asked for optimizer states, which leaves too little for a step. {}",
+                                     static_cast<double>(lasting_bytes) / 1073741824.0, describe_gpu_memory(device)));
   }
   place_.arena = std::make_shared<CudaArena>(place_.stream, (available - taken) / kBlockAlignment * kBlockAlignment);
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "checkpoints/resume.h"
 #include "checkpoints/writer.h"
@@ -10,9 +11,11 @@
 #include "data/storage/json.h"
 #include "data/storage/sha256.h"
 #include "train/loop/batch.h"
+#include "train/loop/find_nonfinite.h"
 #include "train/loop/initial_parameters.h"
 #include "train/loop/run_folder.h"
 #include "train/optimizers/gradient_norm.h"
+#include "train/plan/plan.h"
 #include "train/report/report.h"
 
 namespace weft {
@@ -74,15 +77,17 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
     log_.open_file((folder_ / "log.txt").string());
   }
   const Place& place = compute_.place();
-  model_.initialise(static_cast<std::uint64_t>(recipe_.run.seed), place);
-  const OptimizerOptions optimizer = optimizer_options(recipe_);
-  std::int64_t state_bytes = 0;
-  for (const ParameterPlan& plan : plan_parameters(model_.parameters().all(), optimizer)) {
-    state_bytes += plan.state_bytes;
-  }
-  compute_.open_arena(static_cast<std::size_t>(state_bytes));
-  optimizer_.emplace(model_.parameters().all(), optimizer,
-                     OptimizerPlace{.stream = place.stream, .memory = place.lasting, .scratch = place.arena});
+  within_memory("the start", [&] {
+    model_.initialise(static_cast<std::uint64_t>(recipe_.run.seed), place);
+    const OptimizerOptions optimizer = optimizer_options(recipe_);
+    std::int64_t state_bytes = 0;
+    for (const ParameterPlan& plan : plan_parameters(model_.parameters().all(), optimizer)) {
+      state_bytes += plan.state_bytes;
+    }
+    compute_.open_arena(static_cast<std::size_t>(state_bytes));
+    optimizer_.emplace(model_.parameters().all(), optimizer,
+                       OptimizerPlace{.stream = place.stream, .memory = place.lasting, .scratch = place.arena});
+  });
   reducer_.emplace(mesh_.dpcp(), model_.parameters().all());
   resume_from(resume);
   open_loader();
@@ -307,7 +312,7 @@ Trainer::AfterStep Trainer::train_step(const LoadedStep& loaded) {
     numbers.loss = total[0] / denominator;
     numbers.z_loss = recipe_.model.z_loss * total[1] / denominator;
     numbers.norm = outcome.norm;
-    const StepAction action = judge(numbers, loaded);
+    const StepAction action = judge(numbers, loaded, denominator);
     WEFT_CHECK(outcome.applied == (action == StepAction::update), "step {}: an update was {} that should {} have been",
                progress_.step + 1, outcome.applied ? "made" : "left out", outcome.applied ? "not" : "rather");
     if (action == StepAction::rollback) return AfterStep::roll_back;
@@ -326,11 +331,11 @@ Trainer::AfterStep Trainer::train_step(const LoadedStep& loaded) {
   return AfterStep::go_on;
 }
 
-StepAction Trainer::judge(const StepNumbers& numbers, const LoadedStep& loaded) {
+StepAction Trainer::judge(const StepNumbers& numbers, const LoadedStep& loaded, double denominator) {
   const bool finite = std::isfinite(numbers.norm) && std::isfinite(numbers.loss);
   const StepAction action = policy_.decide(finite);
   if (!finite) {
-    report_nonfinite(numbers, loaded);
+    report_nonfinite(numbers, loaded, denominator);
     if (!std::isfinite(numbers.norm)) {
       const GradientNorm norm{.norm = numbers.norm, .squares = optimizer_->gradient_squares()};
       log_.warn("  not finite: the gradients of " + nonfinite_parameters(optimizer_->trainable(), norm));
@@ -352,29 +357,21 @@ StepAction Trainer::judge(const StepNumbers& numbers, const LoadedStep& loaded) 
   return StepAction::skip;
 }
 
-// Each rank looks for the first activation of its rows that is not finite; rank 0 tells.
-void Trainer::report_nonfinite(const StepNumbers& numbers, const LoadedStep& loaded) {
+// Each rank looks where the first number that is not finite comes from in its rows; rank 0 tells.
+void Trainer::report_nonfinite(const StepNumbers& numbers, const LoadedStep& loaded, double denominator) {
+  std::vector<Batch> batches;
+  for (const auto& rows : loaded.micro_batches) batches.push_back(make_batch(rows));
   std::string found;
-  for (const auto& rows : loaded.micro_batches) {
-    const Batch batch = make_batch(rows);
-    const Place& place = compute_.place();
-    Tape tape(place.arena, Tape::Mode::inference, place.stream);
-    const auto look = [&](const std::string& name, const Tensor& value) {
-      if (!found.empty()) return;
-      const Tensor host = to_host(value, DType::f32, place.stream);
-      for (const float v : host.span<float>()) {
-        if (std::isfinite(v)) continue;
-        found = fmt::format("{} is {}", name, v);
-        return;
-      }
-    };
-    model_.forward(tape, tape.here(batch.tokens), batch.documents, nullptr, look);
+  for (const std::string& line : find_nonfinite(model_, batches, compute_.place(), denominator, recipe_.model.z_loss)) {
+    found += (found.empty() ? "" : "\n") + line;
   }
+  model_.parameters().zero_gradients(compute_.place().stream);
   const std::vector<std::string> all = gather_strings(world_.communicator(), found, 0);
   log_.warn(
       fmt::format("step {} is not finite: loss {}, gradient norm {}", progress_.step + 1, numbers.loss, numbers.norm));
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
-    if (!all[rank].empty()) log_.warn(fmt::format("  rank {}: {}", rank, all[rank]));
+    std::istringstream lines(all[rank]);
+    for (std::string line; std::getline(lines, line);) log_.warn(fmt::format("  rank {}: {}", rank, line));
   }
 }
 
@@ -419,6 +416,15 @@ void Trainer::tell_memory() {
       fmt::format("GPU memory: {:.2f} GiB for parameters, gradients and optimizer states, {:.2f} GiB at a step's peak",
                   static_cast<double>(place.lasting->stats().peak_bytes) / kGiB,
                   static_cast<double>(place.arena->stats().extent_bytes) / kGiB));
+}
+
+void Trainer::within_memory(const std::string& where, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const OutOfGpuMemory& error) {
+    config_error("{}: the GPU's memory does not suffice: {}. {}", where, error.what(),
+                 memory_advice(plan_recipe(recipe_, data_->vocabulary()), recipe_));
+  }
 }
 
 // --- between steps ---------------------------------------------------------------------------------------------------
@@ -546,7 +552,9 @@ void Trainer::run() {
       ending = "the end of the data";
       break;
     }
-    if (train_step(*loaded) == AfterStep::roll_back) {
+    AfterStep after = AfterStep::go_on;
+    within_memory(fmt::format("step {}", progress_.step + 1), [&] { after = train_step(*loaded); });
+    if (after == AfterStep::roll_back) {
       roll_back(loaded->step);
       continue;
     }
@@ -555,7 +563,7 @@ void Trainer::run() {
                           (failed_saves_ > 0 && std::chrono::steady_clock::now() - failed_save_at_ >= kRetrySaveAfter);
     const std::array<std::int64_t, 2> asked{signals_.stop_requested() ? 1 : 0, save_now ? 1 : 0};
     const std::vector<std::int64_t> agreed_on = all_reduce(world_.communicator(), asked, ReduceOp::max);
-    if (due(recipe_.validation.every)) validate();
+    if (due(recipe_.validation.every)) within_memory("validation", [this] { validate(); });
     if (progress_.step % kReplicaCheckEvery == 0) check_replicas();
     if (finished()) break;  // saved below, after its validation
     if (due(recipe_.checkpoint.every) || agreed_on[1] != 0) save(agreed_on[1] != 0 ? "asked for" : "interval");

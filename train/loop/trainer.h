@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -68,10 +69,12 @@ class Trainer {
   void accumulate_gradients(const LoadedStep& loaded, double denominator);
   // Of forward and backward over one document.
   double flops_of(std::int64_t length);
-  StepAction judge(const StepNumbers& numbers, const LoadedStep& loaded);
-  void report_nonfinite(const StepNumbers& numbers, const LoadedStep& loaded);
+  StepAction judge(const StepNumbers& numbers, const LoadedStep& loaded, double denominator);
+  void report_nonfinite(const StepNumbers& numbers, const LoadedStep& loaded, double denominator);
   void log_step(const StepNumbers& numbers, const LoadedStep& loaded);
   void roll_back(std::int64_t bad_data_step);
+  // Calls `work`; if the GPU's memory does not suffice, says in terms of the recipe what takes it.
+  void within_memory(const std::string& where, const std::function<void()>& work);
   // After the first step on a GPU.
   void tell_memory();
 

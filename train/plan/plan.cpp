@@ -113,4 +113,26 @@ Plan plan_recipe(const Recipe& recipe, std::int64_t vocabulary) {
   return plan;
 }
 
+std::string memory_advice(const Plan& plan, const Recipe& recipe) {
+  std::string largest;
+  for (std::size_t i = 0; i < 3; ++i) {
+    largest +=
+        fmt::format("{}{} {:.2f} GiB", i == 0 ? "" : ", ", plan.memory[i].name, plan.memory[i].bytes / 1073741824.0);
+  }
+  std::string ways;
+  const auto way = [&](const std::string& text) { ways += (ways.empty() ? "" : ", or ") + text; };
+  if (recipe.model.recompute == Recompute::none) way("model.recompute = \"selective\" (now \"none\")");
+  if (recipe.model.recompute != Recompute::block) way("model.recompute = \"block\"");
+  const std::int64_t row = recipe.data.sequence_length;
+  if (plan.micro_batch_tokens > row) {
+    const std::int64_t fewer = plan.micro_batch_tokens / 2 / row * row;
+    way(fmt::format("parallel.micro_batch_tokens = {} (now {})", fewer, plan.micro_batch_tokens));
+  } else {
+    way(fmt::format("a shorter data.sequence_length (now {})", row));
+  }
+  way("a smaller model");
+  return fmt::format("`weft plan` counts {:.2f} GiB for a step, of them {}. Use {}", plan.total_bytes / 1073741824.0,
+                     largest, ways);
+}
+
 }  // namespace weft

@@ -58,14 +58,8 @@ void run_plan(const PlanArguments& arguments) {
     print(plan, rates);
   }
   if (!plan.on_gpu || plan.total_bytes <= rates.memory) return;
-  std::string largest;
-  for (std::size_t i = 0; i < 2; ++i) {
-    largest += fmt::format("{}{} {:.1f} GiB", i == 0 ? "" : ", ", plan.memory[i].name, gib(plan.memory[i].bytes));
-  }
-  config_error(
-      "{}: a step needs {:.1f} GiB, and {} has {:.1f}; the largest parts: {}. Set model.recompute = \"selective\" or "
-      "\"block\", lower parallel.micro_batch_tokens, or take a smaller model",
-      arguments.recipe, gib(plan.total_bytes), rates.name, gib(rates.memory), largest);
+  config_error("{}: more than the {:.2f} GiB of {}. {}", arguments.recipe, gib(rates.memory), rates.name,
+               memory_advice(plan, recipe));
 }
 
 }  // namespace weft
