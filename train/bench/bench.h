@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "autograd/bench_case.h"
+#include "autograd/cuda/kernel_profile.h"
 #include "autograd/place.h"
 #include "autograd/tape_profile.h"
 #include "modules/mixer.h"
@@ -62,6 +63,9 @@ struct StepBench {
   // Of one step launched operation by operation, which is slower than a recorded one where kernels are short.
   double forward_seconds = 0, backward_seconds = 0, optimizer_seconds = 0;
   std::vector<TapeProfile::Entry> operations;  // of one step, most seconds first
+  // On a GPU, of one step as training makes it, most seconds first; or why there are none.
+  std::vector<KernelTime> kernels;
+  std::string kernels_missing;
 
   double utilisation() const { return flops / seconds / speed.matrix_rate; }
 };

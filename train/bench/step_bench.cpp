@@ -148,6 +148,12 @@ StepBench bench_step(const Recipe& recipe, std::int64_t vocabulary, int steps) {
   }
   result.steps = static_cast<int>(seconds.size());
   result.seconds = median(seconds);
+  if (compute.place().on_cpu()) return result;
+  // Last, because what watches kernels slows them.
+  KernelProfile profile;
+  step.whole();
+  result.kernels = profile.take();
+  result.kernels_missing = profile.missing();
   return result;
 }
 

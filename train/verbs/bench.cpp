@@ -58,6 +58,31 @@ void bench_operations(const BenchArguments& arguments) {
       });
 }
 
+void print_kernels(const StepBench& step) {
+  constexpr std::size_t kMost = 40;
+  if (!step.kernels_missing.empty()) fmt::print("no times of kernels: {}\n", step.kernels_missing);
+  if (step.kernels.empty()) return;
+  double sum = 0.0, rest = 0.0;
+  std::int64_t calls = 0, rest_calls = 0;
+  for (std::size_t i = 0; i < step.kernels.size(); ++i) {
+    const KernelTime& kernel = step.kernels[i];
+    sum += kernel.seconds;
+    calls += kernel.calls;
+    if (i < kMost) continue;
+    rest += kernel.seconds;
+    rest_calls += kernel.calls;
+  }
+  const auto line = [&](const std::string& name, std::int64_t count, double seconds) {
+    fmt::print("  {:>6} {:9.3f} ms {:5.1f} %  {}\n", count, 1e3 * seconds, 100.0 * seconds / sum, name);
+  };
+  fmt::print("kernel by kernel {:.3f} ms in {} calls\n  {:>6} {:>12} {:>7}  {}\n", 1e3 * sum, calls, "calls", "time",
+             "share", "kernel");
+  for (std::size_t i = 0; i < std::min(kMost, step.kernels.size()); ++i) {
+    line(step.kernels[i].name, step.kernels[i].calls, step.kernels[i].seconds);
+  }
+  if (rest_calls > 0) line(fmt::format("{} others", step.kernels.size() - kMost), rest_calls, rest);
+}
+
 void print(const StepBench& step, const std::string& name) {
   print_speed(step.speed);
   fmt::print("{}: a step of {} tokens takes {:.3f} ms (median of {}), {:.0f} tokens/s, {:.3f} TFLOP/s, MFU {:.1f} %\n",
@@ -71,6 +96,7 @@ void print(const StepBench& step, const std::string& name) {
     fmt::print("  {:<28} {:<8} {:>6} {:9.3f} ms {:5.1f} %\n", entry.op, pass_name(entry.backward), entry.calls,
                1e3 * entry.seconds, 100.0 * entry.seconds / sum);
   }
+  print_kernels(step);
 }
 
 nlohmann::json to_json(const StepBench& step, const std::string& name) {
@@ -80,6 +106,10 @@ nlohmann::json to_json(const StepBench& step, const std::string& name) {
                           {"pass", pass_name(entry.backward)},
                           {"calls", entry.calls},
                           {"seconds", entry.seconds}});
+  }
+  nlohmann::json kernels = nlohmann::json::array();
+  for (const KernelTime& kernel : step.kernels) {
+    kernels.push_back({{"kernel", kernel.name}, {"calls", kernel.calls}, {"seconds", kernel.seconds}});
   }
   nlohmann::json json = to_json(step.speed);
   json.update({{"recipe", name},
@@ -91,7 +121,8 @@ nlohmann::json to_json(const StepBench& step, const std::string& name) {
                {"forward_seconds", step.forward_seconds},
                {"backward_seconds", step.backward_seconds},
                {"optimizer_seconds", step.optimizer_seconds},
-               {"operations", operations}});
+               {"operations", operations},
+               {"kernels", kernels}});
   return json;
 }
 
