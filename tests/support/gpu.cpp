@@ -41,6 +41,18 @@ class ExactBlocks final : public Allocator {
 
 }  // namespace
 
+Sanitize sanitize() {
+  static const Sanitize wish = [] {
+    const char* text = std::getenv("WEFT_TESTS_SANITIZE");
+    const std::string_view value = text == nullptr ? "" : text;
+    return value == "races"       ? Sanitize::races
+           : value == "memory"    ? Sanitize::memory
+           : value == "unwritten" ? Sanitize::unwritten
+                                  : Sanitize::no;
+  }();
+  return wish;
+}
+
 bool gpu_available() {
   static const bool available = !cuda_devices().empty();
   return available;
@@ -53,11 +65,12 @@ Stream gpu_stream() {
 
 std::shared_ptr<Allocator> gpu_memory(std::size_t bytes) {
 #ifdef WEFT_CUDA
-  if (const char* exact = std::getenv("WEFT_TESTS_EXACT_BLOCKS")) {
-    return std::make_shared<ExactBlocks>(gpu_stream(), std::string_view(exact) == "poisoned");
+  if (sanitize() == Sanitize::memory || sanitize() == Sanitize::unwritten) {
+    return std::make_shared<ExactBlocks>(gpu_stream(), sanitize() == Sanitize::memory);
   }
 #endif
-  return std::make_shared<CudaArena>(gpu_stream(), bytes, Hygiene::hostile);
+  return std::make_shared<CudaArena>(gpu_stream(), bytes,
+                                     sanitize() == Sanitize::races ? Hygiene::trusting : Hygiene::hostile);
 }
 
 }  // namespace weft::testing

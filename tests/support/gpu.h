@@ -1,6 +1,7 @@
 // The GPU of the tests. Tests that need one have "Gpu" in the name of their suite and start with WEFT_NEEDS_GPU().
 #pragma once
 
+#include <cstdint>
 #include <gtest/gtest.h>
 #include <memory>
 
@@ -14,8 +15,13 @@ bool gpu_available();
 
 // A stream of the first GPU, made on first use.
 Stream gpu_stream();
-// An arena of its own for one evaluation; hostile. With WEFT_TESTS_EXACT_BLOCKS=poisoned or =unwritten in the
-// environment each block is a piece of device memory by itself, as tools/gpu-sanitize wants it.
+// How tools/gpu-sanitize wants tests to run, from WEFT_TESTS_SANITIZE in the environment: "memory" makes each block a
+// piece of device memory by itself, "unwritten" also leaves it unwritten, and any value lets checks of operations take
+// each case once, without repeats and references, which say nothing new about accesses and take minutes there.
+enum class Sanitize : std::uint8_t { no, races, memory, unwritten };
+Sanitize sanitize();
+
+// An arena of its own for one evaluation; hostile.
 std::shared_ptr<Allocator> gpu_memory(std::size_t bytes = std::size_t{1} << 30);
 
 }  // namespace weft::testing

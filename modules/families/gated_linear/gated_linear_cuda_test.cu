@@ -3,6 +3,7 @@
 
 #include "autograd/cuda/cuda_devices.h"
 #include "modules/families/gated_linear/gated_linear_cuda_cases.cuh"
+#include "tests/support/gpu.h"
 
 namespace weft::testing {
 namespace {
@@ -71,7 +72,12 @@ void expect_close(const CudaCase& c, const CudaTensors& x, const CudaTensors& y,
   if (good) std::printf("  %s\n", line.c_str());
 }
 
-void check_cases(const std::vector<CudaCase>& cases, DType dtype) {
+void check_cases(std::vector<CudaCase> cases, DType dtype) {
+  if (sanitize() != Sanitize::no) {
+    // Every seventh: of each kind of decay some lengths alone and some packed.
+    std::size_t at = 0;
+    std::erase_if(cases, [&](const CudaCase&) { return at++ % 7 != 3; });
+  }
   std::vector<CudaTensors> all(cases.size());
 #pragma omp parallel for schedule(dynamic)
   for (std::size_t i = 0; i < cases.size(); ++i) {
