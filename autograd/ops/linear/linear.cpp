@@ -51,7 +51,7 @@ struct LinearSaved {
   }
 };
 
-Tensor forward(Tape& tape, const Var& x, const Var& weight, const Tensor& bias) {
+Tensor forward(Tape& tape, const Var& x, const Var& weight, const Tensor& bias, bool rounded = true) {
   WEFT_CHECK(x.shape().rank() >= 1 && weight.shape().rank() == 2 && x.shape().back() == weight.dim(1) &&
                  x.shape().back() > 0 && weight.dtype() == x.dtype(),
              "linear: x {} {} with weight {} {}", x.shape().str(), name_of(x.dtype()), weight.shape().str(),
@@ -62,7 +62,7 @@ Tensor forward(Tape& tape, const Var& x, const Var& weight, const Tensor& bias) 
              name_of(weight.dtype()));
   Shape shape = x.shape();
   shape.set(shape.rank() - 1, O);
-  const Tensor y = tape.empty(shape, x.dtype());
+  const Tensor y = tape.empty(shape, rounded ? x.dtype() : accumulator_dtype(x.dtype()));
   kForward.run(tape, {.dtype = x.dtype(),
                       .R = x.shape().rows(),
                       .I = weight.dim(1),
@@ -70,7 +70,8 @@ Tensor forward(Tape& tape, const Var& x, const Var& weight, const Tensor& bias) 
                       .x = x.value.raw(),
                       .weight = weight.value.raw(),
                       .bias = bias.defined() ? bias.raw() : nullptr,
-                      .y = y.raw()});
+                      .y = y.raw(),
+                      .rounded = rounded});
   return y;
 }
 
@@ -86,6 +87,11 @@ Var linear(Tape& tape, const Var& x, const Var& weight, const Var& bias) {
   return tape.record("linear", {x, weight, bias}, forward(tape, x, weight, bias.value), [&] {
     return LinearSaved{x.value, weight.value, true};
   });
+}
+
+Tensor linear_unrounded(Tape& tape, const Tensor& x, const Tensor& weight) {
+  WEFT_CHECK(!tape.recording(), "linear_unrounded on a recording tape");
+  return forward(tape, Tape::constant(x), Tape::constant(weight), {}, false);
 }
 
 }  // namespace weft

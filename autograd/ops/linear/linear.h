@@ -10,10 +10,11 @@ namespace weft {
 struct LinearForward {
   DType dtype;
   std::int64_t R, I, O;
-  const void* x;       // [R, I]
-  const void* weight;  // [O, I]
-  const void* bias;    // [O] of accumulator_dtype, or null
-  void* y;             // [R, O]
+  const void* x;        // [R, I]
+  const void* weight;   // [O, I]
+  const void* bias;     // [O] of accumulator_dtype, or null
+  void* y;              // [R, O]
+  bool rounded = true;  // y has the type of x, else accumulator_dtype
 };
 
 // dx = dy W, dweight = dy^T x, dbias = sum over rows of dy. The last two are of accumulator_dtype.
@@ -39,5 +40,7 @@ std::size_t linear_backward_cuda_workspace(const LinearBackward& args);
 // x [..., I], weight [O, I], bias [O] of accumulator_dtype(x). Returns y [..., O].
 Var linear(Tape& tape, const Var& x, const Var& weight);
 Var linear(Tape& tape, const Var& x, const Var& weight, const Var& bias);
+// y of accumulator_dtype(x). Nothing is recorded.
+Tensor linear_unrounded(Tape& tape, const Tensor& x, const Tensor& weight);
 
 }  // namespace weft

@@ -2,7 +2,7 @@
 #include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/matmul.h"
 #include "autograd/cuda/sum_rows.h"
-#include "autograd/ops/linear/linear.h"
+#include "autograd/ops/linear/few_rows.h"
 
 namespace weft {
 namespace {
@@ -13,7 +13,7 @@ struct Round {
 
 // The product's epilogue takes the bias in the type of y.
 std::size_t rounded_bias_bytes(const LinearForward& args) {
-  return args.bias == nullptr || args.dtype == DType::f32
+  return args.bias == nullptr || args.dtype == DType::f32 || !args.rounded
              ? 0
              : padded_block(static_cast<std::size_t>(args.O) * 2, Hygiene::trusting);
 }
@@ -25,6 +25,7 @@ std::size_t linear_forward_cuda_workspace(const LinearForward& args) {
 }
 
 void linear_forward_cuda(const LinearForward& args, const Launch& launch) {
+  if (few_rows_fit(args)) return linear_few_rows_cuda(args, launch);
   const void* bias = args.bias;
   if (rounded_bias_bytes(args) > 0) {
     auto* rounded = reinterpret_cast<bfloat16*>(static_cast<std::byte*>(launch.workspace) + kMatmulWorkspace);
@@ -36,7 +37,7 @@ void linear_forward_cuda(const LinearForward& args, const Launch& launch) {
           .n = args.O,
           .k = args.I,
           .operands = args.dtype,
-          .output = args.dtype,
+          .output = args.rounded ? args.dtype : DType::f32,
           .a = args.x,
           .b = args.weight,
           .c = args.y,
