@@ -1,6 +1,5 @@
 #include "modules/block.h"
 
-#include "autograd/ops/elementwise/elementwise.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
 
 namespace weft {
@@ -40,14 +39,6 @@ ResidualStream Block::forward(Tape& tape, const ResidualStream& x, const Documen
   stream = {ffn_in, ffn_->forward(tape, ffn_x)};
   if (probe) probe(name_ + ".ffn output", stream.branch.value);
   return stream;
-}
-
-Tensor Block::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) const {
-  const auto [mixer_in, mixer_x] = advance(tape, {Tape::constant(x), {}}, *mixer_norm_w_);
-  const Var mixed = Tape::constant(mixer_->decode(tape, mixer_x.value, positions, state));
-  if (ffn_ == nullptr) return add(tape, mixer_in, mixed).value;
-  const auto [ffn_in, ffn_x] = advance(tape, {mixer_in, mixed}, *ffn_norm_w_);
-  return add(tape, ffn_in, ffn_->forward(tape, ffn_x)).value;
 }
 
 }  // namespace weft

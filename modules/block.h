@@ -38,8 +38,6 @@ class Block {
   // The first block's stream has no branch yet: its `branch` is undefined.
   ResidualStream forward(Tape& tape, const ResidualStream& x, const DocumentsPtr& documents, MixerState* state,
                          const ActivationProbe& probe) const;
-  // One token for each sequence: x [N, width] -> [N, width], the stream's value.
-  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) const;
 
   const Mixer& mixer() const { return *mixer_; }
 

@@ -22,6 +22,20 @@ std::size_t ModelState::bytes() const {
   return total;
 }
 
+bool ModelState::replayable() const {
+  return std::ranges::all_of(layers, [](const auto& layer) { return layer->replayable(); });
+}
+
+bool ModelState::make_room() {
+  bool stays = true;
+  for (const auto& layer : layers) stays = layer->make_room() && stays;
+  return stays;
+}
+
+void ModelState::count_token() {
+  for (const auto& layer : layers) layer->count_token();
+}
+
 LanguageModel::LanguageModel(const LanguageModelConfig& config) : config_(config) {
   WEFT_CHECK(!config.pattern.empty() && config.layers > 0, "a model needs layers and a pattern");
   const ParameterScope root(parameters_);
@@ -79,21 +93,21 @@ LossTerms LanguageModel::loss(Tape& tape, const Tensor& tokens, const DocumentsP
   return linear_cross_entropy(tape, hidden, tape.parameter(*head_), labels, weights, options);
 }
 
-ModelState LanguageModel::initial_state(std::int64_t sequences, DType dtype) const {
+ModelState LanguageModel::initial_state(std::int64_t sequences, const Place& place) const {
   ModelState state;
-  for (const Block& block : blocks_) state.layers.push_back(block.mixer().initial_state(sequences, dtype));
+  for (const Block& block : blocks_) state.layers.push_back(block.mixer().initial_state(sequences, place));
   state.lengths.assign(static_cast<std::size_t>(sequences), 0);
   return state;
 }
 
-Var LanguageModel::logits(Tape& tape, const Var& hidden) {
-  return linear(tape, hidden, tape.parameter(*head_));
+Tensor LanguageModel::logits(Tape& tape, const Var& hidden) {
+  return linear_unrounded(tape, hidden.value, tape.parameter(*head_).value);
 }
 
 Tensor LanguageModel::logits_of_rows(Tape& tape, const Tensor& hidden, std::span<const std::int64_t> positions) {
   const auto map =
       std::make_shared<const RowMap>(std::vector<std::int32_t>(positions.begin(), positions.end()), hidden.dim(0));
-  return logits(tape, take_rows(tape, {Tape::constant(hidden)}, map)).value;
+  return logits(tape, take_rows(tape, {Tape::constant(hidden)}, map));
 }
 
 Tensor LanguageModel::logits_at(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents,
@@ -116,16 +130,16 @@ Tensor LanguageModel::prefill(Tape& tape, const Tensor& tokens, const DocumentsP
   return logits_of_rows(tape, hidden.value, last);
 }
 
-Tensor LanguageModel::decode(Tape& tape, const Tensor& tokens, ModelState& state) {
+Tensor LanguageModel::decode(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState& state) {
   WEFT_CHECK(tokens.numel() == static_cast<std::int64_t>(state.lengths.size()), "{} tokens for {} sequences",
              tokens.numel(), state.lengths.size());
-  Tensor x = embedding(tape, tokens, tape.parameter(*embedding_)).value;
-  for (std::size_t l = 0; l < blocks_.size(); ++l) {
-    x = blocks_[l].decode(tape, x, state.lengths, *state.layers[l]);
-  }
+  return logits(tape, forward(tape, tokens, documents, &state));
+}
+
+Tensor LanguageModel::decode(Tape& tape, const Tensor& tokens, ModelState& state) {
+  const Tensor result = decode(tape, tokens, Documents::single_tokens(state.lengths), state);
   for (std::int32_t& length : state.lengths) ++length;
-  const Var hidden = rms_norm(tape, Tape::constant(x), tape.parameter(*final_norm_w_), config_.norm_eps);
-  return logits(tape, hidden).value;
+  return result;
 }
 
 std::string LanguageModel::not_recordable() const {

@@ -50,6 +50,10 @@ struct ModelState {
 
   ModelState clone() const;
   std::size_t bytes() const;
+  // Those of all layers; see MixerState. The lengths are left to the caller.
+  bool replayable() const;
+  bool make_room();
+  void count_token();
 };
 
 // Work of one training pass over T tokens in documents of length L.
@@ -74,16 +78,18 @@ class LanguageModel {
   LossTerms loss(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, const Tensor& labels,
                  const Tensor& weights, const LossOptions& options);
 
-  // Logits at some positions of a row, without a state: positions [n] -> [n, V].
+  // Logits at some positions of a row, without a state: positions [n] -> [n, V]. All logits are of accumulator_dtype.
   Tensor logits_at(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents,
                    std::span<const std::int64_t> positions);
 
-  ModelState initial_state(std::int64_t sequences, DType dtype) const;
+  ModelState initial_state(std::int64_t sequences, const Place& place) const;
   // Feeds the documents of a row to a state, document n to sequence n, and returns the logits after the last token of
   // each: [N, V]. Every document must have a token.
   Tensor prefill(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState& state);
   // One more token for each sequence: tokens i32 [N] -> logits [N, V].
   Tensor decode(Tape& tape, const Tensor& tokens, ModelState& state);
+  // The same, with the row's documents given; the lengths of `state` are left to the caller.
+  Tensor decode(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState& state);
 
   // Why training steps cannot be recorded, naming the first layer: Mixer::not_recordable. Empty: they can.
   std::string not_recordable() const;
@@ -93,7 +99,8 @@ class LanguageModel {
   ModelCost cost(std::int64_t tokens, std::int64_t document_length) const;
 
  private:
-  Var logits(Tape& tape, const Var& hidden);
+  // In accumulator_dtype: what follows looks at small differences.
+  Tensor logits(Tape& tape, const Var& hidden);
   // Of the hidden states at `positions`.
   Tensor logits_of_rows(Tape& tape, const Tensor& hidden, std::span<const std::int64_t> positions);
 

@@ -115,7 +115,7 @@ TEST_P(BlockVariants, DecodingIsThatOfTheWholePrefix) {
   Case c(config());
   Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
   const DocumentsPtr one = Documents::single(17);
-  ModelState state = c.model.initial_state(1, DType::f64);
+  ModelState state = c.model.initial_state(1, cpu_place(DType::f64));
   c.model.prefill(tape, c.tokens.rows(0, 4), Documents::single(4), state);
   for (std::int64_t t = 4; t < 17; ++t) {
     const Tensor logits = c.model.decode(tape, c.tokens.rows(t, t + 1), state);

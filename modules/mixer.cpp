@@ -1,13 +1,19 @@
 #include "modules/mixer.h"
 
-#include "autograd/check.h"
+#include <algorithm>
 
 namespace weft {
 
-Tensor Mixer::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) {
-  WEFT_CHECK(x.dim(0) == static_cast<std::int64_t>(positions.size()), "{} tokens, {} positions", x.dim(0),
-             positions.size());
-  return forward(tape, Tape::constant(x), Documents::single_tokens(positions), &state).value;
+bool is_decoding_step(const Documents& documents) {
+  const std::vector<std::int32_t>& cu = documents.cu_seqlens();
+  return documents.tokens() == documents.count() && std::adjacent_find(cu.begin(), cu.end()) == cu.end();
+}
+
+bool are_first_tokens(const Documents& documents) {
+  for (std::int64_t n = 0; n < documents.count(); ++n) {
+    if (documents.pos0(n) != 0) return false;
+  }
+  return true;
 }
 
 const MixerType* find_mixer(const std::string& name) {

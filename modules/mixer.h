@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "autograd/documents.h"
+#include "autograd/place.h"
 #include "autograd/tape.h"
 #include "modules/options.h"
 
@@ -23,6 +24,11 @@ struct MixerSite {
   double norm_eps = 1e-6;  // of the model's RMS norms
 };
 
+// Whether a row has one token for each document: a decoding step, if documents continue from a state.
+bool is_decoding_step(const Documents& documents);
+// Whether no document continues one that a state has seen.
+bool are_first_tokens(const Documents& documents);
+
 // What a mixer remembers of N sequences between calls: recurrent states, cached keys and values, convolution tails.
 class MixerState {
  public:
@@ -30,6 +36,14 @@ class MixerState {
   // A deep copy, so that a prefix can be continued in several ways.
   virtual std::unique_ptr<MixerState> clone() const = 0;
   virtual std::size_t bytes() const = 0;
+
+  // Whether the kernels of a decoding step read nothing but memory that stays where it is, and the host does nothing
+  // that count_token() does not: then a step can be recorded once and replayed.
+  virtual bool replayable() const { return false; }
+  // Before a step: room for one more token of each sequence. False if that moved what recorded kernels read.
+  virtual bool make_room() { return true; }
+  // After a replay: one more token of each sequence has been seen.
+  virtual void count_token() {}
 };
 
 // What crosses ranks when a row is split over a context-parallel group.
@@ -49,18 +63,15 @@ class Mixer {
 
   // x [T, d], already normalised -> [T, d], before the residual addition. With a state (inference only), documents
   // continue from it: document n of the row is sequence n of the state, `documents.pos0(n)` tokens long so far, and the
-  // state is advanced in place.
+  // state is advanced in place. Documents of one token each are a decoding step.
   virtual Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) = 0;
-
-  // One token for each of N sequences: x [N, d] -> [N, d]; `positions` [N] are the tokens' positions. Advances the
-  // state. By default, forward of a row of one-token documents.
-  virtual Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state);
 
   // Why the kernels of one row cannot be replayed for another of as many tokens and documents, as recorded steps do:
   // shapes or tables that the host makes from the documents. Empty: they can.
   virtual std::string not_recordable() const { return {}; }
 
-  virtual std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const = 0;
+  // Of sequences that have seen nothing, in the memory of `place`, for activations of its type.
+  virtual std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const = 0;
 
   virtual MixerCost cost(std::int64_t tokens, std::int64_t document_length) const = 0;
   // Bytes of state for one sequence of `length` tokens, fp32.

@@ -99,7 +99,7 @@ TEST_P(GoldenModel, ComputesTheSameLogits) {
 TEST_P(GoldenModel, DecodesTheSameTokens) {
   Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
   const std::vector<std::int32_t> prompt(g.ids.begin(), g.ids.begin() + g.prompt);
-  ModelState state = model.initial_state(1, DType::f32);
+  ModelState state = model.initial_state(1, cpu_place(DType::f32));
   Tensor logits = model.prefill(tape, row_of(prompt), Documents::single(static_cast<std::int32_t>(g.prompt)), state);
   std::vector<std::int32_t> made;
   for (std::size_t i = 0; i < g.greedy.size(); ++i) {

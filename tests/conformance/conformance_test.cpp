@@ -103,62 +103,6 @@ TEST_P(Conformance, PackingChangesNothing) {
   }
 }
 
-TEST_P(Conformance, StateSplitsAnywhere) {
-  if (!type().limits.state.empty()) GTEST_SKIP() << type().limits.state;
-  Layer layer(GetParam(), DType::f64);
-  const std::int32_t T = 200;
-  const Tensor x = input(layer, T, 1);
-  const Tensor whole = layer.forward(x, Documents::single(T));
-  for (const std::int32_t s : {1, 17, 64, 128, 199}) {
-    const auto state = layer.mixer().initial_state(1, DType::f64);
-    const Tensor first = layer.forward(copy(x.rows(0, s)), Documents::single(s), state.get());
-    const auto branch = state->clone();
-    const Tensor second = layer.forward(copy(x.rows(s, T)), Documents::single(T - s, s), state.get());
-    EXPECT_TRUE(close(first, whole.rows(0, s), 1e-12, 1e-10)) << "split at " << s;
-    EXPECT_TRUE(close(second, whole.rows(s, T), 1e-12, 1e-10)) << "split at " << s;
-    const Tensor again = layer.forward(copy(x.rows(s, T)), Documents::single(T - s, s), branch.get());
-    EXPECT_TRUE(bitwise_equal(again, second)) << "a cloned state goes its own way";
-  }
-}
-
-// Three sequences of different lengths go through prefill and then token by token.
-TEST_P(Conformance, DecodeEqualsPrefill) {
-  if (!type().limits.decode.empty()) GTEST_SKIP() << type().limits.decode;
-  Layer layer(GetParam(), DType::f64);
-  const std::vector<std::int32_t> prefix = {1, 70, 33};
-  const std::int32_t steps = 90;
-  const auto N = static_cast<std::int64_t>(prefix.size());
-  std::vector<Tensor> x, expected;
-  for (std::size_t n = 0; n < prefix.size(); ++n) {
-    const std::int32_t T = prefix[n] + steps;
-    x.push_back(input(layer, T, 20 + n));
-    expected.push_back(layer.forward(x[n], Documents::single(T)));
-  }
-  const DocumentsPtr docs = documents(prefix);
-  const Tensor packed = Tensor::empty({docs->tokens(), layer.width()}, DType::f64);
-  for (std::int64_t n = 0; n < N; ++n) {
-    packed.rows(docs->begin(n), docs->end(n)).copy_from(x[static_cast<std::size_t>(n)].rows(0, docs->length(n)));
-  }
-  const auto state = layer.mixer().initial_state(N, DType::f64);
-  layer.forward(packed, docs, state.get());
-  std::vector<std::int32_t> positions = prefix;
-  for (std::int32_t step = 0; step < steps; ++step) {
-    const Tensor tokens = Tensor::empty({N, layer.width()}, DType::f64);
-    for (std::size_t n = 0; n < prefix.size(); ++n) {
-      const auto row = static_cast<std::int64_t>(n);
-      tokens.rows(row, row + 1).copy_from(x[n].rows(positions[n], positions[n] + 1));
-    }
-    Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-    const Tensor y = copy(layer.mixer().decode(tape, tokens, positions, *state));
-    for (std::size_t n = 0; n < prefix.size(); ++n) {
-      const auto row = static_cast<std::int64_t>(n);
-      ASSERT_TRUE(close(y.rows(row, row + 1), expected[n].rows(positions[n], positions[n] + 1), 1e-11, 1e-10))
-          << "sequence " << n << ", position " << positions[n];
-      ++positions[n];
-    }
-  }
-}
-
 // Another number of threads changes how the BLAS cuts the projections, and nothing else.
 TEST_P(Conformance, ThreadsChangeNothing) {
   Layer layer(GetParam(), DType::f32);
@@ -183,7 +127,7 @@ TEST_P(Conformance, ThreadsChangeNothing) {
 TEST_P(Conformance, PlansWhatItUses) {
   Layer layer(GetParam(), DType::f32);
   const std::int32_t T = 96;
-  const auto state = layer.mixer().initial_state(1, DType::f32);
+  const auto state = layer.mixer().initial_state(1, cpu_place(DType::f32));
   layer.forward(input(layer, T, 1), Documents::single(T), state.get());
   EXPECT_EQ(layer.mixer().state_bytes(T), static_cast<double>(state->bytes()));
 

@@ -51,25 +51,41 @@ SpecimenDeclaration mixer_of(const Subject& subject) {
   return [subject](const ParameterScope& scope) { return function_of(create_mixer(subject, scope)); };
 }
 
+SpecimenDeclaration Layer::declaration() {
+  return [this](const ParameterScope& scope) {
+    mixer_ = create_mixer(subject_, scope);
+    return function_of(mixer_);
+  };
+}
+
 Layer::Layer(const Subject& subject, Target target)
-    : width_(subject.recipe.model.width),
-      specimen_(
-          [&](const ParameterScope& scope) {
-            mixer_ = create_mixer(subject, scope);
-            return function_of(mixer_);
-          },
-          hostile_place(target)) {}
+    : subject_(subject),
+      width_(subject.recipe.model.width),
+      specimen_(std::make_unique<Specimen>(declaration(), hostile_place(target))) {}
+
+Layer::Layer(const Subject& subject, const Layer& rounded)
+    : subject_(subject),
+      width_(subject.recipe.model.width),
+      specimen_(std::make_unique<Specimen>(declaration(), *rounded.specimen_)) {}
+
+Layer Layer::exact() const {
+  return {subject_, *this};
+}
+
+std::unique_ptr<MixerState> Layer::initial_state(std::int64_t sequences) const {
+  return mixer_->initial_state(sequences, specimen_->place());
+}
 
 Tensor Layer::forward(const Tensor& x, const DocumentsPtr& documents, MixerState* state) {
-  const Place& place = specimen_.place();
+  const Place& place = specimen_->place();
   Tape tape(place.arena, Tape::Mode::inference, place.stream);
   const Var y = mixer_->forward(tape, Tape::constant(tape.here(cast(x, dtype()))), documents, state);
-  return specimen_.fetch(y.value);
+  return specimen_->fetch(y.value);
 }
 
 Layer::Gradients Layer::backward(const Tensor& x, const DocumentsPtr& documents, const Tensor& dy,
                                  Recompute recompute) {
-  const SpecimenResult r = specimen_.backward({x}, {.documents = documents}, {dy}, recompute);
+  const SpecimenResult r = specimen_->backward({x}, {.documents = documents}, {dy}, recompute);
   return {.y = r.outputs[0], .dx = r.inputs[0], .parameters = r.parameters};
 }
 

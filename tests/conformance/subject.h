@@ -53,15 +53,19 @@ class Layer {
  public:
   Layer(const Subject& subject, DType dtype) : Layer(subject, Target{DeviceKind::cpu, dtype}) {}
   Layer(const Subject& subject, Target target);
+  // The same layer in fp64 on the CPU, with the parameters as they were rounded where it computes.
+  Layer exact() const;
 
   Mixer& mixer() { return *mixer_; }
-  Specimen& specimen() { return specimen_; }
+  Specimen& specimen() { return *specimen_; }
   std::int64_t width() const { return width_; }
-  DType dtype() const { return specimen_.place().dtype; }
-  std::vector<Parameter*> parameters() { return specimen_.parameters().all(); }
+  DType dtype() const { return specimen_->place().dtype; }
+  std::vector<Parameter*> parameters() { return specimen_->parameters().all(); }
 
   // Output for x, in hostile memory; the state, if any, goes on.
   Tensor forward(const Tensor& x, const DocumentsPtr& documents, MixerState* state = nullptr);
+
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences) const;
 
   struct Gradients {
     Tensor y, dx;
@@ -72,9 +76,13 @@ class Layer {
                      Recompute recompute = Recompute::none);
 
  private:
+  Layer(const Subject& subject, const Layer& rounded);
+  SpecimenDeclaration declaration();
+
+  Subject subject_;
   std::int64_t width_;
   std::shared_ptr<Mixer> mixer_;
-  Specimen specimen_;
+  std::unique_ptr<Specimen> specimen_;
 };
 
 }  // namespace weft::testing

@@ -94,7 +94,7 @@ TEST_P(WholeModels, GreedyTextIsThatOfTheWholePrefix) {
   const std::vector<std::int64_t> prompt = {300, 37};
   std::vector<Tensor> decoded;  // [N, V] for each new token
 
-  ModelState state = m.model.initial_state(2, DType::f64);
+  ModelState state = m.model.initial_state(2, cpu_place(DType::f64));
   Text both = texts[0];
   both.insert(both.end(), texts[1].begin(), texts[1].end());
   {
@@ -124,7 +124,7 @@ TEST_P(WholeModels, GreedyTextIsThatOfTheWholePrefix) {
 TEST_P(WholeModels, KeepsTheStateItPlans) {
   RandomModel m(GetParam(), DType::f32);
   const Text text = random_text(m.recipe.data.sequence_length, 3);
-  ModelState state = m.model.initial_state(1, DType::f32);
+  ModelState state = m.model.initial_state(1, cpu_place(DType::f32));
   std::int32_t length = 0;
   for (const std::int32_t end : {1, 100, static_cast<std::int32_t>(text.size())}) {
     Tape tape(heap_allocator(), Tape::Mode::inference);
@@ -205,11 +205,12 @@ TEST_P(ConstantMemory, TenThousandTokensTakeNoMore) {
   Layer layer(GetParam(), DType::f32);
   constexpr std::int32_t kTokens = 10000;
   const Tensor x = cast(normal({kTokens, layer.width()}, 1), DType::f32);
-  const auto state = layer.mixer().initial_state(1, DType::f32);
+  const auto state = layer.mixer().initial_state(1, cpu_place(DType::f32));
   const std::shared_ptr<Allocator> memory = heap_allocator();
   for (std::int32_t t = 0; t < kTokens; ++t) {
     Tape tape(memory, Tape::Mode::inference);
-    const Tensor y = layer.mixer().decode(tape, x.rows(t, t + 1), std::array{t}, *state);
+    const Tensor y =
+        layer.mixer().forward(tape, Tape::constant(x.rows(t, t + 1)), Documents::single(1, t), state.get()).value;
     for (const float v : y.span<float>()) ASSERT_TRUE(std::isfinite(v)) << "token " << t;
     if (t + 1 >= 1000 && (t + 1) % 500 == 0) {
       ASSERT_EQ(static_cast<double>(state->bytes()), layer.mixer().state_bytes(1000)) << "after token " << t;

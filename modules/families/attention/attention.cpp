@@ -1,8 +1,9 @@
 #include "modules/families/attention/attention.h"
 
 #include "modules/families/attention/attention_backward_cpu.h"
+#include "modules/families/attention/attention_decode.h"
 #include "modules/families/attention/attention_forward_cpu.h"
-#include "modules/families/attention/key_value_cache.h"
+#include "modules/mixer.h"
 
 namespace weft {
 namespace {
@@ -35,6 +36,10 @@ constexpr Dispatch<AttentionBackward> kBackward{
                                [&]<class T>() -> std::size_t { return AttentionBackwardCpu<T>(args).workspace(); });
         },
     .cuda_workspace = WEFT_ON_CUDA(attention_backward_cuda_workspace)};
+
+constexpr Dispatch<AttentionDecode> kDecode{.op = "attention of one token",
+                                            .cuda = WEFT_ON_CUDA(attention_decode_cuda),
+                                            .cuda_workspace = WEFT_ON_CUDA(attention_decode_cuda_workspace)};
 
 using DocumentList = std::shared_ptr<const std::vector<AttentionDocument>>;
 
@@ -175,6 +180,36 @@ Var attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Var& s
   return attention_with_lse(tape, q, k, v, sink_logit, documents, options)[0];
 }
 
+namespace {
+
+// On a device, one token of each sequence.
+Tensor decoded(Tape& tape, const AttentionShape& shape, const Tensor& q, const Tensor& k, const Tensor& v,
+               const Tensor& sink_logit, const Documents& documents, const AttentionOptions& options,
+               KeyValueCache& cache) {
+  cache.make_room();
+  const Tensor o = tape.empty({shape.T, shape.H_Q, shape.D_V}, q.dtype());
+  kDecode.run(tape, {.dtype = q.dtype(),
+                     .N = shape.T,
+                     .H_Q = shape.H_Q,
+                     .H_KV = shape.H_KV,
+                     .D = shape.D,
+                     .D_V = shape.D_V,
+                     .options = options,
+                     .cache = cache.table(),
+                     .most_keys = cache.visible_positions(),
+                     .cu_seqlens = documents.cu_seqlens_on(tape.stream()),
+                     .positions = documents.positions_on(tape.stream()),
+                     .q = q.raw(),
+                     .k = k.raw(),
+                     .v = v.raw(),
+                     .sink_logit = sink_logit.defined() ? sink_logit.raw() : nullptr,
+                     .o = o.raw()});
+  cache.count_token();
+  return o;
+}
+
+}  // namespace
+
 Tensor attention_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sink_logit,
                         const Documents& documents, const AttentionOptions& options, KeyValueCache& cache) {
   const AttentionShape shape = checked_shape(q, k, v, sink_logit, documents, options);
@@ -182,11 +217,29 @@ Tensor attention_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tens
   WEFT_CHECK(documents.count() == cache.sequences(), "attention: {} documents for a cache of {} sequences",
              documents.count(), cache.sequences());
   cache.check_fits(q.dtype(), shape, options);
+  for (std::int64_t n = 0; n < documents.count(); ++n) {
+    WEFT_CHECK(documents.length(n) == 0 || documents.pos0(n) == cache.length(n),
+               "attention: document {} starts at position {}, its cache holds {}", n, documents.pos0(n),
+               cache.length(n));
+  }
+  const bool on_device = !tape.device().is_cpu();
+  if (on_device && is_decoding_step(documents)) {
+    return decoded(tape, shape, q, k, v, sink_logit, documents, options, cache);
+  }
+  const auto append = [&] {
+    for (std::int64_t n = 0; n < documents.count(); ++n) {
+      cache.append(n, k.rows(documents.begin(n), documents.end(n)), v.rows(documents.begin(n), documents.end(n)));
+    }
+  };
+  if (on_device && are_first_tokens(documents)) {
+    append();
+    return forward(tape, shape, q, k, v, sink_logit, *document_list(documents, options), options,
+                   row_on(tape.stream(), documents))
+        .o;
+  }
   std::vector<AttentionDocument> list;
   for (std::int64_t n = 0; n < documents.count(); ++n) {
     if (documents.length(n) == 0) continue;
-    WEFT_CHECK(documents.pos0(n) == cache.length(n), "attention: document {} starts at position {}, its cache holds {}",
-               n, documents.pos0(n), cache.length(n));
     list.push_back({.query_row = documents.begin(n),
                     .query_count = documents.length(n),
                     .query_position = documents.pos0(n),
@@ -196,10 +249,7 @@ Tensor attention_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tens
                     .cached = cache.keys(n)});
   }
   const Result r = forward(tape, shape, q, k, v, sink_logit, list, options, {});
-  for (std::int64_t n = 0; n < documents.count(); ++n) {
-    cache.append(n, k.rows(documents.begin(n), documents.end(n)), v.rows(documents.begin(n), documents.end(n)),
-                 tape.stream());
-  }
+  append();
   return r.o;
 }
 

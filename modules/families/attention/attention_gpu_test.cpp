@@ -174,7 +174,8 @@ TEST_F(AttentionGpu, CachedPrefillAndDecode) {
       AttentionInputs in = rounded(random_inputs(c), dtype);
       const Tensor reference = run_reference(c, in).o;
       const std::shared_ptr<Allocator> memory = gpu_memory();
-      KeyValueCache cache(2, c.H_KV, c.D, c.D_V, c.options, dtype);
+      const Place place{.stream = gpu_stream(), .lasting = cuda_allocator(0), .arena = memory, .dtype = dtype};
+      KeyValueCache cache(2, c.H_KV, c.D, c.D_V, c.options, place);
       const auto run = [&](std::int32_t a0, std::int32_t a1, std::int32_t b0, std::int32_t b1) {
         Tape tape(memory, Tape::Mode::inference, gpu_stream());
         const Documents documents({0, a1 - a0, a1 - a0 + b1 - b0}, {a0, b0});

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <limits>
 
-#include "autograd/cuda/cuda_memory.h"
 #include "autograd/transfer.h"
 
 namespace weft {
@@ -29,12 +28,12 @@ constexpr Dispatch<CacheAppend> kAppend{
 }  // namespace
 
 KeyValueCache::KeyValueCache(std::int64_t sequences, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
-                             const AttentionOptions& options, DType dtype, CachedValues values)
+                             const AttentionOptions& options, const Place& place, CachedValues values)
     : H_KV_(H_KV),
       D_(D),
       D_V_(D_V),
       options_(options),
-      dtype_(dtype),
+      place_(place),
       values_(values),
       pinned_(pinned_pages(options)),
       ring_(ring_pages(options)),
@@ -48,22 +47,20 @@ KeyValueCache::KeyValueCache(const KeyValueCache& other)
       D_(other.D_),
       D_V_(other.D_V_),
       options_(other.options_),
-      dtype_(other.dtype_),
+      place_(other.place_),
       values_(other.values_),
-      stream_(other.stream_),
-      memory_(other.memory_),
       pinned_(other.pinned_),
       ring_(other.ring_),
       sequences_(other.sequences_.size()) {
   for (std::size_t n = 0; n < sequences_.size(); ++n) {
     sequences_[n].length = other.sequences_[n].length;
     for (const Tensor& page : other.sequences_[n].pages) {
-      const Tensor own = to_memory(page, memory_, stream_);
+      const Tensor own = to_memory(page, place_.lasting, place_.stream);
       sequences_[n].pages.push_back(own);
       sequences_[n].addresses.push_back(own.raw());
     }
-    upload_addresses(sequences_[n]);
   }
+  upload_table();
 }
 
 std::size_t KeyValueCache::slot(std::int64_t page) const {
@@ -84,7 +81,7 @@ double KeyValueCache::bytes_for(std::int64_t length, std::int64_t H_KV, std::int
   return static_cast<double>(pages * page_elements(H_KV, D, D_V, values)) * static_cast<double>(size_of(dtype));
 }
 
-void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v, const Stream& stream) {
+void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
   const std::int64_t L = k.dim(0);
   WEFT_CHECK(k.numel() == L * H_KV_ * D_ && v.numel() == L * H_KV_ * D_V_ && v.dim(0) == L,
              "key-value cache: k {}, v {} for {} heads of widths {} and {}", k.shape().str(), v.shape().str(), H_KV_,
@@ -94,14 +91,10 @@ void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v, con
              "key-value cache: {} tokens after {} exceed the range of positions", L, sequence.length);
   const std::int64_t begin = sequence.length;
   const std::int64_t end = begin + L;
-  if (memory_ == nullptr) {
-    stream_ = stream;
-    memory_ = lasting_memory(stream.device);
-  }
-  WEFT_CHECK(stream.device == stream_.device, "key-value cache: tokens of another device than those before");
-  make_room(sequence, end);
-  if (!stream.device.is_cpu()) {
-    const CacheAppend args{.dtype = dtype_,
+  WEFT_CHECK(L == 0 || k.device() == place_.stream.device, "key-value cache: tokens of another device");
+  if (add_pages(sequence, end, 0)) upload_table();
+  if (!place_.on_cpu()) {
+    const CacheAppend args{.dtype = place_.dtype,
                            .tokens = L,
                            .H_KV = H_KV_,
                            .D = D_,
@@ -109,11 +102,11 @@ void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v, con
                            .cache = keys(n),
                            .k = k.raw(),
                            .v = v.raw()};
-    kAppend(args, {.stream = stream});
+    kAppend(args, {.stream = place_.stream});
     sequence.length = static_cast<std::int32_t>(end);
     return;
   }
-  const std::size_t element = size_of(dtype_);
+  const std::size_t element = size_of(place_.dtype);
   const auto copy_head = [&](std::byte* page, const Tensor& from, std::int64_t token, std::int64_t width,
                              std::int64_t at) {
     const auto* source = static_cast<const std::byte*>(from.raw());
@@ -133,30 +126,57 @@ void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v, con
   sequence.length = static_cast<std::int32_t>(end);
 }
 
-void KeyValueCache::make_room(Sequence& sequence, std::int64_t tokens) {
-  const std::size_t before = sequence.pages.size();
-  while (static_cast<std::int64_t>(sequence.pages.size()) < std::min(pages_for(tokens), pinned_ + ring_)) {
-    const Tensor page({page_elements(H_KV_, D_, D_V_, values_)}, dtype_, memory_);
-    fill_zero(page, stream_);
-    sequence.pages.push_back(page);
-    sequence.addresses.push_back(page.raw());
+bool KeyValueCache::add_pages(Sequence& sequence, std::int64_t tokens, std::int64_t spare) {
+  const auto have = static_cast<std::int64_t>(sequence.pages.size());
+  const std::int64_t needed = std::min(pages_for(tokens), most_pages());
+  if (have >= needed) return false;
+  const std::int64_t more = std::min(needed + spare, most_pages()) - have;
+  const Tensor slab = place_.zeros({more, page_elements(H_KV_, D_, D_V_, values_)}, place_.dtype);
+  for (std::int64_t i = 0; i < more; ++i) {
+    sequence.pages.push_back(slab.rows(i, i + 1));
+    sequence.addresses.push_back(sequence.pages.back().raw());
   }
-  if (sequence.pages.size() != before) upload_addresses(sequence);
+  return true;
 }
 
-void KeyValueCache::upload_addresses(Sequence& sequence) {
-  if (stream_.device.is_cpu() || sequence.pages.empty()) return;
-  std::vector<std::int64_t> addresses;
-  for (const void* page : sequence.addresses) addresses.push_back(reinterpret_cast<std::intptr_t>(page));
-  const Tensor host = Tensor::from({static_cast<std::int64_t>(addresses.size())}, addresses);
-  sequence.device_addresses = to_memory(host, memory_, stream_);
+bool KeyValueCache::make_room() {
+  const void* const before = table_.defined() ? table_.raw() : nullptr;
+  bool added = false;
+  for (Sequence& sequence : sequences_) {
+    // As many pages again, so that asking for memory stays rare.
+    const std::int64_t spare = place_.on_cpu() ? 0 : static_cast<std::int64_t>(sequence.pages.size());
+    added = add_pages(sequence, sequence.length + std::int64_t{1}, spare) || added;
+  }
+  if (added) upload_table();
+  return !table_.defined() || table_.raw() == before;
+}
+
+void KeyValueCache::count_token() {
+  for (Sequence& sequence : sequences_) ++sequence.length;
+}
+
+void KeyValueCache::upload_table() {
+  if (place_.on_cpu() || place_.stream.device.planned()) return;
+  std::int64_t most = 0;
+  for (const Sequence& s : sequences_) most = std::max(most, static_cast<std::int64_t>(s.pages.size()));
+  if (most == 0) return;
+  if (most > capacity_) {
+    capacity_ = std::min(std::max<std::int64_t>(2 * most, 16), most_pages());
+    table_ = Tensor({sequences() * capacity_}, DType::i64, place_.lasting);
+  }
+  std::vector<std::int64_t> addresses(static_cast<std::size_t>(table_.numel()), 0);
+  for (std::size_t n = 0; n < sequences_.size(); ++n) {
+    for (std::size_t i = 0; i < sequences_[n].addresses.size(); ++i) {
+      addresses[n * static_cast<std::size_t>(capacity_) + i] =
+          static_cast<std::int64_t>(reinterpret_cast<std::intptr_t>(sequences_[n].addresses[i]));
+    }
+  }
+  copy(table_, Tensor::from(table_.shape(), addresses), place_.stream);
 }
 
 CachedKeys KeyValueCache::keys(std::int64_t n) const {
   const Sequence& sequence = sequences_[static_cast<std::size_t>(n)];
-  const void* const* const pages = sequence.device_addresses.defined()
-                                       ? static_cast<const void* const*>(sequence.device_addresses.raw())
-                                       : sequence.addresses.data();
+  const void* const* const pages = table_.defined() ? table().pages + n * capacity_ : sequence.addresses.data();
   return {.pages = pages,
           .pinned = static_cast<std::int32_t>(pinned_),
           .ring = static_cast<std::int32_t>(ring_),
@@ -164,10 +184,23 @@ CachedKeys KeyValueCache::keys(std::int64_t n) const {
           .values = values_};
 }
 
+CachedTable KeyValueCache::table() const {
+  return {.pages = table_.defined() ? static_cast<const void* const*>(table_.raw()) : nullptr,
+          .capacity = capacity_,
+          .pinned = static_cast<std::int32_t>(pinned_),
+          .ring = static_cast<std::int32_t>(ring_),
+          .values = values_};
+}
+
+std::int64_t KeyValueCache::visible_positions() const {
+  const std::int64_t kept = capacity_ * kKeyTile;
+  return options_.window > 0 ? std::min<std::int64_t>(kept, options_.window + options_.sink_tokens) : kept;
+}
+
 void KeyValueCache::check_fits(DType dtype, const AttentionShape& shape, const AttentionOptions& options) const {
-  WEFT_CHECK(dtype == dtype_ && shape.H_KV == H_KV_ && shape.D == D_ && shape.D_V == D_V_,
+  WEFT_CHECK(dtype == place_.dtype && shape.H_KV == H_KV_ && shape.D == D_ && shape.D_V == D_V_,
              "attention: a cache of {} heads, widths {} and {}, {} for {} heads, widths {} and {}, {}", H_KV_, D_, D_V_,
-             name_of(dtype_), shape.H_KV, shape.D, shape.D_V, name_of(dtype));
+             name_of(place_.dtype), shape.H_KV, shape.D, shape.D_V, name_of(dtype));
   const bool same = options.window == options_.window && options.sink_tokens <= options_.sink_tokens;
   WEFT_CHECK(options_.window == 0 || same, "attention: a cache for window {} and {} sinks used with window {} and {}",
              options_.window, options_.sink_tokens, options.window, options.sink_tokens);

@@ -4,9 +4,18 @@
 
 #include <vector>
 
+#include "autograd/place.h"
 #include "modules/families/attention/attention.h"
 
 namespace weft {
+
+// The pages of N sequences in device memory.
+struct CachedTable {
+  const void* const* pages;  // [N, capacity]: of each sequence as CachedKeys has them
+  std::int64_t capacity;
+  std::int32_t pinned, ring;
+  CachedValues values;
+};
 
 // New tokens of one sequence, for the pages of a cache in device memory.
 struct CacheAppend {
@@ -22,7 +31,7 @@ class KeyValueCache {
   // H_KV heads, keys of width D, values of width D_V. The options' window and sink tokens decide what is kept. Values
   // inside keys (D_V <= D) take no memory of their own.
   KeyValueCache(std::int64_t sequences, std::int64_t H_KV, std::int64_t D, std::int64_t D_V,
-                const AttentionOptions& options, DType dtype, CachedValues values = CachedValues::beside_keys);
+                const AttentionOptions& options, const Place& place, CachedValues values = CachedValues::beside_keys);
   KeyValueCache(const KeyValueCache& other);  // deep
   KeyValueCache& operator=(const KeyValueCache&) = delete;
 
@@ -36,12 +45,19 @@ class KeyValueCache {
                           CachedValues values = CachedValues::beside_keys);
 
   // k [L, H_KV, D] (rotated) and v [L, H_KV, D_V] of the next L tokens of a sequence. Values inside keys are not read.
-  // The pages lie where the first tokens did: `stream` is theirs.
-  void append(std::int64_t n, const Tensor& k, const Tensor& v, const Stream& stream = {});
+  void append(std::int64_t n, const Tensor& k, const Tensor& v);
+  // Room for one more token of each sequence. False if table() is another than before.
+  bool make_room();
+  // One token has been appended to each sequence by a kernel that knows its position.
+  void count_token();
   // Forgets sequence n, whose next token is its first; the pages stay for it.
   void restart(std::int64_t n) { sequences_[static_cast<std::size_t>(n)].length = 0; }
   // What kernels read; valid until the next append.
   CachedKeys keys(std::int64_t n) const;
+  // On a device; stays where it is until more pages are needed.
+  CachedTable table() const;
+  // A query sees keys in this many positions at most.
+  std::int64_t visible_positions() const;
   // A defect (Error, internal) if attention of this shape and options cannot use the cache.
   void check_fits(DType dtype, const AttentionShape& shape, const AttentionOptions& options) const;
 
@@ -49,11 +65,12 @@ class KeyValueCache {
   struct Sequence {
     std::vector<Tensor> pages;
     std::vector<const void*> addresses;
-    Tensor device_addresses;  // the same for kernels on CUDA
     std::int32_t length = 0;
   };
-  void make_room(Sequence& sequence, std::int64_t tokens);
-  void upload_addresses(Sequence& sequence);
+  // Whether pages were added; `spare` of them at most beyond those that the tokens need.
+  bool add_pages(Sequence& sequence, std::int64_t tokens, std::int64_t spare);
+  void upload_table();
+  std::int64_t most_pages() const { return pinned_ + ring_; }
   std::size_t slot(std::int64_t page) const;
   static std::int64_t page_elements(std::int64_t H_KV, std::int64_t D, std::int64_t D_V, CachedValues values) {
     return H_KV * kKeyTile * (values == CachedValues::inside_keys ? D : D + D_V);
@@ -61,13 +78,13 @@ class KeyValueCache {
 
   std::int64_t H_KV_, D_, D_V_;
   AttentionOptions options_;
-  DType dtype_;
+  Place place_;  // of the pages
   CachedValues values_;
-  Stream stream_;                      // where the pages are
-  std::shared_ptr<Allocator> memory_;  // of the pages
-  std::int64_t pinned_;                // pages that stay
-  std::int64_t ring_;                  // pages that take turns
+  std::int64_t pinned_;  // pages that stay
+  std::int64_t ring_;    // pages that take turns
   std::vector<Sequence> sequences_;
+  Tensor table_;               // i64 [N, capacity], on a device
+  std::int64_t capacity_ = 0;  // pages that the table has room for
 };
 
 }  // namespace weft

@@ -21,7 +21,7 @@ Tensor continue_sequence(const AttentionCase& c, const AttentionInputs& in, std:
 }
 
 KeyValueCache cache_for(const AttentionCase& c, std::int64_t sequences, DType dtype) {
-  return KeyValueCache(sequences, c.H_KV, c.D, c.D_V, c.options, dtype);
+  return KeyValueCache(sequences, c.H_KV, c.D, c.D_V, c.options, cpu_place(dtype));
 }
 
 const std::vector<AttentionOptions> kVariants = {{},
@@ -139,8 +139,8 @@ TEST(KeyValueCache, ASequenceStartsOver) {
 
 TEST(KeyValueCache, WindowsHoldConstantMemory) {
   const AttentionOptions options{.window = 100, .sink_tokens = 3};
-  KeyValueCache window(1, 2, 8, 4, options, DType::f32);
-  KeyValueCache full(1, 2, 8, 4, {}, DType::f32);
+  KeyValueCache window(1, 2, 8, 4, options, cpu_place(DType::f32));
+  KeyValueCache full(1, 2, 8, 4, {}, cpu_place(DType::f32));
   const Tensor k = normal({64, 2, 8}, 1), v = normal({64, 2, 4}, 2);
   const Tensor k32 = cast(k, DType::f32), v32 = cast(v, DType::f32);
   const std::size_t page = 64 * 2 * (8 + 4) * 4;
@@ -162,7 +162,7 @@ TEST(KeyValueCache, ValuesInsideKeysAreNotKeptTwice) {
       std::copy_n(in.k.data<double>() + row * 19, D_V, in.v.data<double>() + row * D_V);
     }
     KeyValueCache beside = cache_for(c, 1, DType::f32);
-    KeyValueCache inside(1, 2, 19, D_V, {}, DType::f32, CachedValues::inside_keys);
+    KeyValueCache inside(1, 2, 19, D_V, {}, cpu_place(DType::f32), CachedValues::inside_keys);
     for (const auto& [begin, end] : {std::pair{0, 70}, {70, 71}, {71, 130}, {130, 200}}) {
       EXPECT_TRUE(bitwise_equal(continue_sequence(c, in, begin, end, DType::f32, inside),
                                 continue_sequence(c, in, begin, end, DType::f32, beside)));
@@ -171,7 +171,7 @@ TEST(KeyValueCache, ValuesInsideKeysAreNotKeptTwice) {
     EXPECT_EQ(static_cast<double>(inside.bytes()),
               KeyValueCache::bytes_for(200, 2, 19, D_V, {}, DType::f32, CachedValues::inside_keys));
   }
-  EXPECT_THROW(KeyValueCache(1, 1, 8, 9, {}, DType::f32, CachedValues::inside_keys), Error);
+  EXPECT_THROW(KeyValueCache(1, 1, 8, 9, {}, cpu_place(DType::f32), CachedValues::inside_keys), Error);
 }
 
 TEST(KeyValueCache, ACopyIsDeep) {
@@ -191,9 +191,9 @@ TEST(KeyValueCache, RefusesWhatDoesNotFit) {
   KeyValueCache cache = cache_for(c, 1, DType::f32);
   EXPECT_THROW(continue_sequence(c, in, 1, 2, DType::f32, cache), Error);  // does not continue the cache
   EXPECT_THROW(continue_sequence(c, in, 0, 2, DType::f64, cache), Error);
-  KeyValueCache narrow(1, 1, 4, 8, {}, DType::f32);
+  KeyValueCache narrow(1, 1, 4, 8, {}, cpu_place(DType::f32));
   EXPECT_THROW(continue_sequence(c, in, 0, 2, DType::f32, narrow), Error);
-  KeyValueCache windowed(1, 1, 8, 8, {.window = 2}, DType::f32);
+  KeyValueCache windowed(1, 1, 8, 8, {.window = 2}, cpu_place(DType::f32));
   EXPECT_THROW(continue_sequence(c, in, 0, 2, DType::f32, windowed), Error);
 }
 

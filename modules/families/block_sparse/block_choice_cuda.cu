@@ -88,63 +88,12 @@ __global__ void __launch_bounds__(kWarps* kWarp) score_blocks(const ChoiceArgume
   if (a.score != BlockScore::logit) clear_rest(a, place.visible, place.position, a.score_row(token, kv_head), lane);
 }
 
-// Floats in the order of unsigned integers; -0 is 0.
-__device__ inline unsigned ordered(float x) {
-  const unsigned bits = __float_as_uint(x + 0.0f);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-
-// A warp for each row of idx: the threshold that just enough scores reach, found bit by bit, then one pass in the order
-// of blocks, which is also that of ties.
+// A warp for each row of idx.
 __global__ void __launch_bounds__(kWarps* kWarp) take_best(const ChoiceArguments a) {
   const int lane = threadIdx.x % kWarp;
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   const int token = a.begin + static_cast<int>(item / a.lists), list = static_cast<int>(item % a.lists);
-  if (token >= a.end) return;
-  const int position = place_of(a.row, token).position;
-  const int current = position / a.block;
-  std::int32_t* const idx = a.idx + (static_cast<std::int64_t>(token) * a.lists + list) * a.slots;
-  if (a.takes_all(position)) {
-    for (int j = lane; j < a.slots; j += kWarp) idx[j] = j <= current ? j : -1;
-    return;
-  }
-  const int first_end = min(a.first, current + 1);
-  const int local_begin = max(first_end, current - a.local + 1);
-  const int room = a.selected - first_end - (current + 1 - local_begin);
-  const float* const scores = a.score_row(token, list);
-  const auto count = [&](unsigned least) {
-    int own = 0;
-    for (int j = first_end + lane; j < local_begin; j += kWarp) own += ordered(scores[j]) >= least ? 1 : 0;
-    return static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(own)));
-  };
-  unsigned threshold = 0;
-  int reached = local_begin - first_end;
-  for (int bit = 31; bit >= 0 && reached != room; --bit) {
-    const unsigned next = threshold | (1u << bit);
-    const int there = count(next);
-    if (there >= room) {
-      threshold = next;
-      reached = there;
-    }
-  }
-  // More may reach the threshold than there is room for: then the first of those that meet it exactly.
-  const int above = threshold == 0xffffffffu ? 0 : count(threshold + 1);
-  int equals = room - above, to = first_end;
-  for (int j = lane; j < first_end; j += kWarp) idx[j] = j;
-  for (int begin = first_end; begin < local_begin; begin += kWarp) {
-    const int j = begin + lane;
-    const unsigned key = j < local_begin ? ordered(scores[j]) : 0u;
-    const bool equal = j < local_begin && key == threshold;
-    const unsigned meet = __ballot_sync(kAllLanes, equal);
-    const unsigned before = (1u << lane) - 1;
-    const bool taken = j < local_begin && (key > threshold || (equal && __popc(meet & before) < equals));
-    equals -= __popc(meet);
-    const unsigned all = __ballot_sync(kAllLanes, taken);
-    if (taken) idx[to + __popc(all & before)] = j;
-    to += __popc(all);
-  }
-  for (int j = local_begin + lane; j <= current; j += kWarp) idx[to + j - local_begin] = j;
-  for (int j = to + current + 1 - local_begin + lane; j < a.slots; j += kWarp) idx[j] = -1;
+  if (token < a.end) take_best_of_row(a, token, list, place_of(a.row, token).position, lane);
 }
 
 struct Plan {

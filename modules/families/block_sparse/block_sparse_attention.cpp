@@ -3,10 +3,15 @@
 #include <cmath>
 
 #include "modules/families/block_sparse/block_sparse_backward_cpu.h"
+#include "modules/families/block_sparse/block_sparse_cached.h"
 #include "modules/families/block_sparse/block_sparse_forward_cpu.h"
 
 namespace weft {
 namespace {
+
+constexpr Dispatch<CachedBlockAttention> kCached{.op = "block-sparse attention from a cache",
+                                                 .cuda = WEFT_ON_CUDA(cached_block_attention_cuda),
+                                                 .cuda_workspace = WEFT_ON_CUDA(cached_block_attention_cuda_workspace)};
 
 // Keys of a block where every block is attended to: large enough that partial results are few.
 constexpr std::int64_t kDenseBlock = 128;
@@ -108,7 +113,6 @@ CachedAttention forward(Tape& tape, const Call& call, const Tensor& q, const Ten
                         const Tensor& idx) {
   const BlockSparseShape& s = call.shape;
   if (!tape.device().is_cpu()) {
-    if (call.row == nullptr) config_error("block-sparse attention from a cache runs on the CPU only so far");
     if (std::max(s.D, s.D_V) > kWidestOnDevice) {
       config_error("block-sparse attention: heads of widths {} and {}; a GPU takes up to {}", s.D, s.D_V,
                    kWidestOnDevice);
@@ -163,10 +167,39 @@ CachedAttention cached(Tape& tape, const Tensor& q, const KeyValueCache& cache, 
   cache.check_fits(q.dtype(), {shape.T, 0, shape.H_Q, H_KV, shape.D, D_V}, {});
   check_selection(shape, idx, block);
   const auto list = std::make_shared<std::vector<BlockSparseDocument>>(cached_documents(documents, span, cache));
-  return forward(tape, {shape, block, span, list}, q, {}, {}, idx);
+  if (tape.device().is_cpu()) return forward(tape, {shape, block, span, list}, q, {}, {}, idx);
+  const CachedAttention result{tape.empty({shape.T, shape.H_Q, D_V}, q.dtype()),
+                               tape.empty({shape.T, shape.H_Q}, accumulator_dtype(q.dtype()))};
+  kCached.run(tape, {.in = cached_queries(tape.stream(), q, cache, H_KV, span, documents),
+                     .D_V = D_V,
+                     .block = block,
+                     .H_sel = shape.H_sel,
+                     .n = shape.n,
+                     .idx = idx.defined() ? idx.data<std::int32_t>() : nullptr,
+                     .o = result.o.raw(),
+                     .lse = result.lse.raw()});
+  return result;
 }
 
 }  // namespace
+
+CachedQueries cached_queries(const Stream& stream, const Tensor& q, const KeyValueCache& cache, std::int64_t H_KV,
+                             KeySpan span, const Documents& documents) {
+  std::int64_t most = 0;
+  for (std::int64_t n = 0; n < documents.count(); ++n) most = std::max<std::int64_t>(most, cache.length(n));
+  return {.dtype = q.dtype(),
+          .T = q.dim(0),
+          .N = documents.count(),
+          .H_Q = q.dim(1),
+          .H_KV = H_KV,
+          .D = q.dim(2),
+          .cu_seqlens = documents.cu_seqlens_on(stream),
+          .positions = documents.positions_on(stream),
+          .q = q.raw(),
+          .keys = cache.table(),
+          .most_keys = most,
+          .span = span};
+}
 
 std::vector<std::int32_t> key_rows(const Documents& documents, KeySpan span) {
   std::vector<std::int32_t> rows{0};

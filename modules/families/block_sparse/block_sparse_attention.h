@@ -8,9 +8,11 @@
 #include <vector>
 
 #include "autograd/tape.h"
-#include "modules/families/attention/key_value_cache.h"
+#include "modules/families/attention/attention.h"
 
 namespace weft {
+
+class KeyValueCache;
 
 // What key i of a document stands for: tokens [i stride, i stride + length). A query sees it from its last token on.
 // Tokens themselves are {1, 1}; compressed keys stand for blocks that may overlap.

@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include "modules/families/attention/attention.h"
+#include "modules/families/attention/key_value_cache.h"
 #include "modules/families/block_sparse/block_sparse_case.h"
 #include "tests/support/derivative.h"
 #include "tests/support/op_check.h"
@@ -225,7 +226,7 @@ TEST(BlockSparseAttention, FromACacheInAnyPieces) {
       .documents = documents_of({150}), .block = 24, .n = 3, .H_sel = 2, .H_KV = 2, .G = 2, .D = 6, .D_V = 10};
   const BlockSparseTensors in = random_tensors(c);
   const BlockSparseOutputs whole = run_tiled(c, in, DType::f64);
-  KeyValueCache cache(1, 2, 6, 10, {}, DType::f64);
+  KeyValueCache cache(1, 2, 6, 10, {}, cpu_place(DType::f64));
   Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
   std::int32_t begin = 0;
   for (const std::int32_t end : {1, 2, 70, 71, 150}) {

@@ -2,6 +2,7 @@
 
 #include "modules/families/block_sparse/compression.h"
 #include "modules/families/block_sparse/summary_cache.h"
+#include "modules/mixer.h"
 
 namespace weft {
 namespace {
@@ -30,16 +31,21 @@ class MeanSelector final : public Selector {
     }
     auto* own = dynamic_cast<MeanSelectorState*>(state);
     WEFT_CHECK(own != nullptr, "the state belongs to another kind of selector");
-    const Tensor none = tape.empty({in.k.dim(0), c_.kv_heads, 0}, in.k.dtype());
-    const SummaryCache::Pending pending = own->means.extend(tape, in.k, none, *in.documents);
-    const Var means = compress(tape, Tape::constant(pending.k), {}, c_.span, pending.documents);
-    own->means.append(pending, means.value, tape.empty({means.dim(0), c_.kv_heads, 0}, in.k.dtype()));
+    const auto no_values = [&](std::int64_t rows) { return tape.empty({rows, c_.kv_heads, 0}, in.k.dtype()); };
+    const SummaryCache::Pending pending = own->means.extend(tape, in.k, no_values(in.k.dim(0)), *in.documents);
+    if (!pending.positions.empty()) {
+      const Var means = compress(tape, Tape::constant(pending.k), {}, c_.span, pending.documents);
+      own->means.append(pending, means.value, no_values(means.dim(0)));
+      if (!tape.device().is_cpu() && are_first_tokens(*in.documents)) {
+        return choose_blocks(tape, in.q, means.value, {}, c_.rule, c_.span, c_.score, *in.documents);
+      }
+    }
     return choose_blocks_cached(tape, in.q, own->means.summaries(), c_.kv_heads, {}, c_.rule, c_.span, c_.score,
                                 *in.documents);
   }
 
-  std::unique_ptr<SelectorState> initial_state(std::int64_t sequences, DType dtype) const override {
-    return std::make_unique<MeanSelectorState>(SummaryCache(sequences, c_.kv_heads, c_.head_dim, 0, c_.span, dtype));
+  std::unique_ptr<SelectorState> initial_state(std::int64_t sequences, const Place& place) const override {
+    return std::make_unique<MeanSelectorState>(SummaryCache(sequences, c_.kv_heads, c_.head_dim, 0, c_.span, place));
   }
   double state_bytes(std::int64_t length) const override {
     return SummaryCache::bytes_for(length, c_.kv_heads, c_.head_dim, 0, c_.span, DType::f32);

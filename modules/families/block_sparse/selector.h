@@ -37,7 +37,7 @@ class Selector {
   // else. With a state, documents continue from it and it moves on.
   virtual Tensor select(Tape& tape, const SelectorInputs& in, SelectorState* state) const = 0;
 
-  virtual std::unique_ptr<SelectorState> initial_state(std::int64_t sequences, DType dtype) const = 0;
+  virtual std::unique_ptr<SelectorState> initial_state(std::int64_t sequences, const Place& place) const = 0;
   virtual double state_bytes(std::int64_t length) const = 0;  // of one sequence, fp32
   // Query-key pairs of attention, and floating-point operations of choosing, for one document.
   virtual double pairs(std::int64_t length) const = 0;

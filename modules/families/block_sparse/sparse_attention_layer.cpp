@@ -5,6 +5,7 @@
 #include "autograd/ops/linear/linear.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
 #include "modules/families/attention/attention.h"
+#include "modules/families/attention/key_value_cache.h"
 
 namespace weft {
 namespace {
@@ -96,15 +97,21 @@ Tensor SparseAttentionLayer::continued(Tape& tape, const SelectorInputs& in, Mix
                      in.v.rows(documents.begin(n), documents.end(n)));
   }
   const Tensor idx = selector_->select(tape, in, own->selector.get());
+  // Keys in the row itself, where kernels for whole rows read them.
+  if (!tape.device().is_cpu() && are_first_tokens(documents)) {
+    return block_sparse_attention(tape, Tape::constant(in.q), Tape::constant(in.k), Tape::constant(in.v), idx,
+                                  selector_->block(), in.documents)
+        .o.value;
+  }
   return block_sparse_attention_cached(tape, in.q, own->keys, c_.heads.kv_heads, c_.heads.head_dim, idx,
                                        selector_->block(), documents)
       .o;
 }
 
-std::unique_ptr<MixerState> SparseAttentionLayer::initial_state(std::int64_t sequences, DType dtype) const {
+std::unique_ptr<MixerState> SparseAttentionLayer::initial_state(std::int64_t sequences, const Place& place) const {
   return std::make_unique<SparseAttentionState>(
-      KeyValueCache(sequences, c_.heads.kv_heads, c_.heads.head_dim, c_.heads.head_dim, {}, dtype),
-      selector_ == nullptr ? nullptr : selector_->initial_state(sequences, dtype));
+      KeyValueCache(sequences, c_.heads.kv_heads, c_.heads.head_dim, c_.heads.head_dim, {}, place),
+      selector_ == nullptr ? nullptr : selector_->initial_state(sequences, place));
 }
 
 MixerCost SparseAttentionLayer::cost(std::int64_t tokens, std::int64_t document_length) const {

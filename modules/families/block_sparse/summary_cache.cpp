@@ -1,29 +1,28 @@
 #include "modules/families/block_sparse/summary_cache.h"
 
-#include <cstring>
+#include "autograd/transfer.h"
 
 namespace weft {
 namespace {
 
-void copy_rows(const Tensor& from, std::int64_t from_row, std::int64_t rows, const Tensor& to, std::int64_t to_row) {
+void copy_rows(const Tensor& from, std::int64_t from_row, std::int64_t rows, const Tensor& to, std::int64_t to_row,
+               const Stream& stream) {
   if (rows == 0 || to.numel() == 0) return;
-  const std::size_t row = to.nbytes() / static_cast<std::size_t>(to.dim(0));
-  std::memcpy(static_cast<std::byte*>(to.raw()) + static_cast<std::size_t>(to_row) * row,
-              static_cast<const std::byte*>(from.raw()) + static_cast<std::size_t>(from_row) * row,
-              static_cast<std::size_t>(rows) * row);
+  copy(to.rows(to_row, to_row + rows), from.rows(from_row, from_row + rows), stream);
 }
 
 }  // namespace
 
 SummaryCache::SummaryCache(std::int64_t sequences, std::int64_t H, std::int64_t D, std::int64_t D_V, KeySpan span,
-                           DType dtype)
+                           const Place& place)
     : H_(H),
       D_(D),
       D_V_(D_V),
       span_(span),
-      summaries_(sequences, H, D, D_V, {}, dtype),
-      k_tail_(Tensor::zeros({sequences * (span.length - 1), H, D}, dtype)),
-      v_tail_(Tensor::zeros({sequences * (span.length - 1), H, D_V}, dtype)),
+      place_(place),
+      summaries_(sequences, H, D, D_V, {}, place),
+      k_tail_(place.zeros({sequences * (span.length - 1), H, D}, place.dtype)),
+      v_tail_(place.zeros({sequences * (span.length - 1), H, D_V}, place.dtype)),
       lengths_(static_cast<std::size_t>(sequences), 0) {}
 
 SummaryCache::SummaryCache(const SummaryCache& other)
@@ -31,9 +30,10 @@ SummaryCache::SummaryCache(const SummaryCache& other)
       D_(other.D_),
       D_V_(other.D_V_),
       span_(other.span_),
+      place_(other.place_),
       summaries_(other.summaries_),
-      k_tail_(other.k_tail_.clone()),
-      v_tail_(other.v_tail_.clone()),
+      k_tail_(to_memory(other.k_tail_, place_.lasting, place_.stream)),
+      v_tail_(to_memory(other.v_tail_, place_.lasting, place_.stream)),
       lengths_(other.lengths_) {}
 
 std::size_t SummaryCache::bytes() const {
@@ -73,10 +73,10 @@ SummaryCache::Pending SummaryCache::extend(Tape& tape, const Tensor& k, const Te
     const std::int64_t blocks = span_.count(tokens);
     const std::int64_t left = tokens - blocks * span_.stride;
     const auto move = [&](const Tensor& tail, const Tensor& fresh, const Tensor& all) {
-      if (tokens == 0) return copy_rows(fresh, documents.begin(n), more, tail, n * room + kept);
-      copy_rows(tail, n * room, kept, all, cu[i]);
-      copy_rows(fresh, documents.begin(n), more, all, cu[i] + kept);
-      copy_rows(all, cu[i + 1] - left, left, tail, n * room);
+      if (tokens == 0) return copy_rows(fresh, documents.begin(n), more, tail, n * room + kept, tape.stream());
+      copy_rows(tail, n * room, kept, all, cu[i], tape.stream());
+      copy_rows(fresh, documents.begin(n), more, all, cu[i] + kept, tape.stream());
+      copy_rows(all, cu[i + 1] - left, left, tail, n * room, tape.stream());
     };
     move(k_tail_, k, pending.k);
     move(v_tail_, v, pending.v);

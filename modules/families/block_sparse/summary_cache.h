@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "autograd/tape.h"
+#include "modules/families/attention/key_value_cache.h"
 #include "modules/families/block_sparse/block_sparse_attention.h"
 
 namespace weft {
@@ -12,7 +13,8 @@ namespace weft {
 class SummaryCache {
  public:
   // Tokens have k [H, D] and v [H, D_V], and so have summaries; D_V may be 0.
-  SummaryCache(std::int64_t sequences, std::int64_t H, std::int64_t D, std::int64_t D_V, KeySpan span, DType dtype);
+  SummaryCache(std::int64_t sequences, std::int64_t H, std::int64_t D, std::int64_t D_V, KeySpan span,
+               const Place& place);
   SummaryCache(const SummaryCache& other);  // deep
   SummaryCache& operator=(const SummaryCache&) = delete;
 
@@ -36,6 +38,7 @@ class SummaryCache {
  private:
   std::int64_t H_, D_, D_V_;
   KeySpan span_;
+  Place place_;
   KeyValueCache summaries_;
   Tensor k_tail_, v_tail_;             // [N, l - 1, H, D], [N, l - 1, H, D_V]: tokens of blocks that are not whole
   std::vector<std::int32_t> lengths_;  // [N] tokens so far

@@ -44,7 +44,7 @@ TEST(SummaryCache, InPiecesIsTheWhole) {
     SCOPED_TRACE(fmt::format("{} tokens every {}", span.length, span.stride));
     const Tensor k = normal({2 * T, H, D}, 1), v = normal({2 * T, H, D_V}, 2);
     Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-    SummaryCache cache(2, H, D, D_V, span, DType::f64);
+    SummaryCache cache(2, H, D, D_V, span, cpu_place(DType::f64));
     // Sequence 0 comes one by one after its first 7 tokens; sequence 1 at once, and waits.
     const Tensor first_k = Tensor::empty({7 + T, H, D}, DType::f64),
                  first_v = Tensor::empty({7 + T, H, D_V}, DType::f64);
@@ -79,7 +79,7 @@ TEST(SummaryCache, InPiecesIsTheWhole) {
 
 TEST(SummaryCache, RefusesTokensOutOfTurn) {
   Tape tape(heap_allocator(), Tape::Mode::inference);
-  SummaryCache cache(1, H, D, D_V, {4, 2}, DType::f64);
+  SummaryCache cache(1, H, D, D_V, {4, 2}, cpu_place(DType::f64));
   const Tensor k = normal({3, H, D}, 1), v = normal({3, H, D_V}, 2);
   EXPECT_THROW(cache.extend(tape, k, v, *Documents::single(3, 1)), Error);
   EXPECT_THROW(cache.extend(tape, k, v, *Documents::single(2)), Error);

@@ -59,18 +59,20 @@ DeltaRuleLayerConfig delta_rule_layer_config(const MixerSite& site, const Option
           .norm_eps = options.real("norm_eps")};
 }
 
-DeltaRuleState::DeltaRuleState(const DeltaRuleLayerConfig& config, std::int64_t sequences, DType dtype)
-    : matrices(Tensor::zeros({sequences, config.value_heads, config.d_k, config.d_v}, accumulator_dtype(dtype))) {
+DeltaRuleState::DeltaRuleState(const DeltaRuleLayerConfig& config, std::int64_t sequences, const Place& place)
+    : matrices(place.zeros({sequences, config.value_heads, config.d_k, config.d_v}, accumulator_dtype(place.dtype))),
+      place_(place) {
   if (config.taps == 0) return;
   const std::int64_t keys = config.key_heads * config.d_k, values = config.value_heads * config.d_v;
-  conv_q = Tensor::zeros({sequences, keys, config.taps - 1}, dtype);
-  conv_k = Tensor::zeros({sequences, keys, config.taps - 1}, dtype);
-  conv_v = Tensor::zeros({sequences, values, config.taps - 1}, dtype);
+  conv_q = place.zeros({sequences, keys, config.taps - 1}, place.dtype);
+  conv_k = place.zeros({sequences, keys, config.taps - 1}, place.dtype);
+  conv_v = place.zeros({sequences, values, config.taps - 1}, place.dtype);
 }
 
 std::unique_ptr<MixerState> DeltaRuleState::clone() const {
   auto copy = std::make_unique<DeltaRuleState>(*this);
-  for (Tensor* tensor : {&copy->matrices, &copy->conv_q, &copy->conv_k, &copy->conv_v}) *tensor = tensor->clone();
+  for (Tensor* tensor : {&copy->matrices, &copy->conv_q, &copy->conv_k, &copy->conv_v})
+    *tensor = to_memory(*tensor, place_.lasting, place_.stream);
   return copy;
 }
 
@@ -173,26 +175,19 @@ DeltaRuleState& DeltaRuleLayer::own(MixerState& state, std::int64_t sequences) c
 Var DeltaRuleLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) {
   DeltaRuleState* carried = state == nullptr ? nullptr : &own(*state, documents->count());
   const Inputs in = inputs(tape, x, documents, carried);
+  if (carried != nullptr && is_decoding_step(*documents)) {
+    return output(tape, x,
+                  Tape::constant(delta_rule_decode(tape, in.q.value, in.k.value, in.v.value, in.g.value, in.beta.value,
+                                                   carried->matrices, scale())));
+  }
   const Var initial = carried == nullptr ? Var{} : Tape::constant(carried->matrices);
   const auto [o, final_state] = delta_rule(tape, in.q, in.k, in.v, in.g, in.beta, initial, documents, scale());
   if (carried != nullptr) copy(carried->matrices, final_state.value, tape.stream());
   return output(tape, x, o);
 }
 
-Tensor DeltaRuleLayer::decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) {
-  const std::int64_t N = x.dim(0);
-  WEFT_CHECK(static_cast<std::int64_t>(positions.size()) == N, "{} positions for {} sequences", positions.size(), N);
-  const DocumentsPtr documents = Documents::single_tokens(positions);
-  DeltaRuleState& carried = own(state, N);
-  const Var token = Tape::constant(x);
-  const Inputs in = inputs(tape, token, documents, &carried);
-  const Tensor o =
-      delta_rule_decode(tape, in.q.value, in.k.value, in.v.value, in.g.value, in.beta.value, carried.matrices, scale());
-  return output(tape, token, Tape::constant(o)).value;
-}
-
-std::unique_ptr<MixerState> DeltaRuleLayer::initial_state(std::int64_t sequences, DType dtype) const {
-  return std::make_unique<DeltaRuleState>(config_, sequences, dtype);
+std::unique_ptr<MixerState> DeltaRuleLayer::initial_state(std::int64_t sequences, const Place& place) const {
+  return std::make_unique<DeltaRuleState>(config_, sequences, place);
 }
 
 // Matrix products of the layer; element-wise work is small beside them. Masked products and solves are counted by their

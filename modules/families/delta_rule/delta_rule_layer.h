@@ -39,19 +39,22 @@ DeltaRuleLayerConfig delta_rule_layer_config(const MixerSite& site, const Option
 // What N sequences leave behind: matrix states, and the inputs of the convolutions before the next token.
 class DeltaRuleState final : public MixerState {
  public:
-  DeltaRuleState(const DeltaRuleLayerConfig& config, std::int64_t sequences, DType dtype);
+  DeltaRuleState(const DeltaRuleLayerConfig& config, std::int64_t sequences, const Place& place);
   std::unique_ptr<MixerState> clone() const override;
   std::size_t bytes() const override;
+  bool replayable() const override { return true; }
 
   Tensor matrices;                // [N, H, d_k, d_v]
   Tensor conv_q, conv_k, conv_v;  // [N, channels, w - 1]; undefined without convolutions
+
+ private:
+  Place place_;
 };
 
 class DeltaRuleLayer : public Mixer {
  public:
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
-  Tensor decode(Tape& tape, const Tensor& x, std::span<const std::int32_t> positions, MixerState& state) override;
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override;
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override;
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
   double state_bytes(std::int64_t length) const override;
 

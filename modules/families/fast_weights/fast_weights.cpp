@@ -1,5 +1,7 @@
 #include "modules/families/fast_weights/fast_weights.h"
 
+#include "autograd/ops/cast/cast.h"
+#include "autograd/transfer.h"
 #include "modules/families/fast_weights/fast_weights_backward_cpu.h"
 #include "modules/families/operation_arguments.h"
 
@@ -180,30 +182,33 @@ FastWeightOutput fast_weight_memory_with_state(Tape& tape, const FastWeightInput
 }
 
 FastWeightState::FastWeightState(std::int64_t sequences, const Tensor& w0, const Tensor& w1, const Tensor& w2,
-                                 std::int64_t chunk, DType dtype)
-    : pending(static_cast<std::size_t>(sequences), 0) {
+                                 std::int64_t chunk, const Place& place)
+    : pending(static_cast<std::size_t>(sequences), 0), place_(place) {
   const std::int64_t H = w0.dim(0), d_h = w0.dim(1), d_m = w0.dim(2), matrix = d_h * d_m;
-  weights = Tensor::empty({sequences, H, 3 * matrix}, dtype);
-  momentum = Tensor::zeros(weights.shape(), dtype);
-  keys = Tensor::zeros({sequences, H, chunk, d_m}, dtype);
-  values = Tensor::zeros(keys.shape(), dtype);
-  rates = Tensor::zeros({sequences, H, chunk, 5}, dtype);
+  const DType exact = accumulator_dtype(place.dtype);
+  weights = Tensor({sequences, H, 3 * matrix}, exact, place.lasting);
+  momentum = place.zeros(weights.shape(), exact);
+  keys = place.zeros({sequences, H, chunk, d_m}, place.dtype);
+  values = place.zeros(keys.shape(), place.dtype);
+  rates = place.zeros({sequences, H, chunk, 5}, exact);
+  Tape tape(place.arena, Tape::Mode::inference, place.stream);
   const Tensor parts = weights.reshape({sequences * H * 3, matrix});
-  for (std::int64_t i = 0; i < sequences * H; ++i) {
-    std::int64_t row = 3 * i;
-    for (const Tensor* w : {&w0, &w2, &w1}) {
-      parts.rows(row, row + 1).copy_from(w->rows(i % H, i % H + 1));
-      ++row;
+  std::int64_t at = 0;
+  for (const Tensor* w : {&w0, &w2, &w1}) {
+    const Tensor heads = cast(tape, Tape::constant(*w), exact).value;
+    for (std::int64_t i = 0; i < sequences * H; ++i) {
+      copy(parts.rows(3 * i + at, 3 * i + at + 1), heads.rows(i % H, i % H + 1), place.stream);
     }
+    ++at;
   }
 }
 
-FastWeightState::FastWeightState(const FastWeightState& other) : pending(other.pending) {
-  weights = other.weights.clone();
-  momentum = other.momentum.clone();
-  keys = other.keys.clone();
-  values = other.values.clone();
-  rates = other.rates.clone();
+FastWeightState::FastWeightState(const FastWeightState& other) : pending(other.pending), place_(other.place_) {
+  weights = to_memory(other.weights, place_.lasting, place_.stream);
+  momentum = to_memory(other.momentum, place_.lasting, place_.stream);
+  keys = to_memory(other.keys, place_.lasting, place_.stream);
+  values = to_memory(other.values, place_.lasting, place_.stream);
+  rates = to_memory(other.rates, place_.lasting, place_.stream);
 }
 
 std::size_t FastWeightState::bytes() const {
@@ -217,15 +222,111 @@ double FastWeightState::bytes_for(std::int64_t H, std::int64_t d_m, std::int64_t
   return static_cast<double>(elements) * static_cast<double>(size_of(dtype)) + sizeof(std::int32_t);
 }
 
+namespace {
+
+// What is kept of pending tokens: a tensor of new tokens [T, ...], and rows [N L, ...] of the state.
+struct PendingRows {
+  Var fresh;
+  Tensor kept;
+};
+
+std::array<PendingRows, 5> pending_rows(const FastWeightInputs& in, const FastWeightState& state) {
+  const std::int64_t rows = state.keys.dim(0) * state.keys.dim(2), H = in.q.dim(1), d_m = in.q.dim(2);
+  const Tensor rates = state.rates.reshape({5 * rows * H});
+  return {{{in.k, state.keys.reshape({rows, H, d_m})},
+           {in.v, state.values.reshape({rows, H, d_m})},
+           {in.eta, rates.rows(0, 3 * rows * H).reshape({rows, H, 3})},
+           {in.mu, rates.rows(3 * rows * H, 4 * rows * H).reshape({rows, H})},
+           {in.lambda, rates.rows(4 * rows * H, 5 * rows * H).reshape({rows, H})}}};
+}
+
+// Where kernels walk whole rows. Tokens that complete no chunk are read with the weights as they are, and kept; those
+// that do go through once more with the pending ones before them.
+void continue_in_rows(Tape& tape, const FastWeightInputs& in, const Documents& documents,
+                      const FastWeightConfig& config, FastWeightState& state, const Tensor& out) {
+  const std::int64_t N = documents.count(), L = config.chunk;
+  const FastWeights start{Tape::constant(state.weights), Tape::constant(state.momentum)};
+  const std::array<PendingRows, 5> kept = pending_rows(in, state);
+  const auto copy_rows = [&](const Tensor& to, std::int64_t at, const Tensor& from, std::int64_t begin,
+                             std::int64_t rows) {
+    if (rows > 0) copy(to.rows(at, at + rows), from.rows(begin, begin + rows), tape.stream());
+  };
+  std::vector<std::int32_t> cu{0};
+  bool completes = false;
+  for (std::int64_t n = 0; n < N; ++n) {
+    const std::int32_t length = state.pending[static_cast<std::size_t>(n)] + documents.length(n);
+    completes = completes || length >= L;
+    cu.push_back(cu.back() + length);
+  }
+  if (!completes) {
+    FastWeightForward args{problem(in, start, documents, config, tape.stream())};
+    args.out = out.raw();
+    kForward.run(tape, args);
+    for (std::int64_t n = 0; n < N; ++n) {
+      std::int32_t& pending = state.pending[static_cast<std::size_t>(n)];
+      for (const PendingRows& rows : kept) {
+        if (!rows.fresh.value.defined()) continue;
+        copy_rows(rows.kept, n * L + pending, rows.fresh.value, documents.begin(n), documents.length(n));
+      }
+      pending += documents.length(n);
+    }
+    return;
+  }
+  const Documents joined(cu);
+  const auto join = [&](const Var& fresh, const Tensor& before) {
+    if (!fresh.value.defined()) return Var{};
+    Shape shape = fresh.shape();
+    shape.set(0, joined.tokens());
+    const Tensor all = tape.empty(shape, fresh.dtype());
+    // Queries of pending tokens have been answered.
+    if (!before.defined()) fill_zero(all, tape.stream());
+    for (std::int64_t n = 0; n < N; ++n) {
+      const std::int64_t pending = state.pending[static_cast<std::size_t>(n)];
+      if (before.defined()) copy_rows(all, joined.begin(n), before, n * L, pending);
+      copy_rows(all, joined.begin(n) + pending, fresh.value, documents.begin(n), documents.length(n));
+    }
+    return Tape::constant(all);
+  };
+  FastWeightInputs all = in;
+  all.q = join(in.q, {});
+  Var* const parts[] = {&all.k, &all.v, &all.eta, &all.mu, &all.lambda};
+  for (std::size_t i = 0; i < kept.size(); ++i) *parts[i] = join(kept[i].fresh, kept[i].kept);
+  const Tensor answers = tape.empty(all.q.shape(), all.q.dtype());
+  const Tensor weights = tape.empty(state.weights.shape(), state.weights.dtype());
+  const Tensor momentum = tape.empty(state.momentum.shape(), state.momentum.dtype());
+  FastWeightForward args{problem(all, start, joined, config, tape.stream())};
+  args.out = answers.raw();
+  args.final_weights = weights.raw();
+  args.final_momentum = momentum.raw();
+  kForward.run(tape, args);
+  copy(state.weights, weights, tape.stream());
+  copy(state.momentum, momentum, tape.stream());
+  for (std::int64_t n = 0; n < N; ++n) {
+    std::int32_t& pending = state.pending[static_cast<std::size_t>(n)];
+    copy_rows(out, documents.begin(n), answers, joined.begin(n) + pending, documents.length(n));
+    pending = static_cast<std::int32_t>(joined.length(n) % L);
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      if (parts[i]->value.defined()) copy_rows(kept[i].kept, n * L, parts[i]->value, joined.end(n) - pending, pending);
+    }
+  }
+}
+
+}  // namespace
+
 Tensor fast_weight_continue(Tape& tape, const FastWeightInputs& in, const Documents& documents,
                             const FastWeightConfig& config, FastWeightState& state) {
   check_inputs(in, documents, config);
   const Shape expected = state_shape(in, documents);
-  WEFT_CHECK(
-      state.weights.shape() == expected && state.weights.dtype() == in.q.dtype() && state.keys.dim(2) == config.chunk,
-      "fast_weight_memory: state {} {} of chunks of {} tokens, expected {} {} and {}", state.weights.shape().str(),
-      name_of(state.weights.dtype()), state.keys.dim(2), expected.str(), name_of(in.q.dtype()), config.chunk);
+  WEFT_CHECK(state.weights.shape() == expected && state.weights.dtype() == accumulator_dtype(in.q.dtype()) &&
+                 state.keys.dim(2) == config.chunk,
+             "fast_weight_memory: state {} {} of chunks of {} tokens, expected {} {} and {}",
+             state.weights.shape().str(), name_of(state.weights.dtype()), state.keys.dim(2), expected.str(),
+             name_of(accumulator_dtype(in.q.dtype())), config.chunk);
   const Tensor out = tape.empty(in.q.shape(), in.q.dtype());
+  if (!tape.device().is_cpu()) {
+    continue_in_rows(tape, in, documents, config, state, out);
+    return out;
+  }
   FastWeightContinue args{problem(in, {}, documents, config, tape.stream())};
   args.pending = state.pending.data();
   args.pending_keys = state.keys.raw();

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "autograd/documents.h"
+#include "autograd/place.h"
 #include "autograd/tape.h"
 
 namespace weft {
@@ -144,17 +145,22 @@ FastWeightOutput fast_weight_memory_with_state(Tape& tape, const FastWeightInput
 struct FastWeightState {
   // Sequences that have seen nothing: w0, w1, w2 as in FastWeightInputs.
   FastWeightState(std::int64_t sequences, const Tensor& w0, const Tensor& w1, const Tensor& w2, std::int64_t chunk,
-                  DType dtype);
+                  const Place& place);
   FastWeightState(const FastWeightState& other);  // deep
   FastWeightState& operator=(const FastWeightState&) = delete;
 
   std::size_t bytes() const;
   static double bytes_for(std::int64_t H, std::int64_t d_m, std::int64_t d_h, std::int64_t chunk, DType dtype);
 
-  Tensor weights, momentum;           // [N, H, P]
-  Tensor keys, values;                // [N, H, L, d_m] of the pending tokens
-  Tensor rates;                       // [N, H, L, 5]
+  Tensor weights, momentum;  // [N, H, P]
+  // Of the pending tokens. On a device, where they join new ones in a row, [N, L, H, d_m] and [N, L, H, 3] with two
+  // more of [N, L, H].
+  Tensor keys, values;                // [N, H, L, d_m]
+  Tensor rates;                       // [N, H, L, 5] eta, mu, lambda
   std::vector<std::int32_t> pending;  // [N]
+
+ private:
+  Place place_;
 };
 
 // out [T, H, d_m] for the next tokens of each sequence, any number of them; the state is advanced in place. Nothing is

@@ -179,7 +179,7 @@ TEST(FastWeights, ContinuesFromAStateAnywhere) {
          {std::vector<std::int64_t>{0, 70}, {0, 5, 5, 21, 70}, {0, 16, 48, 69, 70}, {}}) {
       std::vector<std::int64_t> at = cuts;
       for (std::int64_t t = 0; cuts.empty() && t <= 70; ++t) at.push_back(t);
-      FastWeightState state(2, in.w0, in.w1, in.w2, kChunk, DType::f64);
+      FastWeightState state(2, in.w0, in.w1, in.w2, kChunk, cpu_place(DType::f64));
       const std::size_t bytes = state.bytes();
       Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
       for (std::size_t i = 0; i + 1 < at.size(); ++i) {

@@ -17,8 +17,8 @@ std::vector<OptionSpec> gated_linear_head_options() {
 
 std::unique_ptr<MixerState> GatedLinearState::clone() const {
   std::vector<Tensor> copies;
-  for (const Tensor& part : parts) copies.push_back(part.clone());
-  return std::make_unique<GatedLinearState>(std::move(copies));
+  for (const Tensor& part : parts) copies.push_back(to_memory(part, place_.lasting, place_.stream));
+  return std::make_unique<GatedLinearState>(std::move(copies), place_);
 }
 
 std::size_t GatedLinearState::bytes() const {
@@ -67,9 +67,9 @@ Parameter& declare_output(const ParameterScope& scope, const MixerSite& site, st
 
 std::vector<Shape> GatedLinearMixer::state_shapes(std::int64_t sequences) const {
   std::vector<Shape> shapes{{sequences, sizes_.heads, sizes_.d_k, sizes_.d_v}};
-  for (const Shape& carried : sizes_.carried) {
+  for (const auto& carried : sizes_.carried) {
     shapes.push_back({sequences});
-    for (const std::int64_t extent : carried) shapes.back().push_back(extent);
+    for (const std::int64_t extent : carried.shape) shapes.back().push_back(extent);
   }
   return shapes;
 }
@@ -90,10 +90,7 @@ Var GatedLinearMixer::recurrence(Tape& tape, const Inputs& in, const DocumentsPt
   if (!matrices.defined()) {
     return gated_linear(tape, in.map, in.q, in.k, in.v, in.decay, {}, documents, in.scale, {.final_state = false}).o;
   }
-  const std::vector<std::int32_t>& starts = documents->cu_seqlens();
-  const bool one_token_each =
-      documents->tokens() == documents->count() && std::adjacent_find(starts.begin(), starts.end()) == starts.end();
-  if (one_token_each) {
+  if (is_decoding_step(*documents)) {
     const Var q = feature_map(tape, in.map, in.q), k = feature_map(tape, in.map, in.k);
     return Tape::constant(gated_linear_decode(tape, q.value, k.value, in.v.value, in.decay.value, matrices, in.scale));
   }
@@ -103,10 +100,13 @@ Var GatedLinearMixer::recurrence(Tape& tape, const Inputs& in, const DocumentsPt
   return o;
 }
 
-std::unique_ptr<MixerState> GatedLinearMixer::initial_state(std::int64_t sequences, DType dtype) const {
+std::unique_ptr<MixerState> GatedLinearMixer::initial_state(std::int64_t sequences, const Place& place) const {
   std::vector<Tensor> parts;
-  for (const Shape& shape : state_shapes(sequences)) parts.push_back(Tensor::zeros(shape, dtype));
-  return std::make_unique<GatedLinearState>(std::move(parts));
+  for (const Shape& shape : state_shapes(sequences)) {
+    const bool activations = !parts.empty() && sizes_.carried[parts.size() - 1].activations;
+    parts.push_back(place.zeros(shape, activations ? place.dtype : accumulator_dtype(place.dtype)));
+  }
+  return std::make_unique<GatedLinearState>(std::move(parts), place);
 }
 
 // Matrix products of the layer; element-wise work is small beside them. Masked products are counted by their triangle.

@@ -16,8 +16,13 @@ struct GatedLinearSizes {
   DecayKind decay;
   std::int64_t weights;  // multiply-adds of all its projections for one token
   std::int64_t saved;    // elements that the tape keeps for one token
-  // What sequences carry besides their matrices: the shapes of one sequence.
-  std::vector<Shape> carried = {};
+  // What sequences carry besides their matrices: the shapes of one sequence, of accumulator_dtype unless they are
+  // activations.
+  struct Carried {
+    Shape shape;
+    bool activations = false;
+  };
+  std::vector<Carried> carried = {};
 };
 
 // The keys that the mixers of the family have in common: heads, head_dim, value_dim.
@@ -26,11 +31,15 @@ std::vector<OptionSpec> gated_linear_head_options();
 // What N sequences carry: the matrices [N, H, d_k, d_v] first, then what else the mixer needs.
 class GatedLinearState final : public MixerState {
  public:
-  explicit GatedLinearState(std::vector<Tensor> parts_) : parts(std::move(parts_)) {}
+  GatedLinearState(std::vector<Tensor> parts_, const Place& place) : parts(std::move(parts_)), place_(place) {}
   std::unique_ptr<MixerState> clone() const override;
   std::size_t bytes() const override;
+  bool replayable() const override { return true; }
 
   std::vector<Tensor> parts;
+
+ private:
+  Place place_;
 };
 
 // Numbers that are not trained, such as the log decays of heads.
@@ -66,7 +75,7 @@ Parameter& declare_output(const ParameterScope& scope, const MixerSite& site, st
 class GatedLinearMixer : public Mixer {
  public:
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override;
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override;
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
   double state_bytes(std::int64_t length) const override;
 

@@ -20,7 +20,8 @@ struct LinearAttentionConfig {
   // What prepared() and normalised() add: multiply-adds of their products and elements that they keep, for each token.
   std::int64_t extra_products = 0;
   std::int64_t extra_saved = 0;
-  std::vector<Shape> carried = {};  // what normalised() carries besides the matrices: shapes of one sequence
+  std::vector<GatedLinearSizes::Carried> carried =
+      {};  // what normalised() carries besides the matrices: shapes of one sequence
 };
 
 class LinearAttentionLayer : public GatedLinearMixer {

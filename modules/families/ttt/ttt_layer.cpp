@@ -10,6 +10,7 @@
 #include "autograd/ops/linear/linear.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
 #include "autograd/ops/short_conv/short_conv.h"
+#include "autograd/transfer.h"
 #include "modules/head_options.h"
 #include "modules/rope_options.h"
 
@@ -76,14 +77,17 @@ TttLayerConfig ttt_layer_config(const MixerSite& site, const Options& options, c
           .rope = rope_from(options, "head_dim", head_dim, where)};
 }
 
-TttState::TttState(Tensor memory_, Tensor conv_q_, Tensor conv_k_)
+TttState::TttState(Tensor memory_, Tensor conv_q_, Tensor conv_k_, const Place& place)
     : memory(std::move(memory_)),
       conv_q(std::move(conv_q_)),
       conv_k(std::move(conv_k_)),
-      phase(static_cast<std::size_t>(memory.dim(0)), 0) {}
+      phase(static_cast<std::size_t>(memory.dim(0)), 0),
+      place_(place) {}
 
 std::unique_ptr<MixerState> TttState::clone() const {
-  auto copy = std::make_unique<TttState>(memory.clone(), conv_q.clone(), conv_k.clone());
+  auto copy = std::make_unique<TttState>(to_memory(memory, place_.lasting, place_.stream),
+                                         to_memory(conv_q, place_.lasting, place_.stream),
+                                         to_memory(conv_k, place_.lasting, place_.stream), place_);
   copy->phase = phase;
   return copy;
 }
@@ -171,7 +175,7 @@ Var TttLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, M
     const TttStart start{Tape::constant(own->memory), phase};
     const TttOutput out = ttt_memory(tape, in, weights, documents, FinalState::keep, &start);
     o = out.o;
-    own->memory.copy_from(out.final_state.value);
+    copy(own->memory, out.final_state.value, tape.stream());
     for (std::int64_t n = 0; n < documents->count(); ++n) {
       std::int32_t& place = own->phase[static_cast<std::size_t>(n)];
       place = (place + documents->length(n)) % b;
@@ -182,25 +186,27 @@ Var TttLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, M
   return linear(tape, o, tape.parameter(*wo_));
 }
 
-std::unique_ptr<MixerState> TttLayer::initial_state(std::int64_t sequences, DType dtype) const {
+std::unique_ptr<MixerState> TttLayer::initial_state(std::int64_t sequences, const Place& place) const {
   const std::int64_t H = c_.heads, P = ttt_memory_size(c_.head_dim, c_.hidden);
-  const Tensor memory = Tensor::zeros({sequences, H, 2 * P}, dtype);
+  const Tensor memory = place.zeros({sequences, H, 2 * P}, accumulator_dtype(place.dtype));
+  Tape tape(place.arena, Tape::Mode::inference, place.stream);
   const Tensor flat = memory.reshape({sequences * H * 2 * P});
   std::int64_t at = 0;
   for (const Parameter* part : {w1_, b1_, w2_, b2_}) {
     if (part == nullptr) continue;
     const std::int64_t elements = part->value.numel() / H;
-    const Tensor heads = part->value.reshape({H * elements});
+    const Tensor heads = cast(tape, Tape::constant(part->value), memory.dtype()).value.reshape({H * elements});
     for (std::int64_t i = 0; i < sequences * H; ++i) {
       const std::int64_t h = i % H;
-      flat.rows(i * 2 * P + at, i * 2 * P + at + elements).copy_from(heads.rows(h * elements, (h + 1) * elements));
+      copy(flat.rows(i * 2 * P + at, i * 2 * P + at + elements), heads.rows(h * elements, (h + 1) * elements),
+           place.stream);
     }
     at += elements;
   }
   const auto tail = [&] {
-    return c_.conv > 0 ? Tensor::zeros({sequences, inner_width(), c_.conv - 1}, dtype) : Tensor{};
+    return c_.conv > 0 ? place.zeros({sequences, inner_width(), c_.conv - 1}, place.dtype) : Tensor{};
   };
-  return std::make_unique<TttState>(memory, tail(), tail());
+  return std::make_unique<TttState>(memory, tail(), tail(), place);
 }
 
 // Matrix products; element-wise work is small beside them. A layer of the memory, width to width, takes three products

@@ -35,13 +35,16 @@ TttLayerConfig ttt_layer_config(const MixerSite& site, const Options& options, c
 
 class TttState final : public MixerState {
  public:
-  TttState(Tensor memory, Tensor conv_q, Tensor conv_k);
+  TttState(Tensor memory, Tensor conv_q, Tensor conv_k, const Place& place);
   std::unique_ptr<MixerState> clone() const override;
   std::size_t bytes() const override;
 
   Tensor memory;                    // [N, H, 2 P] weights and the pending sum of gradients
   Tensor conv_q, conv_k;            // [N, H d_h, taps - 1] or undefined
   std::vector<std::int32_t> phase;  // [N] tokens of the current batch
+
+ private:
+  Place place_;
 };
 
 class TttLayer final : public Mixer {
@@ -49,7 +52,7 @@ class TttLayer final : public Mixer {
   TttLayer(const ParameterScope& scope, const TttLayerConfig& config);
 
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override;
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override;
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
   std::string not_recordable() const override { return "the positions within inner batches are made on the host"; }
   double state_bytes(std::int64_t length) const override;

@@ -77,6 +77,9 @@ class AttentionState final : public MixerState {
   explicit AttentionState(KeyValueCache keys) : cache(std::move(keys)) {}
   std::unique_ptr<MixerState> clone() const override { return std::make_unique<AttentionState>(cache); }
   std::size_t bytes() const override { return cache.bytes(); }
+  bool replayable() const override { return true; }
+  bool make_room() override { return cache.make_room(); }
+  void count_token() override { cache.count_token(); }
 
   KeyValueCache cache;
 };
@@ -127,9 +130,9 @@ class AttentionMixer final : public Mixer {
     return projected(tape, o.reshape({T, c_.heads * c_.head_dim}), *wo_, bo_);
   }
 
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override {
     return std::make_unique<AttentionState>(
-        KeyValueCache(sequences, c_.kv_heads, c_.head_dim, c_.head_dim, c_.attention, dtype));
+        KeyValueCache(sequences, c_.kv_heads, c_.head_dim, c_.head_dim, c_.attention, place));
   }
 
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override {

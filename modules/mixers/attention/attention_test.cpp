@@ -99,11 +99,12 @@ TEST(AttentionMixer, DecodeEqualsPrefill) {
     const Tensor x = normal({T, kSite.width}, 1);
     Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
     const Tensor whole = layer.mixer->forward(tape, Tape::constant(x), Documents::single(T), nullptr).value;
-    const auto state = layer.mixer->initial_state(1, DType::f64);
+    const auto state = layer.mixer->initial_state(1, cpu_place(DType::f64));
     layer.mixer->forward(tape, Tape::constant(x.rows(0, prefix)), Documents::single(prefix), state.get());
     const auto branch = state->clone();
     for (std::int32_t t = prefix; t < T; ++t) {
-      const Tensor y = layer.mixer->decode(tape, x.rows(t, t + 1), std::array{t}, *state);
+      const Tensor y =
+          layer.mixer->forward(tape, Tape::constant(x.rows(t, t + 1)), Documents::single(1, t), state.get()).value;
       ASSERT_TRUE(close(y, whole.rows(t, t + 1), 1e-12, 1e-10)) << "position " << t;
     }
     EXPECT_EQ(static_cast<double>(state->bytes()), 2.0 * layer.mixer->state_bytes(T));  // fp64 against fp32

@@ -46,7 +46,7 @@ std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site
                                                       .map = FeatureMap::elu_plus_one,
                                                       .extra_products = heads * totals,
                                                       .extra_saved = heads * (d_v + 2),  // totals, ones
-                                                      .carried = {{heads, 1, d_v + 1}}},
+                                                      .carried = {{{heads, 1, d_v + 1}}}},
                                 share);
 }
 

@@ -27,16 +27,17 @@ struct Mamba2Config {
 
 GatedLinearSizes sizes(const Mamba2Config& c) {
   const std::int64_t d = c.site.width, H = c.heads;
-  return {.width = d,
-          .heads = H,
-          .d_k = c.d_k,
-          .d_v = c.d_v,
-          .decay = DecayKind::scalar,
-          .weights = 2 * d * c.keys() + 3 * d * c.values() + d * H + c.taps * (2 * c.keys() + c.values()),
-          // x; what the convolutions see; C and B; u, Delta u, o with the skip, its gate, gated, normed; for each head
-          // Delta, Delta before the softplus, its logit and the decay; inverse norms.
-          .saved = d + 4 * c.keys() + 7 * c.values() + 4 * H + c.groups,
-          .carried = {{c.keys(), c.taps - 1}, {c.keys(), c.taps - 1}, {c.values(), c.taps - 1}}};
+  return {
+      .width = d,
+      .heads = H,
+      .d_k = c.d_k,
+      .d_v = c.d_v,
+      .decay = DecayKind::scalar,
+      .weights = 2 * d * c.keys() + 3 * d * c.values() + d * H + c.taps * (2 * c.keys() + c.values()),
+      // x; what the convolutions see; C and B; u, Delta u, o with the skip, its gate, gated, normed; for each head
+      // Delta, Delta before the softplus, its logit and the decay; inverse norms.
+      .saved = d + 4 * c.keys() + 7 * c.values() + 4 * H + c.groups,
+      .carried = {{{c.keys(), c.taps - 1}, true}, {{c.keys(), c.taps - 1}, true}, {{c.values(), c.taps - 1}, true}}};
 }
 
 class Mamba2 final : public GatedLinearMixer {

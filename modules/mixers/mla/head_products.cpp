@@ -14,10 +14,14 @@ void head_products_cpu(const HeadProducts& p) {
   });
 }
 
-constexpr Dispatch<HeadProducts> kHeadProducts{"head products", [](const HeadProducts& args, const Launch&) {
-                                                 dispatch_real(args.dtype, "head products",
-                                                               [&]<class T>() { head_products_cpu<T>(args); });
-                                               }};
+constexpr Dispatch<HeadProducts> kHeadProducts{.op = "head products",
+                                               .cpu =
+                                                   [](const HeadProducts& args, const Launch&) {
+                                                     dispatch_real(args.dtype, "head products",
+                                                                   [&]<class T>() { head_products_cpu<T>(args); });
+                                                   },
+                                               .cuda = WEFT_ON_CUDA(head_products_cuda),
+                                               .cuda_workspace = WEFT_ON_CUDA(head_products_cuda_workspace)};
 
 }  // namespace
 
@@ -33,17 +37,16 @@ Tensor head_products(Tape& tape, const Tensor& x, const Tensor& weight, std::int
   const Tensor y = tape.empty({x.dim(0), H, O}, x.dtype());
   const auto* matrix =
       static_cast<const std::byte*>(weight.raw()) + static_cast<std::size_t>(first * C) * size_of(x.dtype());
-  kHeadProducts({.dtype = x.dtype(),
-                 .T = x.dim(0),
-                 .H = H,
-                 .I = I,
-                 .O = O,
-                 .op = op,
-                 .x = x.raw(),
-                 .weight = matrix,
-                 .weight_stride = weight.dim(1) * C,
-                 .y = y.raw()},
-                tape.launch());
+  kHeadProducts.run(tape, {.dtype = x.dtype(),
+                           .T = x.dim(0),
+                           .H = H,
+                           .I = I,
+                           .O = O,
+                           .op = op,
+                           .x = x.raw(),
+                           .weight = matrix,
+                           .weight_stride = weight.dim(1) * C,
+                           .y = y.raw()});
   return y;
 }
 

@@ -19,6 +19,9 @@ struct HeadProducts {
   void* y;                     // [T, H, O]
 };
 
+void head_products_cuda(const HeadProducts& args, const Launch& launch);
+std::size_t head_products_cuda_workspace(const HeadProducts& args);
+
 // weight [H, R, C]; head h's matrix M_h is its rows [first, first + rows).
 // Op::none: x [T, H, rows] -> x_h M_h [T, H, C]. Op::transpose: x [T, H, C] -> x_h M_h^T [T, H, rows].
 Tensor head_products(Tape& tape, const Tensor& x, const Tensor& weight, std::int64_t first, std::int64_t rows, Op op);

@@ -58,6 +58,9 @@ class MlaState final : public MixerState {
   explicit MlaState(KeyValueCache latents) : cache(std::move(latents)) {}
   std::unique_ptr<MixerState> clone() const override { return std::make_unique<MlaState>(cache); }
   std::size_t bytes() const override { return cache.bytes(); }
+  bool replayable() const override { return true; }
+  bool make_room() override { return cache.make_room(); }
+  void count_token() override { cache.count_token(); }
 
   KeyValueCache cache;
 };
@@ -99,9 +102,9 @@ class Mla final : public Mixer {
     return linear(tape, o.reshape({x.dim(0), c_.H * c_.D_V}), tape.parameter(*wo_));
   }
 
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override {
     return std::make_unique<MlaState>(
-        KeyValueCache(sequences, 1, c_.d_c + c_.D_r, c_.d_c, {}, dtype, CachedValues::inside_keys));
+        KeyValueCache(sequences, 1, c_.d_c + c_.D_r, c_.d_c, {}, place, CachedValues::inside_keys));
   }
 
   // Of the expanded form, which training runs.

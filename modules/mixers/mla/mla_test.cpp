@@ -145,7 +145,7 @@ TEST(MlaMixer, AbsorbedEqualsExpanded) {
     const std::int32_t T = 200;
     const Tensor x = normal({T, kWidth}, 1);
     const Tensor whole = layer.forward(x, Documents::single(T));
-    const auto state = layer.mixer->initial_state(1, DType::f64);
+    const auto state = layer.mixer->initial_state(1, cpu_place(DType::f64));
     EXPECT_TRUE(bitwise_equal(layer.forward(cast(x.rows(0, 1), DType::f64), Documents::single(1), state.get()),
                               layer.forward(cast(x.rows(0, 1), DType::f64), Documents::single(1))));
     const Tensor rest = layer.forward(cast(x.rows(1, T), DType::f64), Documents::single(T - 1, 1), state.get());
@@ -161,10 +161,11 @@ TEST(MlaMixer, DecodesFromNothing) {
     const std::int32_t T = 70;
     const Tensor x = normal({T, kWidth}, 1);
     const Tensor whole = layer.forward(x, Documents::single(T));
-    const auto state = layer.mixer->initial_state(1, DType::f64);
+    const auto state = layer.mixer->initial_state(1, cpu_place(DType::f64));
     for (std::int32_t t = 0; t < T; ++t) {
       Tape tape(heap_allocator(Hygiene::hostile), Tape::Mode::inference);
-      const Tensor y = layer.mixer->decode(tape, x.rows(t, t + 1), std::array{t}, *state);
+      const Tensor y =
+          layer.mixer->forward(tape, Tape::constant(x.rows(t, t + 1)), Documents::single(1, t), state.get()).value;
       ASSERT_TRUE(close(y, whole.rows(t, t + 1), 1e-12, 1e-10)) << "position " << t;
     }
   }
@@ -174,7 +175,7 @@ TEST(MlaMixer, DecodesFromNothing) {
 TEST(MlaMixer, ContinuesUnequalSequences) {
   Layer layer({});
   const Tensor x = normal({40, kWidth}, 1), z = normal({9, kWidth}, 2);
-  const auto state = layer.mixer->initial_state(2, DType::f64);
+  const auto state = layer.mixer->initial_state(2, cpu_place(DType::f64));
   layer.forward(cast(x.rows(0, 30), DType::f64), Documents::from_lengths(std::vector<std::int32_t>{30, 0}),
                 state.get());
   const Tensor both = Tensor::empty({19, kWidth}, DType::f64);
@@ -283,7 +284,7 @@ TEST(MlaMixer, ObjectsToImpossibleValues) {
 TEST(MlaMixer, RefusesStatesThatDoNotFit) {
   Layer layer({});
   const Tensor x = normal({4, kWidth}, 1);
-  const auto state = layer.mixer->initial_state(1, DType::f64);
+  const auto state = layer.mixer->initial_state(1, cpu_place(DType::f64));
   EXPECT_THROW(layer.forward(x, Documents::single(4, 3), state.get()), Error);
   layer.forward(x, Documents::single(4), state.get());
   EXPECT_THROW(layer.forward(x, Documents::single(4, 3), state.get()), Error);

@@ -124,17 +124,17 @@ class NsaMixer final : public Mixer {
                   .v_s = values(*wv_s_),
                   .k_w = rotated(tape, documents, keys(*wk_w_)),
                   .v_w = values(*wv_w_)};
-    const Branches o = state == nullptr ? branches(tape, h, documents) : branches(tape, h, *documents, *state);
+    const Branches o = state == nullptr ? branches(tape, h, documents) : continued(tape, h, documents, *state);
     const Var gates = linear(tape, x, tape.parameter(*w_gate_), tape.parameter(*b_gate_));
     const Var mixed = branch_gate(tape, o, gates);
     return linear(tape, mixed.reshape({x.dim(0), c_.heads * c_.value_dim}), tape.parameter(*wo_));
   }
 
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override {
     const auto cache = [&](const AttentionOptions& options) {
-      return KeyValueCache(sequences, c_.kv_heads, c_.head_dim, c_.value_dim, options, dtype);
+      return KeyValueCache(sequences, c_.kv_heads, c_.head_dim, c_.value_dim, options, place);
     };
-    return std::make_unique<NsaState>(SummaryCache(sequences, c_.kv_heads, c_.head_dim, c_.value_dim, c_.span, dtype),
+    return std::make_unique<NsaState>(SummaryCache(sequences, c_.kv_heads, c_.head_dim, c_.value_dim, c_.span, place),
                                       cache({}), cache(c_.window));
   }
 
@@ -214,17 +214,29 @@ class NsaMixer final : public Mixer {
   }
 
   // The same from a state, which takes the new tokens: a block that they complete is there before they attend.
-  Branches branches(Tape& tape, const Heads& h, const Documents& documents, MixerState& state) const {
+  Branches continued(Tape& tape, const Heads& h, const DocumentsPtr& row, MixerState& state) const {
     WEFT_CHECK(!tape.recording(), "nsa: continuing from a state is inference only");
     auto* own = dynamic_cast<NsaState*>(&state);
     WEFT_CHECK(own != nullptr, "nsa: the state of another mixer");
+    const Documents& documents = *row;
     const SummaryCache::Pending pending = own->compressed.extend(tape, h.k_c.value, h.v_c.value, documents);
-    const Compressed blocks =
-        compressed(tape, Tape::constant(pending.k), Tape::constant(pending.v), pending.documents, pending.positions);
-    own->compressed.append(pending, blocks.k.value, blocks.v.value);
+    if (!pending.positions.empty()) {
+      const Compressed blocks =
+          compressed(tape, Tape::constant(pending.k), Tape::constant(pending.v), pending.documents, pending.positions);
+      own->compressed.append(pending, blocks.k.value, blocks.v.value);
+    }
     for (std::int64_t n = 0; n < documents.count(); ++n) {
       own->selected.append(n, h.k_s.value.rows(documents.begin(n), documents.end(n)),
                            h.v_s.value.rows(documents.begin(n), documents.end(n)));
+    }
+    // Keys in the row itself, where kernels for whole rows read them; the window's go to its cache.
+    if (!tape.device().is_cpu() && are_first_tokens(documents)) {
+      Branches o = branches(tape, h, row);
+      for (std::int64_t n = 0; n < documents.count(); ++n) {
+        own->window.append(n, h.k_w.value.rows(documents.begin(n), documents.end(n)),
+                           h.v_w.value.rows(documents.begin(n), documents.end(n)));
+      }
+      return o;
     }
     const Tensor& q = h.q.value;
     const KeyValueCache& summaries = own->compressed.summaries();

@@ -50,10 +50,10 @@ class SwaTtt final : public Mixer {
     return add(tape, joined(o), mul_row(tape, from_memory, tape.parameter(*alpha_)));
   }
 
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override {
     return std::make_unique<SwaTttState>(
-        KeyValueCache(sequences, c_.kv_heads, c_.head_dim, c_.head_dim, c_.attention, dtype),
-        FastWeightState(sequences, w0_->value, w1_->value, w2_->value, c_.memory.chunk, dtype));
+        KeyValueCache(sequences, c_.kv_heads, c_.head_dim, c_.head_dim, c_.attention, place),
+        FastWeightState(sequences, w0_->value, w1_->value, w2_->value, c_.memory.chunk, place));
   }
 
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;

@@ -126,7 +126,7 @@ TEST(SwaTtt, OneChunkTrainsOnlyWhatReads) {
 
 TEST(SwaTtt, ItsStateHasOneSize) {
   Layer layer({{"sinks", std::int64_t{3}}}, DType::f32);
-  const auto state = layer.mixer->initial_state(1, DType::f32);
+  const auto state = layer.mixer->initial_state(1, cpu_place(DType::f32));
   Tape tape(heap_allocator(), Tape::Mode::inference);
   std::size_t bytes = 0;
   for (std::int32_t length = 0; length < 1000; length += 250) {

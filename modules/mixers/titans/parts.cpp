@@ -8,11 +8,12 @@
 #include "autograd/ops/l2_norm/l2_norm.h"
 #include "autograd/ops/linear/linear.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
+#include "autograd/transfer.h"
 
 namespace weft::titans {
 
 MemoryState MemoryState::clone() const {
-  return {states.clone(), phase};
+  return {to_memory(states, place.lasting, place.stream), phase, place};
 }
 
 // --- memory ----------------------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ Var Memory::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, Mem
   }
   const TitansStart start{Tape::constant(state->states), state->phase};
   const TitansOutput out = titans_memory(tape, in, weights(tape), c_.chunk, documents, FinalState::keep, &start);
-  state->states.copy_from(out.final_state.value);
+  copy(state->states, out.final_state.value, tape.stream());
   for (std::int64_t n = 0; n < documents->count(); ++n) {
     std::int32_t& place = state->phase[static_cast<std::size_t>(n)];
     place = static_cast<std::int32_t>((place + documents->length(n)) % c_.chunk);
@@ -84,18 +85,20 @@ Var Memory::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, Mem
   return out.o;
 }
 
-MemoryState Memory::initial_state(std::int64_t sequences, DType dtype) const {
+MemoryState Memory::initial_state(std::int64_t sequences, const Place& place) const {
   const std::int64_t H = c_.heads, P = c_.memory_size();
-  MemoryState state{Tensor::zeros({sequences, H, 3, P}, dtype),
-                    std::vector<std::int32_t>(static_cast<std::size_t>(sequences), 0)};
+  MemoryState state{place.zeros({sequences, H, 3, P}, accumulator_dtype(place.dtype)),
+                    std::vector<std::int32_t>(static_cast<std::size_t>(sequences), 0), place};
+  Tape tape(place.arena, Tape::Mode::inference, place.stream);
   const Tensor flat = state.states.reshape({sequences * H * 3 * P});
   std::int64_t at = 0;
   for (const Parameter* part : {w1_, w2_}) {
     if (part == nullptr) continue;
     const std::int64_t elements = part->value.numel() / H;
+    const Tensor heads = cast(tape, Tape::constant(part->value), state.states.dtype()).value;
     for (std::int64_t i = 0; i < sequences * H; ++i) {
       const std::int64_t begin = i * 3 * P + at;
-      flat.rows(begin, begin + elements).copy_from(part->value.rows(i % H, i % H + 1));
+      copy(flat.rows(begin, begin + elements), heads.rows(i % H, i % H + 1), place.stream);
     }
     at += elements;
   }
@@ -104,9 +107,9 @@ MemoryState Memory::initial_state(std::int64_t sequences, DType dtype) const {
 
 Tensor Memory::read_part(const MemoryState& state) {
   const std::int64_t N = state.states.dim(0), H = state.states.dim(1), P = state.states.dim(3);
-  const Tensor W = Tensor::empty({N, H, P}, state.states.dtype());
+  const Tensor W({N, H, P}, state.states.dtype(), state.place.lasting);
   const Tensor from = state.states.reshape({N * H * 3, P}), to = W.reshape({N * H, P});
-  for (std::int64_t i = 0; i < N * H; ++i) to.rows(i, i + 1).copy_from(from.rows(3 * i, 3 * i + 1));
+  for (std::int64_t i = 0; i < N * H; ++i) copy(to.rows(i, i + 1), from.rows(3 * i, 3 * i + 1), state.place.stream);
   return W;
 }
 
@@ -201,8 +204,8 @@ Var ShortAttention::with_persistent(Tape& tape, const Var& x, const DocumentsPtr
   return take_rows(tape, {o}, remove);
 }
 
-KeyValueCache ShortAttention::cache(std::int64_t sequences, DType dtype) const {
-  return KeyValueCache(sequences, c_.heads, c_.head_dim, c_.head_dim, options_, dtype);
+KeyValueCache ShortAttention::cache(std::int64_t sequences, const Place& place) const {
+  return KeyValueCache(sequences, c_.heads, c_.head_dim, c_.head_dim, options_, place);
 }
 
 double ShortAttention::products() const {

@@ -35,6 +35,7 @@ struct Config {
 struct MemoryState {
   Tensor states;                    // [N, H, 3, P]
   std::vector<std::int32_t> phase;  // [N]
+  Place place;                      // of the states
 
   MemoryState clone() const;
   std::size_t bytes() const { return states.nbytes() + phase.size() * sizeof(phase[0]); }
@@ -53,7 +54,7 @@ class Memory {
   TitansWeights weights(Tape& tape) const;
   // [T, H, D]; with a state, documents continue from it and it is advanced.
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MemoryState* state) const;
-  MemoryState initial_state(std::int64_t sequences, DType dtype) const;
+  MemoryState initial_state(std::int64_t sequences, const Place& place) const;
   // The W of every state: [N, H, P].
   static Tensor read_part(const MemoryState& state);
 
@@ -84,7 +85,7 @@ class ShortAttention {
   Var with_persistent(Tape& tape, const Var& x, const DocumentsPtr& documents, KeyValueCache* cache) const;
   // [n_p, width] in the type of activations.
   Var persistent(Tape& tape, DType activations) const;
-  KeyValueCache cache(std::int64_t sequences, DType dtype) const;
+  KeyValueCache cache(std::int64_t sequences, const Place& place) const;
 
   // For each row: multiply-adds of the projections; numbers kept by the tape without the rows.
   double products() const;

@@ -7,6 +7,7 @@
 #include "autograd/ops/gate/gate.h"
 #include "autograd/ops/linear/linear.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
+#include "autograd/transfer.h"
 
 namespace weft::titans {
 namespace {
@@ -45,7 +46,8 @@ Var going_on(Tape& tape, const Var& states, const std::vector<std::int32_t>& seq
 }  // namespace
 
 std::unique_ptr<MixerState> SegmentedState::clone() const {
-  auto copy = std::make_unique<SegmentedState>(memory.clone(), segment_start.clone(), KeyValueCache(cache));
+  auto copy = std::make_unique<SegmentedState>(
+      memory.clone(), to_memory(segment_start, memory.place.lasting, memory.place.stream), KeyValueCache(cache));
   copy->place = place;
   return copy;
 }
@@ -63,7 +65,7 @@ void SegmentedState::advance(const Documents& documents, std::int32_t segment) {
     at = 0;
     cache.restart(n);
     if (!W.defined()) W = Memory::read_part(memory);
-    segment_start.rows(n, n + 1).copy_from(W.rows(n, n + 1));
+    copy(segment_start.rows(n, n + 1), W.rows(n, n + 1), memory.place.stream);
   }
 }
 
@@ -185,10 +187,10 @@ Var SegmentedTitans::forward(Tape& tape, const Var& x, const DocumentsPtr& docum
   return linear(tape, z, tape.parameter(*wo_));
 }
 
-std::unique_ptr<MixerState> SegmentedTitans::initial_state(std::int64_t sequences, DType dtype) const {
-  MemoryState memory = memory_.initial_state(sequences, dtype);
+std::unique_ptr<MixerState> SegmentedTitans::initial_state(std::int64_t sequences, const Place& place) const {
+  MemoryState memory = memory_.initial_state(sequences, place);
   const Tensor start = Memory::read_part(memory);
-  return std::make_unique<SegmentedState>(std::move(memory), start, attention_.cache(sequences, dtype));
+  return std::make_unique<SegmentedState>(std::move(memory), start, attention_.cache(sequences, place));
 }
 
 MixerCost SegmentedTitans::cost(std::int64_t tokens, std::int64_t document_length) const {

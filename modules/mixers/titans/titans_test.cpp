@@ -291,7 +291,7 @@ TEST(Titans, ItsStateHasConstantBytes) {
     LayerUnderTest layer(titans_mixer(), wiring.options());
     EXPECT_EQ(layer.mixer->state_bytes(300), layer.mixer->state_bytes(100000));
     layer.store.initialise(1, DType::f32);
-    const auto state = layer.mixer->initial_state(1, DType::f32);
+    const auto state = layer.mixer->initial_state(1, cpu_place(DType::f32));
     std::int32_t seen = 0;
     for (const std::int32_t tokens : {1, 2, 70, 300}) {
       Tape tape(heap_allocator(), Tape::Mode::inference);
@@ -315,7 +315,7 @@ TEST(Titans, ItsDefaultsStayBoundedOnEqualTokens) {
         const Tensor x = Tensor::empty({1000, layer.site.width}, DType::f32);
         for (std::int64_t t = 0; t < 1000; ++t) x.rows(t, t + 1).copy_from(row);
         Tape tape(heap_allocator(), Tape::Mode::inference);
-        const auto state = layer.mixer->initial_state(1, DType::f32);
+        const auto state = layer.mixer->initial_state(1, cpu_place(DType::f32));
         const Var y = layer.mixer->forward(tape, Tape::constant(x), Documents::single(1000), state.get());
         for (const float v : y.value.span<float>()) {
           ASSERT_LT(std::abs(v), 10.0F) << fmt::format("{} C {} hidden {}", variant, chunk, hidden_factor);

@@ -35,8 +35,8 @@ Var WindowedTitans::forward(Tape& tape, const Var& x, const DocumentsPtr& docume
   return linear(tape, y, tape.parameter(*wo_));
 }
 
-std::unique_ptr<MixerState> WindowedTitans::initial_state(std::int64_t sequences, DType dtype) const {
-  return std::make_unique<WindowedState>(memory_.initial_state(sequences, dtype), attention_.cache(sequences, dtype));
+std::unique_ptr<MixerState> WindowedTitans::initial_state(std::int64_t sequences, const Place& place) const {
+  return std::make_unique<WindowedState>(memory_.initial_state(sequences, place), attention_.cache(sequences, place));
 }
 
 MixerCost WindowedTitans::cost(std::int64_t tokens, std::int64_t document_length) const {
