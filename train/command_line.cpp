@@ -196,10 +196,20 @@ void add_bench(VerbList& verbs) {
   recipe->excludes(filter);
   add_set_option(verb, a.overrides, "Change a value of the recipe");
   verb.get_option("--set")->needs(recipe);
+  CLI::Option* decode =
+      verb.add_flag("--decode", a.decode, "Its model reading a prompt and going on token by token instead")
+          ->needs(recipe);
+  verb.add_option("--prompt-tokens", a.prompt, "Of the prompt")->check(CLI::PositiveNumber)->needs(decode);
   verb.add_option("--device", a.device, "auto, cpu or cuda; with a recipe, its run.device counts")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->excludes(recipe);
   add_json_option(verb, a.form, "Print as JSON, a line for each row");
+}
+
+void add_device_option(CLI::App& verb, std::string& device) {
+  verb.add_option("--device", device,
+                  "auto, cpu or cuda; otherwise the first GPU if there is one, unless the recipe says cpu")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
 }
 
 void add_eval(VerbList& verbs) {
@@ -220,6 +230,7 @@ void add_eval(VerbList& verbs) {
       ->excludes("--data", "--tokens", "--sequence-length", "--bigram");
   add_set_option(verb, a.overrides, "Change an option of the task: --set length=128");
   verb.get_option("--set")->needs("--task");
+  add_device_option(verb, a.device);
   add_json_option(verb, a.form);
 }
 
@@ -241,6 +252,7 @@ void add_generate(VerbList& verbs) {
   verb.add_option("--top-p", a.sampling.top_p, "Of the most likely tokens with this much probability")
       ->check(CLI::Range(0.0, 1.0));
   verb.add_option("--seed", a.sampling.seed, "Of the random choices");
+  add_device_option(verb, a.device);
   add_json_option(verb, a.form);
 }
 

@@ -71,4 +71,19 @@ struct StepBench {
 };
 StepBench bench_step(const Recipe& recipe, std::int64_t vocabulary, int steps = 21);
 
+// One sequence of random tokens: a prompt, then token by token.
+struct DecodeBench {
+  DeviceSpeed speed;
+  std::int64_t prompt = 0, tokens = 0;  // of the prompt; decoded ones that were timed
+  double cold_seconds = 0;              // until the logits after the first prompt of all
+  double first_seconds = 0;             // the same for later ones, median
+  double seconds = 0;                   // of a token, median
+  double weight_bytes = 0, state_bytes = 0;
+
+  // The time in which a token's weights could be read.
+  double floor() const { return weight_bytes / speed.bandwidth; }
+};
+DecodeBench bench_decode(const Recipe& recipe, std::int64_t vocabulary, std::int64_t prompt = 2048,
+                         std::int64_t tokens = 256);
+
 }  // namespace weft

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "autograd/transfer.h"
 #include "data/storage/file.h"
 #include "data/storage/json.h"
 
@@ -93,8 +94,9 @@ std::vector<ScoreRequest> read_requests(const std::string& path) {
   return requests;
 }
 
-void score_requests(LanguageModel& model, const Tokenizer& tokenizer, const std::vector<ScoreRequest>& requests,
-                    std::int64_t max_length, const std::function<void(const ContinuationScore&)>& done) {
+void score_requests(LanguageModel& model, const Place& place, const Tokenizer& tokenizer,
+                    const std::vector<ScoreRequest>& requests, std::int64_t max_length,
+                    const std::function<void(const ContinuationScore&)>& done) {
   const auto V = static_cast<std::size_t>(model.config().vocabulary);
   // A row of documents under way, and what is asked of each.
   std::vector<std::int32_t> row, lengths;
@@ -102,10 +104,10 @@ void score_requests(LanguageModel& model, const Tokenizer& tokenizer, const std:
   std::vector<std::vector<std::int32_t>> continuations;
   const auto flush = [&] {
     if (row.empty()) return;
-    const Place place = cpu_place();
     Tape tape(place.arena, Tape::Mode::inference, place.stream);
-    const Tensor tokens = Tensor::from({static_cast<std::int64_t>(row.size())}, row);
-    const Tensor logits = model.logits_at(tape, tokens, Documents::from_lengths(lengths), positions);
+    const Tensor tokens = tape.here(Tensor::from({static_cast<std::int64_t>(row.size())}, row));
+    const Tensor logits =
+        to_host(model.logits_at(tape, tokens, Documents::from_lengths(lengths), positions), place.stream);
     std::size_t first = 0;
     for (const std::vector<std::int32_t>& continuation : continuations) {
       done(score_of(continuation, logits.span<float>().subspan(first * V, continuation.size() * V), V));

@@ -33,9 +33,11 @@ EncodedRequest encode_request(const ScoreRequest& request, const Tokenizer& toke
 // Lines {"context": ..., "continuation": ...} of a file; other members are left alone. Error (config) naming the line.
 std::vector<ScoreRequest> read_requests(const std::string& path);
 
-// Scores in the order of the requests. What exceeds `max_length` tokens loses its beginning, not its continuation:
-// Error (config), naming the request, if that is longer by itself or empty. `done` sees each score in order.
-void score_requests(LanguageModel& model, const Tokenizer& tokenizer, const std::vector<ScoreRequest>& requests,
-                    std::int64_t max_length, const std::function<void(const ContinuationScore&)>& done);
+// Scores in the order of the requests, where the model lives. What exceeds `max_length` tokens loses its beginning, not
+// its continuation: Error (config), naming the request, if that is longer by itself or empty. `done` sees each score in
+// order.
+void score_requests(LanguageModel& model, const Place& place, const Tokenizer& tokenizer,
+                    const std::vector<ScoreRequest>& requests, std::int64_t max_length,
+                    const std::function<void(const ContinuationScore&)>& done);
 
 }  // namespace weft

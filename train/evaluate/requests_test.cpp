@@ -51,7 +51,8 @@ class ScoreRequestsTest : public ::testing::Test {
 
   std::vector<ContinuationScore> scores(const std::vector<ScoreRequest>& requests, std::int64_t max_length) {
     std::vector<ContinuationScore> all;
-    score_requests(model_, tokenizer_, requests, max_length, [&](const ContinuationScore& s) { all.push_back(s); });
+    score_requests(model_, cpu_place(), tokenizer_, requests, max_length,
+                   [&](const ContinuationScore& s) { all.push_back(s); });
     return all;
   }
 

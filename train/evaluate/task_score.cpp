@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "train/generate/decoder.h"
 #include "train/loop/batch.h"
 
 namespace weft {
@@ -119,9 +120,8 @@ class Scorer {
   std::vector<std::vector<std::int32_t>> continuations(const std::vector<std::int32_t>& prompts,
                                                        const std::vector<std::int32_t>& cu_seqlens,
                                                        std::int64_t tokens) {
-    WEFT_CHECK(place_.on_cpu(), "greedy scoring away from the CPU");
     const std::size_t N = cu_seqlens.size() - 1;
-    ModelState state = model_.initial_state(static_cast<std::int64_t>(N), DType::f32);
+    Decoder decoder(model_, place_, static_cast<std::int64_t>(N));
     std::vector<std::vector<std::int32_t>> texts(N);
     std::vector<std::int32_t> last(N);
     const auto take = [&](const Tensor& logits) {
@@ -131,15 +131,8 @@ class Scorer {
         texts[n].push_back(last[n]);
       }
     };
-    {
-      Tape tape(place_.arena, Tape::Mode::inference);
-      const Tensor ids = Tensor::from({static_cast<std::int64_t>(prompts.size())}, prompts);
-      take(model_.prefill(tape, ids, std::make_shared<const Documents>(cu_seqlens), state));
-    }
-    for (std::int64_t i = 1; i < tokens; ++i) {
-      Tape tape(place_.arena, Tape::Mode::inference);
-      take(model_.decode(tape, Tensor::from({static_cast<std::int64_t>(N)}, last), state));
-    }
+    take(decoder.prefill(prompts, std::make_shared<const Documents>(cu_seqlens)));
+    for (std::int64_t i = 1; i < tokens; ++i) take(decoder.step(last));
     return texts;
   }
 

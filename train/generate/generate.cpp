@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "train/generate/decoder.h"
+
 namespace weft {
 namespace {
 
@@ -14,25 +16,18 @@ double seconds_since(Clock::time_point start) {
 
 }  // namespace
 
-Generated generate(LanguageModel& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
-                   const std::function<bool(std::int32_t)>& on_token) {
+Generated generate(LanguageModel& model, const Place& place, std::span<const std::int32_t> prompt,
+                   const GenerateOptions& options, const std::function<bool(std::int32_t)>& on_token) {
   WEFT_CHECK(!prompt.empty(), "generation needs a prompt of at least one token");
-  const std::shared_ptr<Allocator> memory = heap_allocator();
-  ModelState state = model.initial_state(1, DType::f32);
+  Decoder decoder(model, place, 1);
   Generated result;
-
   const auto known = [&](const Tensor& all) {
     const std::span<const float> span = all.span<float>();
     const auto ids = static_cast<std::size_t>(options.ids);
     return ids > 0 && ids < span.size() ? span.first(ids) : span;
   };
   auto start = Clock::now();
-  Tensor logits;
-  {
-    Tape tape(memory, Tape::Mode::inference);
-    const auto T = static_cast<std::int64_t>(prompt.size());
-    logits = model.prefill(tape, Tensor::from({T}, prompt), Documents::single(T), state);
-  }
+  Tensor logits = decoder.prefill(prompt, Documents::single(static_cast<std::int64_t>(prompt.size())));
   result.prefill_seconds = seconds_since(start);
 
   start = Clock::now();
@@ -42,11 +37,10 @@ Generated generate(LanguageModel& model, std::span<const std::int32_t> prompt, c
     result.tokens.push_back(token);
     if (on_token && !on_token(token)) break;
     if (i + 1 == options.tokens) break;
-    Tape tape(memory, Tape::Mode::inference);
-    logits = model.decode(tape, Tensor::from({1}, std::span<const std::int32_t>(&token, 1)), state);
+    logits = decoder.step(std::span<const std::int32_t>(&token, 1));
   }
   result.decode_seconds = seconds_since(start);
-  result.state_bytes = state.bytes();
+  result.state_bytes = decoder.state_bytes();
   return result;
 }
 

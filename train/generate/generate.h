@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "autograd/place.h"
 #include "modules/language_model.h"
 #include "train/generate/sampling.h"
 
@@ -24,8 +25,9 @@ struct Generated {
   double decode_seconds = 0.0;
 };
 
-// The prompt has at least one token. `on_token` sees each token as it is drawn; it returns false to stop.
-Generated generate(LanguageModel& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
-                   const std::function<bool(std::int32_t)>& on_token = {});
+// The model lives at `place`. The prompt has at least one token. `on_token` sees each token as it is drawn; it returns
+// false to stop.
+Generated generate(LanguageModel& model, const Place& place, std::span<const std::int32_t> prompt,
+                   const GenerateOptions& options, const std::function<bool(std::int32_t)>& on_token = {});
 
 }  // namespace weft

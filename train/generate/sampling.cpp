@@ -19,34 +19,48 @@ std::int32_t sample_token(std::span<const float> logits, const SamplingOptions& 
   if (options.temperature <= 0.0) {
     return static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   }
-  std::vector<std::int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
-  });
-  const double largest = logits[static_cast<std::size_t>(order.front())];
-  if (options.top_k > 0 && options.top_k < static_cast<std::int64_t>(order.size())) {
-    order.resize(static_cast<std::size_t>(options.top_k));
+  std::vector<std::int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  // The most likely first, the lower id on ties.
+  const auto before = [&](std::int32_t a, std::int32_t b) {
+    const float x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
+    return x > y || (x == y && a < b);
+  };
+  if (options.top_k > 0 && options.top_k < static_cast<std::int64_t>(ids.size())) {
+    std::nth_element(ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(options.top_k), ids.end(), before);
+    ids.resize(static_cast<std::size_t>(options.top_k));
   }
-  std::vector<double> weight;
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  const auto weight = [&](std::int32_t id) {
+    return std::exp((logits[static_cast<std::size_t>(id)] - largest) / options.temperature);
+  };
   double total = 0.0;
-  for (const std::int32_t id : order) {
-    weight.push_back(std::exp((logits[static_cast<std::size_t>(id)] - largest) / options.temperature));
-    total += weight.back();
-  }
+  for (const std::int32_t id : ids) total += weight(id);
+  // Few of many are looked at: the likely ones come from a heap, one after the other.
+  const auto after = [&](std::int32_t a, std::int32_t b) { return before(b, a); };
+  std::make_heap(ids.begin(), ids.end(), after);
+  auto end = ids.end();
+  const auto next = [&] {
+    std::pop_heap(ids.begin(), end, after);
+    return *--end;
+  };
+  std::vector<std::int32_t> kept;
   if (options.top_p < 1.0) {
     double sum = 0.0;
-    std::size_t kept = 0;
-    while (kept < weight.size() && sum < options.top_p * total) sum += weight[kept++];
-    weight.resize(std::max<std::size_t>(kept, 1));
-    total = std::accumulate(weight.begin(), weight.end(), 0.0);
+    while (end != ids.begin() && (kept.empty() || sum < options.top_p * total)) {
+      kept.push_back(next());
+      sum += weight(kept.back());
+    }
+    total = sum;
   }
   double remaining = RandomWords(options.seed, RandomStream::generation, index).uniform() * total;
-  for (std::size_t i = 0; i < weight.size(); ++i) {
-    remaining -= weight[i];
-    if (remaining < 0.0) return order[i];
+  std::int32_t id = 0;
+  const std::size_t count = kept.empty() ? ids.size() : kept.size();
+  for (std::size_t i = 0; i < count && remaining >= 0.0; ++i) {
+    id = kept.empty() ? next() : kept[i];
+    remaining -= weight(id);
   }
-  return order[weight.size() - 1];
+  return id;
 }
 
 }  // namespace weft

@@ -51,7 +51,7 @@ void read_run_or_checkpoint(const fs::path& path, const std::function<void(const
   if (!chosen) config_error("{}: neither a checkpoint nor a run with checkpoints", path.string());
 }
 
-LoadedModel load_model(const fs::path& path) {
+LoadedModel load_model(const fs::path& path, const PlaceOf& place_of) {
   if (!fs::exists(path)) config_error("{}: no such run or checkpoint", path.string());
   LoadedModel loaded;
   const auto load = [&](const CheckpointReader& reader) {
@@ -69,8 +69,7 @@ LoadedModel load_model(const fs::path& path) {
       vocabulary = loaded.tokenizer->vocab_size();
     }
     loaded.model = std::make_unique<LanguageModel>(language_model_config(loaded.recipe, vocabulary));
-    loaded.model->parameters().allocate(cpu_place());  // gradients are never touched, so they take no memory
-    load_parameters(reader, *loaded.model);
+    load_values(reader, *loaded.model, place_of ? place_of(loaded.recipe) : cpu_place());
     loaded.checkpoint = reader.directory();
     loaded.step = reader.step();
   };
@@ -78,8 +77,8 @@ LoadedModel load_model(const fs::path& path) {
   return loaded;
 }
 
-LoadedModel load_text_model(const fs::path& path) {
-  LoadedModel loaded = load_model(path);
+LoadedModel load_text_model(const fs::path& path, const PlaceOf& place_of) {
+  LoadedModel loaded = load_model(path, place_of);
   if (loaded.tokenizer == nullptr && !loaded.recipe.task) {
     config_error("{}: imported without a tokenizer, so that there is no text for its tokens", path.string());
   }

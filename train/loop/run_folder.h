@@ -37,9 +37,10 @@ struct LoadedModel {
 };
 
 // `path` is a run (its newest valid checkpoint is taken; rejected ones are reported on standard error) or one
-// checkpoint.
-LoadedModel load_model(const std::filesystem::path& path);
+// checkpoint. `place_of` says where a model of the checkpoint's recipe is to live; its parameters have values only.
+using PlaceOf = std::function<Place(const Recipe&)>;
+LoadedModel load_model(const std::filesystem::path& path, const PlaceOf& place_of = {});
 // The same for what needs text. Error (config) if the model has no tokenizer.
-LoadedModel load_text_model(const std::filesystem::path& path);
+LoadedModel load_text_model(const std::filesystem::path& path, const PlaceOf& place_of = {});
 
 }  // namespace weft

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "autograd/transfer.h"
 #include "data/storage/json.h"
 
 namespace weft {
@@ -190,6 +191,22 @@ void load_parameters(const CheckpointReader& reader, LanguageModel& model, const
   check_same_model(reader, model);
   for (const Parameter* p : model.parameters().all()) read_array(reader, {"master", p->name, p->master}, stream);
   model.parameters().take_masters(stream);
+}
+
+void load_values(const CheckpointReader& reader, LanguageModel& model, const Place& place) {
+  check_same_model(reader, model);
+  const DType exact = accumulator_dtype(place.dtype);
+  for (Parameter* p : model.parameters().all()) {
+    p->grad = {};
+    p->master = Tensor(p->shape, exact, place.lasting);
+    read_array(reader, {"master", p->name, p->master}, place.stream);
+    p->value = p->master;
+    if (place.dtype != DType::bf16 || p->kind == ParameterKind::vector) continue;
+    p->value = Tensor(p->shape, DType::bf16, place.lasting);
+    convert(p->value, p->master, place.stream);
+    synchronize(place.stream);
+    p->master = {};
+  }
 }
 
 std::string recipe_of(const CheckpointReader& reader) {

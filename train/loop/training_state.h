@@ -67,6 +67,9 @@ void load_training_state(const CheckpointReader& reader, const TrainingParts& pa
 // Reads the parameters alone, to where the model's masters are. Error (config) if it is not of this model, listing what
 // differs.
 void load_parameters(const CheckpointReader& reader, LanguageModel& model, const Stream& stream = {});
+// For a model that only computes: allocates the parameters' values at `place` and reads them there. In fp32 they are
+// the masters; gradients are left undefined.
+void load_values(const CheckpointReader& reader, LanguageModel& model, const Place& place);
 
 // The recipe that a checkpoint was trained with, as TOML.
 std::string recipe_of(const CheckpointReader& reader);

@@ -11,8 +11,7 @@ namespace {
 class NoMixer final : public Mixer {
  public:
   Var forward(Tape&, const Var& x, const DocumentsPtr&, MixerState*) override { return x; }
-  Tensor decode(Tape&, const Tensor& x, std::span<const std::int32_t>, MixerState&) override { return x; }
-  std::unique_ptr<MixerState> initial_state(std::int64_t, DType) const override { return nullptr; }
+  std::unique_ptr<MixerState> initial_state(std::int64_t, const Place&) const override { return nullptr; }
   MixerCost cost(std::int64_t, std::int64_t) const override { return {}; }
   double state_bytes(std::int64_t) const override { return 0; }
 };

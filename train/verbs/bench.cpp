@@ -126,6 +126,31 @@ nlohmann::json to_json(const StepBench& step, const std::string& name) {
   return json;
 }
 
+void print(const DecodeBench& decode, const std::string& name) {
+  print_speed(decode.speed);
+  fmt::print("{}: first token of a prompt of {} after {:.3f} ms ({:.1f} ms the first time)\n", name, decode.prompt,
+             1e3 * decode.first_seconds, 1e3 * decode.cold_seconds);
+  fmt::print(
+      "{:.4f} ms a token (median of {}), {:.1f} tokens/s; the weights, {:.3f} GB, take {:.4f} ms at least, ratio "
+      "{:.3f}; states hold {:.1f} MB\n",
+      1e3 * decode.seconds, decode.tokens, 1.0 / decode.seconds, 1e-9 * decode.weight_bytes, 1e3 * decode.floor(),
+      decode.floor() / decode.seconds, 1e-6 * decode.state_bytes);
+}
+
+nlohmann::json to_json(const DecodeBench& decode, const std::string& name) {
+  nlohmann::json json = to_json(decode.speed);
+  json.update({{"recipe", name},
+               {"prompt_tokens", decode.prompt},
+               {"first_token_seconds", decode.first_seconds},
+               {"cold_first_token_seconds", decode.cold_seconds},
+               {"tokens", decode.tokens},
+               {"seconds", decode.seconds},
+               {"weight_bytes", decode.weight_bytes},
+               {"state_bytes", decode.state_bytes},
+               {"floor_seconds", decode.floor()}});
+  return json;
+}
+
 }  // namespace
 
 void run_bench(const BenchArguments& arguments) {
@@ -133,6 +158,11 @@ void run_bench(const BenchArguments& arguments) {
   const Recipe recipe = load_recipe(arguments.recipe, arguments.overrides);
   std::int64_t vocabulary = recipe.model.vocabulary;
   if (vocabulary == 0) vocabulary = open_run_data(recipe)->vocabulary();
+  if (arguments.decode) {
+    const DecodeBench decode = bench_decode(recipe, vocabulary, arguments.prompt);
+    if (arguments.form == OutputForm::json) return print_line(to_json(decode, recipe.run.name));
+    return print(decode, recipe.run.name);
+  }
   const StepBench step = bench_step(recipe, vocabulary);
   if (arguments.form == OutputForm::json) {
     print_line(to_json(step, recipe.run.name));

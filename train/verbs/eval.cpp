@@ -5,19 +5,21 @@
 #include "train/evaluate/requests.h"
 #include "train/hub/hub_model_of.h"
 #include "train/loop/run_folder.h"
+#include "train/verbs/inference_device.h"
 #include "train/verbs/task_eval.h"
 
 namespace weft {
 namespace {
 
 void print_result(const EvalArguments& arguments, const LoadedModel& loaded, const Dataset& dataset,
-                  std::int64_t row_length, const EvaluationResult& result) {
+                  std::int64_t row_length, const EvaluationResult& result, const std::string& device) {
   std::optional<BigramEntropy> bigram;
   if (arguments.bigram) bigram = bigram_entropy(Dataset(source_options(loaded.recipe).front().path), dataset);
   if (arguments.form == OutputForm::json) {
     nlohmann::json json = {{"checkpoint", loaded.checkpoint.string()},
                            {"step", loaded.step},
                            {"data", dataset.folder()},
+                           {"device", device},
                            {"sequence_length", row_length},
                            {"loss", result.loss},
                            {"perplexity", result.perplexity},
@@ -27,8 +29,8 @@ void print_result(const EvalArguments& arguments, const LoadedModel& loaded, con
     fmt::print("{}\n", json.dump());
     return;
   }
-  fmt::print("{} on {}: {} labels in rows of {}\n", loaded.checkpoint.string(), dataset.folder(), result.labels,
-             row_length);
+  fmt::print("{} on {}: {} labels in rows of {}; {}\n", loaded.checkpoint.string(), dataset.folder(), result.labels,
+             row_length, device);
   fmt::print("  model   loss {:.4f}  perplexity {:.2f}  bits per byte {:.3f}\n", result.loss, result.perplexity,
              result.bits_per_byte);
   if (bigram) {
@@ -41,8 +43,11 @@ void print_result(const EvalArguments& arguments, const LoadedModel& loaded, con
 void run_requests(World& world, const EvalArguments& arguments) {
   if (world.is_root()) {
     const std::vector<ScoreRequest> requests = read_requests(arguments.requests);
-    LoadedModel loaded = load_text_model(arguments.path);
-    score_requests(*loaded.model, *loaded.tokenizer, requests, hub_model_of(loaded).max_positions,
+    InferenceDevice device(arguments.device, world);
+    LoadedModel loaded = load_text_model(arguments.path, device.place_of());
+    device.open_arena(*loaded.model, 0, 0);
+    fmt::print(stderr, "[{}]\n", device.description());
+    score_requests(*loaded.model, device.place(), *loaded.tokenizer, requests, hub_model_of(loaded).max_positions,
                    [](const ContinuationScore& score) {
                      fmt::print("{}\n", nlohmann::json{{"loglikelihood", score.log_likelihood},
                                                        {"is_greedy", score.is_greedy},
@@ -58,7 +63,9 @@ void run_requests(World& world, const EvalArguments& arguments) {
 void run_eval(World& world, const EvalArguments& arguments) {
   if (arguments.task) return run_task_eval(world, arguments);
   if (!arguments.requests.empty()) return run_requests(world, arguments);
-  LoadedModel loaded = load_text_model(arguments.path);
+  InferenceDevice device(arguments.device, world);
+  LoadedModel loaded = load_text_model(arguments.path, device.place_of());
+  device.open_arena(*loaded.model, 0, 0);
   if (arguments.bigram && loaded.recipe.task) {
     config_error("{}: --bigram counts the training data, but the model was trained on the task {}; leave it out",
                  arguments.path, loaded.recipe.task->type->name);
@@ -80,8 +87,8 @@ void run_eval(World& world, const EvalArguments& arguments) {
   EvaluationOptions options;
   if (arguments.tokens > 0) options.max_rows = std::max<std::int64_t>(1, arguments.tokens / rows.length);
   const EvaluationResult result =
-      evaluate(*loaded.model, *source, *loaded.tokenizer, world.communicator(), cpu_place(), options);
-  if (world.is_root()) print_result(arguments, loaded, *dataset, rows.length, result);
+      evaluate(*loaded.model, *source, *loaded.tokenizer, world.communicator(), device.place(), options);
+  if (world.is_root()) print_result(arguments, loaded, *dataset, rows.length, result, device.description());
   world.communicator().barrier().wait();  // leaving has a short deadline, and rank 0 may count bigrams for longer
 }
 

@@ -4,6 +4,7 @@
 #include "data/tokenizers/stream_decoder.h"
 #include "train/loop/run_folder.h"
 #include "train/loop/run_log.h"
+#include "train/verbs/inference_device.h"
 #include "train/verbs/verbs.h"
 
 namespace weft {
@@ -29,8 +30,11 @@ void print(const std::string& text) {
 }  // namespace
 
 void run_generate(const GenerateArguments& arguments) {
-  LoadedModel loaded = load_text_model(arguments.path);
+  const World world(self_communicator());
+  InferenceDevice device(arguments.device, world);
+  LoadedModel loaded = load_text_model(arguments.path, device.place_of());
   const std::vector<std::int32_t> prompt = prompt_of(*loaded.tokenizer, arguments);
+  device.open_arena(*loaded.model, 1, static_cast<std::int64_t>(prompt.size()) + arguments.tokens);
   const GenerateOptions options{.tokens = arguments.tokens,
                                 .stop = stop_ids(loaded.tokenizer_files),
                                 .ids = loaded.tokenizer->vocab_size(),
@@ -42,7 +46,7 @@ void run_generate(const GenerateArguments& arguments) {
   }
   const bool text = arguments.form == OutputForm::text;
   if (text) fmt::print("{}", arguments.prompt);
-  const Generated result = generate(*loaded.model, prompt, options, [&](std::int32_t token) {
+  const Generated result = generate(*loaded.model, device.place(), prompt, options, [&](std::int32_t token) {
     if (text) {
       print(decoder.push(token));
     }
@@ -55,6 +59,7 @@ void run_generate(const GenerateArguments& arguments) {
     const nlohmann::json json = {{"prompt", arguments.prompt},
                                  {"tokens", result.tokens},
                                  {"text", all},
+                                 {"device", device.description()},
                                  {"state_bytes", result.state_bytes},
                                  {"prefill_seconds", result.prefill_seconds},
                                  {"decode_seconds", result.decode_seconds}};
@@ -63,9 +68,10 @@ void run_generate(const GenerateArguments& arguments) {
   }
   print(decoder.finish());
   fmt::print("\n");
-  fmt::print(stderr, "[{} tokens in {:.2f} s, {:.0f} a second; states hold {}B]\n", result.tokens.size(),
-             result.decode_seconds, static_cast<double>(result.tokens.size()) / std::max(result.decode_seconds, 1e-9),
-             short_count(static_cast<double>(result.state_bytes)));
+  fmt::print(stderr, "[{} tokens in {:.2f} s, {:.0f} a second, the first after {:.2f} s; states hold {}B; {}]\n",
+             result.tokens.size(), result.decode_seconds,
+             static_cast<double>(result.tokens.size()) / std::max(result.decode_seconds, 1e-9), result.prefill_seconds,
+             short_count(static_cast<double>(result.state_bytes)), device.description());
 }
 
 }  // namespace weft

@@ -4,10 +4,13 @@
 #include <nlohmann/json.hpp>
 
 #include "train/evaluate/task_score.h"
-#include "train/loop/run_folder.h"
+#include "train/verbs/inference_device.h"
 
 namespace weft {
 namespace {
+
+// What greedy scoring of a batch has room for: its examples together are of about as many tokens.
+constexpr std::int64_t kGreedySequences = 64, kGreedyTokens = 128;
 
 // Error (config) if the model cannot take the task's tokens.
 void check_fit(const std::string& path, const LoadedModel& loaded, const std::string& name, const Task& task) {
@@ -68,7 +71,8 @@ void print_scores(const TaskScore& score) {
 }  // namespace
 
 void run_task_eval(World& world, const EvalArguments& arguments) {
-  LoadedModel loaded = load_model(arguments.path);
+  InferenceDevice device(arguments.device, world);
+  LoadedModel loaded = load_model(arguments.path, device.place_of());
   if (arguments.task->empty() && !loaded.recipe.task) {
     config_error("{}: the model was not trained on a task; say which one to score with --task NAME", arguments.path);
   }
@@ -76,13 +80,16 @@ void run_task_eval(World& world, const EvalArguments& arguments) {
   const std::uint64_t seed = data_seed(loaded.recipe);
   const std::unique_ptr<Task> task = make_task(table, seed);
   check_fit(arguments.path, loaded, table.type->name, *task);
+  const bool greedy = !task->tokenizer().empty();
+  device.open_arena(*loaded.model, greedy ? kGreedySequences : 0, kGreedyTokens);
   const TaskScore score = score_task(*loaded.model, *task, Split::test, table.test_examples, world.communicator(),
-                                     cpu_place(), task->tokenizer().empty() ? GreedyScoring::off : GreedyScoring::on);
+                                     device.place(), greedy ? GreedyScoring::on : GreedyScoring::off);
   if (!world.is_root()) return;
   if (arguments.form == OutputForm::json) {
     nlohmann::json json = to_json(score);
     json["checkpoint"] = loaded.checkpoint.string();
     json["step"] = loaded.step;
+    json["device"] = device.description();
     json["task"] = table.type->name;
     json["task_digest"] = task_digest(*table.type, table.options, seed);
     json["examples"] = table.test_examples;
@@ -90,8 +97,8 @@ void run_task_eval(World& world, const EvalArguments& arguments) {
     fmt::print("{}\n", json.dump());
     return;
   }
-  fmt::print("{} on the test split of {}: {} examples, loss {:.4f}; in brackets 95 % intervals\n",
-             loaded.checkpoint.string(), table.type->name, table.test_examples, score.loss);
+  fmt::print("{} on the test split of {}: {} examples, loss {:.4f}; in brackets 95 % intervals; {}\n",
+             loaded.checkpoint.string(), table.type->name, table.test_examples, score.loss, device.description());
   print_scores(score);
   if (const std::size_t all = task->buckets().size(); all > score.buckets.size()) {
     fmt::print("  {} of {} buckets got no example: set test_examples to {} or more\n", all - score.buckets.size(), all,

@@ -48,6 +48,8 @@ struct BenchArguments {
   std::string filter;                  // of operations and mixers, by name
   std::string recipe;                  // a step of this one instead
   std::vector<std::string> overrides;  // key=value of the recipe
+  bool decode = false;                 // of its model: a prompt, then token by token, instead of a step
+  std::int64_t prompt = 2048;          // tokens
   std::string device = "auto";         // for operations and mixers
   OutputForm form = OutputForm::text;  // json: a line for each row
 };
@@ -62,6 +64,7 @@ struct EvalArguments {
   bool bigram = false;                 // also score a bigram model of the recipe's training data
   std::optional<std::string> task;     // score this synthetic task instead; empty: the recipe's own
   std::vector<std::string> overrides;  // key=value of the task
+  std::string device;                  // auto, cpu, cuda; empty: as InferenceDevice chooses
   OutputForm form = OutputForm::text;
 };
 void run_eval(World& world, const EvalArguments& arguments);
@@ -72,6 +75,7 @@ struct GenerateArguments {
   EncodeMode mode = EncodeMode::prompt;
   std::int64_t tokens = 256;
   SamplingOptions sampling;
+  std::string device;  // as in EvalArguments
   OutputForm form = OutputForm::text;
 };
 void run_generate(const GenerateArguments& arguments);

@@ -30,8 +30,8 @@ class FaultyMixer final : public Mixer {
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override {
     return mixer_->forward(tape, one_percent_off(tape, x), documents, state);
   }
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, DType dtype) const override {
-    return mixer_->initial_state(sequences, dtype);
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override {
+    return mixer_->initial_state(sequences, place);
   }
   MixerCost cost(std::int64_t tokens, std::int64_t length) const override { return mixer_->cost(tokens, length); }
   double state_bytes(std::int64_t length) const override { return mixer_->state_bytes(length); }
