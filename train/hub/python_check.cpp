@@ -66,7 +66,7 @@ void write_expected(LanguageModel& model, const fs::path& path) {
     const std::vector<std::int32_t> prompt = probe_tokens(kPrompts[i], V);
     const GenerateOptions options{.tokens = kGreedyTokens, .stop = {}, .sampling = {.temperature = 0.0}};
     put(fmt::format("prompt.{}", i), prompt);
-    put(fmt::format("greedy.{}", i), generate(model, prompt, options).tokens);
+    put(fmt::format("greedy.{}", i), generate(model, cpu_place(), prompt, options).tokens);
   }
   std::vector<TensorDeclaration> declarations;
   for (const auto& [name, tensor] : tensors) {

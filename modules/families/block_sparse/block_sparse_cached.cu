@@ -79,11 +79,13 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   for (int g = 0; g < a.G; g += kHeads) {
     const int heads = min(kHeads, a.G - g);
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < heads * width; i += kWarps * kWarp) {
+    for (int i = static_cast<int>(threadIdx.x); i < kHeads * width; i += kWarps * kWarp) {
       const int c = i % width;
-      q[i] = c < a.D ? to_float(static_cast<const T*>(a.q)[(first + g + i / width) * a.D + c]) : 0.0f;
+      q[i] =
+          i < heads * width && c < a.D ? to_float(static_cast<const T*>(a.q)[(first + g + i / width) * a.D + c]) : 0.0f;
     }
     __syncthreads();
+#pragma unroll 1
     for (int i = 0; i < kSummaries / kWarps; ++i) {
       const int key = begin + warp + i * kWarps;
       if (key >= end) break;
@@ -96,22 +98,23 @@ __global__ void __launch_bounds__(kWarps* kWarp)
         cached_rows::load_four(k, c, a.D, rows.packs_k, x);
 #pragma unroll
         for (int h = 0; h < kHeads; ++h) {
-          if (h >= heads) break;
           const float4 y = *reinterpret_cast<const float4*>(q + h * width + c);
           dot[h] += x[0] * y.x + x[1] * y.y + x[2] * y.z + x[3] * y.w;
         }
       }
 #pragma unroll
+      for (int h = 0; h < kHeads; ++h) dot[h] = tile::reduce_lanes<tile::Sum>(dot[h]);
+      if (lane != 0) continue;
+#pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        if (h >= heads) break;
-        const float product = tile::reduce_lanes<tile::Sum>(dot[h]);
+        if (h >= heads) continue;
         if (logits) {
-          if (lane == 0) weights[(first + g + h) * most + key] = product;
+          weights[(first + g + h) * most + key] = dot[h];
         } else {
-          sum += tile::exp2_fast(product * a.unit - a.lse[first + g + h] * tile::kLog2e);
+          sum += tile::exp2_fast(dot[h] * a.unit - a.lse[first + g + h] * tile::kLog2e);
         }
       }
-      if (!logits && lane == 0) *weight = sum;
+      if (!logits) *weight = sum;
     }
   }
 }
