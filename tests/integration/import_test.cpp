@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+#include <signal.h>
 #include <sstream>
+#include <thread>
 
 #include "tests/integration/program.h"
 
@@ -94,6 +96,25 @@ TEST(Import, LeavesNothingOfAModelThatCannotBeRead) {
   for (const auto& entry : fs::directory_iterator(workspace.path())) left.push_back(entry.path().filename());
   std::ranges::sort(left);
   EXPECT_EQ(left, (std::vector<std::string>{"broken", "infinite"}));
+}
+
+// An interpreter that does not come back.
+TEST(Export, LeavesNothingWhenItIsStopped) {
+  const Workspace workspace;
+  run_json({"import", "tests/golden/models/llama_mha", "--out", workspace / "model", "--json"});
+  const std::string python = workspace / "python", started = workspace / "started";
+  write_text(python, "#!/bin/sh\n[ \"$1\" = -c ] && exit 0\ntouch " + started + "\nexec sleep 60\n");
+  fs::permissions(python, fs::perms::owner_all);
+  Program exporting({WEFT_PROGRAM, "export", workspace / "model", "--out", workspace / "out", "--verify", "python",
+                     "--python", python});
+  while (!fs::exists(started) && exporting.running()) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  exporting.kill(SIGTERM);
+  const ProgramResult result = exporting.wait();
+  EXPECT_EQ(result.exit_code, 128 + SIGTERM);
+  EXPECT_EQ(result.err, "\nweft: stopped; " + (workspace / "out") + " was not made, and nothing is left of it\n");
+  for (const auto& entry : fs::directory_iterator(workspace.path())) {
+    EXPECT_FALSE(entry.path().filename().string().starts_with("out")) << entry.path();
+  }
 }
 
 TEST(Import, RefusesTensorsThatTheIndexForgot) {

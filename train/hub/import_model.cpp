@@ -12,6 +12,7 @@
 #include "data/storage/file.h"
 #include "data/storage/json.h"
 #include "data/tokenizers/tokenizer_files.h"
+#include "train/hub/aside_folder.h"
 #include "train/hub/imported_recipe.h"
 #include "train/loop/training_state.h"
 #include "train/recipe/recipe.h"
@@ -23,33 +24,6 @@ namespace {
 
 constexpr const char* kTokenizerJson = "tokenizer.json";
 constexpr const char* kTokenizerModel = "tokenizer.model";
-
-// The folder being written; gone unless it gets its name.
-class Aside {
- public:
-  explicit Aside(const fs::path& out) : out_(out), aside_(out.string() + ".tmp-" + random_nonce()) {
-    std::error_code error;
-    if (!out_.parent_path().empty()) fs::create_directories(out_.parent_path(), error);
-    if (error || !fs::create_directory(aside_, error)) {
-      storage_error("{}: cannot be created: {}", aside_.string(), error.message());
-    }
-  }
-  ~Aside() {
-    std::error_code ignored;
-    fs::remove_all(aside_, ignored);
-  }
-  Aside(const Aside&) = delete;
-  Aside& operator=(const Aside&) = delete;
-
-  const fs::path& path() const { return aside_; }
-  void rename() {
-    if (fs::exists(out_)) config_error("{}: has appeared meanwhile; nothing was replaced", out_.string());
-    rename_durably(aside_, out_);
-  }
-
- private:
-  fs::path out_, aside_;
-};
 
 // A run's name from a folder's.
 std::string name_from(const fs::path& out) {
@@ -153,7 +127,7 @@ ImportResult import_model(const fs::path& path, const fs::path& out, const Impor
       "run.name=" + toml_string(name), "run.out=" + toml_string(folder.parent_path().string()), "model.init_from=\"\""};
   const Recipe described = parse_recipe(recipe, "recipe.toml", own);
 
-  Aside aside(folder);
+  AsideFolder aside(folder, "tmp");
   const TokenizerBundle tokenizer = copy_tokenizer(files, aside.path());
   if (tokenizer.tokenizer && tokenizer.tokenizer->vocab_size() > files.model.model.vocabulary) {
     config_error("{}: its tokenizer has {} ids, but the embedding has {} rows", files.path,
@@ -182,7 +156,7 @@ ImportResult import_model(const fs::path& path, const fs::path& out, const Impor
     storage_error("{}: {}", out.string(), saved.failure);
   }
   write_file_atomically(aside.path() / "recipe.toml", recipe);
-  aside.rename();
+  aside.take_name();
   return {.folder = out,
           .checkpoint = folder / saved.directory.lexically_relative(aside.path()),
           .target = files.target->name,

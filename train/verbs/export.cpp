@@ -6,6 +6,7 @@
 #include "checkpoints/reader.h"
 #include "data/storage/file.h"
 #include "data/storage/sha256.h"
+#include "train/hub/aside_folder.h"
 #include "train/hub/choose_target.h"
 #include "train/hub/hub_model_of.h"
 #include "train/hub/model_card.h"
@@ -57,19 +58,6 @@ nlohmann::json reread_json(const Reread& reread) {
           {"largest_logit", reread.largest_logit}};
 }
 
-// A folder beside `out` that takes its place when all is well.
-fs::path create_staging(const fs::path& out) {
-  if (fs::exists(out)) config_error("{}: there is something already; export to a new folder", out.string());
-  const fs::path absolute = fs::absolute(out).lexically_normal();
-  const fs::path named = absolute.has_filename() ? absolute : absolute.parent_path();
-  const fs::path staging =
-      named.parent_path() / fmt::format("{}.unverified-{}", named.filename().string(), random_nonce());
-  std::error_code error;
-  fs::create_directories(staging, error);
-  if (error) storage_error("cannot create {}: {}", staging.string(), error.message());
-  return staging;
-}
-
 void print_result(const ExportArguments& arguments, const HubTarget& target, const nlohmann::json& verification,
                   std::uint64_t bytes) {
   if (arguments.form == OutputForm::json) {
@@ -96,8 +84,10 @@ void print_result(const ExportArguments& arguments, const HubTarget& target, con
   fmt::print("\n");
 }
 
-std::string left_over(const ExportArguments& arguments, const fs::path& staging) {
-  return fmt::format("\n{} was not made; what was written stays in {}", arguments.out, staging.string());
+// Keeps what was written, and says so.
+std::string left_over(const ExportArguments& arguments, AsideFolder& aside) {
+  aside.keep();
+  return fmt::format("\n{} was not made; what was written stays in {}", arguments.out, aside.path().string());
 }
 
 }  // namespace
@@ -112,7 +102,8 @@ void run_export(const ExportArguments& arguments) {
                             .model = *loaded.model,
                             .tokenizer = loaded.tokenizer == nullptr ? nullptr : &loaded.tokenizer_files};
   const SafetensorsDType dtype = stored_type(arguments.dtype);
-  const fs::path staging = create_staging(arguments.out);
+  AsideFolder aside(arguments.out, "unverified");
+  const fs::path& staging = aside.path();
   nlohmann::json verification = {{"python", nullptr}};
   try {
     write_export(source, {.dtype = dtype, .shard_bytes = arguments.shard_bytes, .card = model_card(loaded, target)},
@@ -125,11 +116,11 @@ void run_export(const ExportArguments& arguments) {
     nlohmann::json record = provenance(loaded, target, arguments.dtype, staging);
     record["verification"] = verification;
     write_file_atomically(staging / "weft_export.json", record.dump(2) + "\n");
-    rename_durably(staging, arguments.out);
+    aside.take_name();
   } catch (const Error& error) {
-    throw Error(error.code(), error.what() + left_over(arguments, staging));
+    throw Error(error.code(), error.what() + left_over(arguments, aside));
   } catch (const std::exception& error) {
-    throw Error(ExitCode::internal, error.what() + left_over(arguments, staging));
+    throw Error(ExitCode::internal, error.what() + left_over(arguments, aside));
   }
   print_result(arguments, target, verification, bytes_in(arguments.out));
 }

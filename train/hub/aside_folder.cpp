@@ -1,0 +1,115 @@
+#include "train/hub/aside_folder.h"
+
+#include <array>
+#include <cstdio>
+#include <fcntl.h>
+#include <mutex>
+#include <signal.h>
+#include <string>
+#include <thread>
+#include <unistd.h>
+
+#include "autograd/check.h"
+#include "data/storage/file.h"
+
+namespace weft {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr std::array kSignals = {SIGINT, SIGTERM};
+constexpr char kEnd = 0;  // in place of a signal's number
+
+// The handler hands the signal to a thread, which may do what handlers must not.
+int pipe_end = -1;
+
+void on_signal(int signal) {
+  const auto number = static_cast<char>(signal);
+  [[maybe_unused]] const ssize_t written = write(pipe_end, &number, 1);
+}
+
+}  // namespace
+
+// Removes the folder and ends the process when a signal comes.
+class AsideFolder::Watch {
+ public:
+  Watch(fs::path folder, fs::path out) : folder_(std::move(folder)), out_(std::move(out)) {
+    WEFT_CHECK(pipe_end < 0, "two folders are written aside at once");
+    if (pipe2(ends_.data(), O_CLOEXEC) != 0) storage_error("{}: no pipe can be made", folder_.string());
+    pipe_end = ends_[1];
+    thread_ = std::thread([this] { run(); });
+    struct sigaction action = {};
+    action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART;
+    sigemptyset(&action.sa_mask);
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &previous_[i]);
+  }
+  // Does not return if a signal came before.
+  ~Watch() {
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_[i], nullptr);
+    [[maybe_unused]] const ssize_t written = write(ends_[1], &kEnd, 1);
+    thread_.join();
+    pipe_end = -1;
+    for (const int end : ends_) close(end);
+  }
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+
+  // Either the name is given, or the folder removed.
+  void take_name() {
+    const std::scoped_lock lock(deciding_);
+    rename_durably(folder_, out_);
+    named_ = true;
+  }
+
+ private:
+  void run() {
+    char number = kEnd;
+    while (read(ends_[0], &number, 1) < 0) {
+    }
+    if (number == kEnd) return;
+    const std::scoped_lock lock(deciding_);
+    if (!named_) remove();
+    _exit(128 + number);
+  }
+
+  void remove() const {
+    // Another thread may still be writing.
+    constexpr int kAttempts = 100;
+    std::error_code error;
+    for (int i = 0; i < kAttempts && fs::exists(folder_, error); ++i) fs::remove_all(folder_, error);
+    const std::string left = fs::exists(folder_, error) ? fmt::format("{} is left and can be removed", folder_.string())
+                                                        : std::string("nothing is left of it");
+    fmt::print(stderr, "\nweft: stopped; {} was not made, and {}\n", out_.string(), left);
+    std::fflush(stderr);
+  }
+
+  fs::path folder_, out_;
+  std::array<int, 2> ends_ = {-1, -1};
+  std::array<struct sigaction, kSignals.size()> previous_ = {};
+  std::mutex deciding_;
+  bool named_ = false;
+  std::thread thread_;
+};
+
+AsideFolder::AsideFolder(const fs::path& out, std::string_view label) : out_(fs::absolute(out).lexically_normal()) {
+  if (!out_.has_filename()) out_ = out_.parent_path();  // "runs/x/"
+  if (fs::exists(out_)) config_error("{}: exists already; choose another --out", out.string());
+  aside_ = fmt::format("{}.{}-{}", out_.string(), label, random_nonce());
+  std::error_code error;
+  fs::create_directories(aside_, error);
+  if (error) storage_error("{}: cannot be created: {}", aside_.string(), error.message());
+  watch_ = std::make_unique<Watch>(aside_, out_);
+}
+
+AsideFolder::~AsideFolder() {
+  watch_.reset();
+  std::error_code ignored;
+  if (!kept_) fs::remove_all(aside_, ignored);
+}
+
+void AsideFolder::take_name() {
+  if (fs::exists(out_)) config_error("{}: has appeared meanwhile; nothing was replaced", out_.string());
+  watch_->take_name();
+}
+
+}  // namespace weft
