@@ -279,6 +279,10 @@ void add_export(VerbList& verbs) {
       ->capture_default_str()
       ->check(CLI::IsMember({"weft", "python"}));
   verb.add_option("--python", a.python, "Interpreter for --verify python")->capture_default_str();
+  verb.add_option("--verify-seconds", a.verify_seconds,
+                  "About how long weft and Python each take for --verify python; large models compare less in it")
+      ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str();
   add_json_option(verb, a.form);
 }
 

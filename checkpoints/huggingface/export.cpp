@@ -38,7 +38,7 @@ std::string_view torch_name(SafetensorsDType dtype) {
 }
 
 std::span<float> values_of(LanguageModel& model, std::string_view parameter) {
-  const Parameter* found = model.parameters().find(std::string(parameter));
+  const Parameter* found = model.parameters().find(parameter);
   WEFT_CHECK(found != nullptr && found->value.dtype() == DType::f32, "parameter {} in f32", parameter);
   return found->value.span<float>();
 }
@@ -184,13 +184,17 @@ std::vector<std::int32_t> probe_tokens(std::int64_t length, std::int64_t vocabul
   return tokens;
 }
 
-Tensor logits_of(LanguageModel& model, std::span<const std::int32_t> tokens) {
+Tensor logits_at(LanguageModel& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> positions) {
   const auto T = static_cast<std::int64_t>(tokens.size());
   const Place place = cpu_place();
   Tape tape(place.arena, Tape::Mode::inference, place.stream);
+  return model.logits_at(tape, Tensor::from({T}, tokens), Documents::single(T), positions).clone();
+}
+
+Tensor logits_of(LanguageModel& model, std::span<const std::int32_t> tokens) {
   std::vector<std::int64_t> positions(tokens.size());
   std::iota(positions.begin(), positions.end(), std::int64_t{0});
-  return model.logits_at(tape, Tensor::from({T}, tokens), Documents::single(T), positions).clone();
+  return logits_at(model, tokens, positions);
 }
 
 }  // namespace weft

@@ -1,6 +1,6 @@
 // Writes a model as a directory that other libraries load, and rereads it.
 //
-// V vocabulary.
+// V vocabulary, T tokens.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,9 @@ Reread check_export(const ExportSource& source, const std::filesystem::path& fol
 
 // Ids of `length` tokens, the same in every run, for comparisons of logits.
 std::vector<std::int32_t> probe_tokens(std::int64_t length, std::int64_t vocabulary);
-// Logits [T, V] at every position of one document.
+// Logits [n, V] at some positions of one document.
+Tensor logits_at(LanguageModel& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> positions);
+// At every position: [T, V].
 Tensor logits_of(LanguageModel& model, std::span<const std::int32_t> tokens);
 
 }  // namespace weft

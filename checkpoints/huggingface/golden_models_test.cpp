@@ -111,7 +111,7 @@ TEST_P(GoldenModel, DecodesTheSameTokens) {
 
 TEST_P(GoldenModel, IsWrittenAsItWas) {
   const auto read = [&](std::string_view parameter, std::int64_t begin, std::span<float> out) {
-    const Tensor& value = model.parameters().find(std::string(parameter))->value;
+    const Tensor& value = model.parameters().find(parameter)->value;
     std::copy_n(value.data<float>() + begin, out.size(), out.begin());
   };
   std::size_t written = 0;

@@ -1,10 +1,12 @@
 """Checks directories that `weft export` wrote, in transformers.
 
-    python tests/remote_code/check.py DIRECTORY... [--expected FILE] [--report FILE] [--quick] [--device cuda]
+    python tests/remote_code/check.py DIRECTORY... [--expected FILE] [--report FILE] [--seconds S] [--quick]
+        [--device cuda]
 
-In each directory: the weights load with none missing, unexpected or mismatched; logits equal weft's, which
-`expected.safetensors` in it (or --expected) has as pairs ids.N i64 [T], logits.N [T, V], and prompt.N, greedy.N i64 for
-text; in fp64 a sequence gives the same in one call, token by token, and cut at random; left-padded rows of a batch give
+In each directory: the weights load with none missing, unexpected or mismatched, and tied ones tied; logits equal
+weft's, which `expected.safetensors` in it (or --expected) has as ids.N i64 [T], logits.N [T, V] (of the tokens
+positions.N [n] alone where those are there), and prompt.N, greedy.N i64 for text, each for about S seconds; ids of
+lines equal those of texts.json beside that file; weights in bf16 compute nearly the same in bf16; in fp64 a sequence gives the same in one call, token by token, and cut at random; left-padded rows of a batch give
 what each gives alone; a cache follows its sequences when beams are reordered; generate() draws the same with and
 without a cache. Directories of transformers' own classes take the part that needs no weft cache. The last line of
 output is `ok` or `FAILED`; the exit code is 0 or 1. --report writes the figures as JSON.
@@ -12,9 +14,11 @@ output is `ok` or `FAILED`; the exit code is 0 or 1. --report writes the figures
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import sys
+import time
 import traceback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,7 +29,7 @@ os.environ.setdefault("HF_MODULES_CACHE", os.path.join(os.environ.get("TMPDIR", 
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 # How from_pretrained() is told a type.
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -36,12 +40,40 @@ DTYPE = "dtype" if VERSION >= (4, 56) else "torch_dtype"
 FP64_AGAINST_WEFT = 1e-9
 FP32_AGAINST_WEFT = 2e-4
 FP64_AMONG_SPLITS = 1e-10
+# The mean of those differences, and the relative difference of perplexities.
+FP32_MEAN = 1e-5
+FP32_PERPLEXITY = 1e-4
+# Of computing in bf16 what has weights in bf16: nats a token from weft's distribution in fp32, and the share of tokens
+# with the same most probable one, where the two best are further apart than bf16 tells apart.
+BF16_DIVERGENCE = 1e-3
+BF16_SAME_BEST = 0.995
 # Of the two best logits of a step; below it greedy texts may part.
 EXCUSED_GAP = 1e-3
 
 
 class Failure(Exception):
     pass
+
+
+class TimeOut:
+    """Whether the next of several comparisons, of so many tokens, fits the time; the first `always` of them do."""
+
+    def __init__(self, seconds: float | None, always: int):
+        self.end = None if seconds is None else time.monotonic() + seconds
+        self.always = always
+        self.begin = 0.0
+        self.tokens = 0  # of the comparison under way
+        self.longest = 0
+        self.pace = 0.0  # seconds a token, of the longest
+
+    def allows(self, tokens: int) -> bool:
+        now = time.monotonic()
+        if self.tokens > 0 and self.tokens >= self.longest:
+            self.longest, self.pace = self.tokens, (now - self.begin) / self.tokens
+        self.always -= 1
+        allowed = self.always >= 0 or self.end is None or now + 2 * self.pace * tokens <= self.end
+        self.begin, self.tokens = now, tokens if allowed else 0
+        return allowed
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -57,10 +89,12 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 class Subject:
-    def __init__(self, directory: pathlib.Path, expected: pathlib.Path, device: str, quick: bool):
+    def __init__(self, directory: pathlib.Path, expected: pathlib.Path, arguments: argparse.Namespace):
         self.directory = directory
-        self.device = device
-        self.quick = quick
+        self.device = arguments.device
+        self.quick = arguments.quick
+        self.seconds = arguments.seconds
+        self.texts = expected.parent / "texts.json"
         self.figures: dict[str, float] = {}
         self.expected = load_file(expected) if expected.exists() else {}
         self.wide = self.load(torch.float64)
@@ -75,6 +109,10 @@ class Subject:
         for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
             if info.get(key):
                 raise Failure(f"{key}: {sorted(map(str, info[key]))[:5]}")
+        head = model.get_output_embeddings()
+        is_tied = head is None or head.weight is model.get_input_embeddings().weight
+        if getattr(model.config, "tie_word_embeddings", False) and not is_tied:
+            raise Failure("the head is not tied to the embedding")
         # Some releases keep what must not be rounded to bf16 in fp32, here as well.
         return model.to(self.device, dtype if dtype == torch.float64 else None).eval()
 
@@ -97,16 +135,93 @@ class Subject:
 
     # Each check returns, or raises Failure.
 
+    def sequences(self):
+        """Ids, weft's logits and where they are, in fp32 and, where there are such, fp64."""
+        time_out = TimeOut(self.seconds, 6)
+        for n, (ids, logits) in enumerate(self.pairs("ids", "logits")):
+            positions = self.expected.get(f"positions.{n}", torch.arange(len(ids))).to(self.device)
+            if not time_out.allows(len(ids)):
+                continue
+            yield ids, logits, positions
+
     def check_logits(self) -> None:
         narrow = self.load(torch.float32)
-        for ids, logits in self.pairs("ids", "logits"):
+        differences, rows, losses, own_losses, targets = 0.0, 0, 0.0, 0.0, 0
+        for ids, logits, positions in self.sequences():
             if logits.dtype == torch.float64:
-                self.limit("logits_fp64", relative(self.logits(self.wide, ids)[0], logits), FP64_AGAINST_WEFT)
-            self.limit("logits_fp32", relative(self.logits(narrow, ids)[0], logits), FP32_AGAINST_WEFT)
+                wide = self.logits(self.wide, ids)[0, positions]
+                self.limit("logits_fp64", relative(wide, logits), FP64_AGAINST_WEFT)
+            found = self.logits(narrow, ids)[0, positions]
+            self.limit("logits_fp32", relative(found, logits), FP32_AGAINST_WEFT)
+            scale = logits.abs().max().clamp_min(1.0)
+            differences += len(logits) * ((found - logits).abs().mean() / scale).item()
+            rows += len(logits)
+            followed = positions < len(ids) - 1
+            next_ids = ids[positions[followed] + 1][:, None]
+            losses -= logits[followed].double().log_softmax(-1).gather(1, next_ids).sum().item()
+            own_losses -= found[followed].double().log_softmax(-1).gather(1, next_ids).sum().item()
+            targets += len(next_ids)
+            self.figures["sequences"] = self.figures.get("sequences", 0) + 1
+            self.figures["longest"] = max(len(ids), self.figures.get("longest", 0))
+            self.figures["tokens"] = rows
+        if rows > 0:
+            self.limit("logits_fp32_mean", differences / rows, FP32_MEAN)
+        if targets > 0:
+            self.limit("perplexity_fp32", abs(math.expm1((own_losses - losses) / targets)), FP32_PERPLEXITY)
+
+    def check_bf16_logits(self) -> None:
+        if json.loads((self.directory / "config.json").read_text()).get("dtype") != "bfloat16":
+            return
+        model = self.load(torch.bfloat16)
+        divergence, tokens, same, told_apart = 0.0, 0, 0, 0
+        for ids, logits, positions in self.sequences():
+            if len(ids) > 300:
+                continue
+            found = self.logits(model, ids)[0, positions].double()
+            expected = logits.double()
+            divergence += (expected.softmax(-1) * (expected.log_softmax(-1) - found.log_softmax(-1))).sum().item()
+            tokens += len(logits)
+            best = expected.topk(2).values
+            apart = best[:, 0] - best[:, 1] > 2**-6 * expected.abs().amax(-1)
+            same += int((found.argmax(-1) == expected.argmax(-1))[apart].sum())
+            told_apart += int(apart.sum())
+        if tokens > 0:
+            self.limit("bf16_divergence", divergence / tokens, BF16_DIVERGENCE)
+        if told_apart > 0:
+            self.figures["bf16_same_best"] = same / told_apart
+            if same / told_apart < BF16_SAME_BEST:
+                raise Failure(f"in bf16, {told_apart - same} of {told_apart} tokens have another most probable one")
+
+    def check_tokenizer(self) -> None:
+        if not self.texts.exists():
+            return
+        expected = json.loads(self.texts.read_text())
+        if (self.directory / "tokenizer.json").exists():
+            tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+            self.compare_ids(expected, "ids", lambda text: tokenizer.encode(text, add_special_tokens=False))
+            self.compare_ids(expected, "prompt_ids", tokenizer.encode)
+            return
+        try:
+            import sentencepiece
+        except ImportError:
+            return
+        model = sentencepiece.SentencePieceProcessor(str(self.directory / "tokenizer.model"))
+        self.compare_ids(expected, "ids", model.encode)
+
+    def compare_ids(self, expected: dict, which: str, encode) -> None:
+        for text, ids in zip(expected["texts"], expected[which]):
+            found = encode(text)
+            if found != ids:
+                raise Failure(f"{which} of {text!r}: {found[:20]}, not {ids[:20]}")
+            self.figures["texts"] = self.figures.get("texts", 0) + 1
 
     def check_greedy(self) -> None:
         model = self.load(torch.float32)
+        time_out = TimeOut(self.seconds, 3)
         for prompt, greedy in self.pairs("prompt", "greedy"):
+            if not time_out.allows(len(greedy)):
+                continue
+            self.figures["greedy_tokens"] = self.figures.get("greedy_tokens", 0) + len(greedy)
             ids = self.generate(model, prompt[None], max_new_tokens=len(greedy), eos_token_id=None)[0, len(prompt) :]
             same = ids == greedy
             if bool(same.all()):
@@ -226,9 +341,9 @@ def check(directory: pathlib.Path, arguments: argparse.Namespace) -> dict:
     figures: dict = {}
     try:
         expected = arguments.expected or directory / "expected.safetensors"
-        subject = Subject(directory, expected, arguments.device, arguments.quick)
+        subject = Subject(directory, expected, arguments)
         figures = subject.figures
-        checks = [subject.check_logits, subject.check_greedy]
+        checks = [subject.check_logits, subject.check_greedy, subject.check_tokenizer, subject.check_bf16_logits]
         # Whether a cache changes text is transformers' own affair in its classes.
         checks += [subject.check_generate] if subject.is_weft or not subject.quick else []
         if subject.is_weft:
@@ -253,6 +368,7 @@ def main() -> None:
     parser.add_argument("directories", nargs="+", type=pathlib.Path)
     parser.add_argument("--expected", type=pathlib.Path)
     parser.add_argument("--report", type=pathlib.Path)
+    parser.add_argument("--seconds", type=float)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -262,7 +378,7 @@ def main() -> None:
     for directory in arguments.directories:
         result = check(directory, arguments)
         report["directories"][str(directory)] = result
-        figures = "  ".join(f"{name} {value:.1e}" for name, value in result.items() if name != "failures")
+        figures = "  ".join(f"{name} {value:.3g}" for name, value in result.items() if name != "failures")
         print(f"{'FAILED' if result['failures'] else 'ok':6} {directory.name}  {figures}", flush=True)
         for failure in result["failures"]:
             print(f"       {failure}", flush=True)

@@ -5,6 +5,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "data/tokenizers/tokenizer.h"
 #include "modules/language_model.h"
 
 namespace weft {
@@ -14,8 +15,10 @@ namespace weft {
 void require_python(const std::string& python);
 
 // `model` has been rounded to the directory's files; `python` is one that require_python accepts. Runs the check
-// that the binary carries (tests/remote_code/check.py) on logits and greedy text of the model, and returns its figures.
-// Error (storage) if the check fails, with what failed.
-nlohmann::json check_in_python(LanguageModel& model, const std::filesystem::path& directory, const std::string& python);
+// that the binary carries (tests/remote_code/check.py) on logits, greedy text and, with a tokenizer, ids of the model,
+// and returns its figures. Each of weft and the check compares for about `seconds`. Error (storage) if the check fails,
+// with what failed.
+nlohmann::json check_in_python(LanguageModel& model, const Tokenizer* tokenizer, const std::filesystem::path& directory,
+                               const std::string& python, double seconds);
 
 }  // namespace weft

@@ -80,7 +80,9 @@ void print_result(const ExportArguments& arguments, const HubTarget& target, con
   }
   fmt::print("  transformers {}: nothing missing or unexpected, greedy text equal",
              python.at("transformers").get<std::string>());
-  for (const auto& [name, value] : python.at("figures").items()) fmt::print(", {} {:.2g}", name, value.get<double>());
+  for (const auto& [name, value] : python.at("figures").items()) {
+    fmt::print(", {} {}", name, value.is_number_integer() ? value.dump() : fmt::format("{:.2g}", value.get<double>()));
+  }
   fmt::print("\n");
 }
 
@@ -111,7 +113,8 @@ void run_export(const ExportArguments& arguments) {
     round_to_files(source, dtype);
     verification["reread"] = reread_json(check_export(source, staging));
     if (arguments.verify == "python") {
-      verification["python"] = check_in_python(*loaded.model, staging, arguments.python);
+      verification["python"] =
+          check_in_python(*loaded.model, loaded.tokenizer.get(), staging, arguments.python, arguments.verify_seconds);
     }
     nlohmann::json record = provenance(loaded, target, arguments.dtype, staging);
     record["verification"] = verification;

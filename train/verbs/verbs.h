@@ -88,6 +88,7 @@ struct ExportArguments {
   std::uint64_t shard_bytes = 5'000'000'000;
   std::string verify = "weft";     // "python": in transformers, too
   std::string python = "python3";  // interpreter for that
+  double verify_seconds = 60.0;    // that each of weft and Python compares for, about
   OutputForm form = OutputForm::text;
 };
 // Writes a directory that transformers loads. It appears under its name after it was reread and compared.
