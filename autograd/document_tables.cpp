@@ -1,6 +1,8 @@
 #include "autograd/document_tables.h"
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "autograd/check.h"
 
@@ -30,14 +32,34 @@ std::byte* device_bytes(const Stream& stream, std::size_t bytes) {
 
 }  // namespace
 
-// Pinned memory that copies are made from. It is filled piece by piece; when it is full, it waits for the stream.
+// Pinned memory that copies are made from, in blocks that are filled piece by piece, one after another.
 struct DocumentTables::Staging {
-  explicit Staging(std::size_t room) : bytes(room) { WEFT_CUDA_CALL(cudaMallocHost(&host, bytes)); }
-  ~Staging() { (void)cudaFreeHost(host); }
+  explicit Staging(std::size_t room) : block_bytes(room) {}
+  ~Staging() {
+    for (const Block& block : blocks) (void)cudaFreeHost(block.host);
+  }
 
-  void* host = nullptr;
-  std::size_t bytes;
-  std::size_t used = 0;
+  // Not handed out again until rewind().
+  void* take(std::size_t bytes) {
+    while (current < blocks.size() && used + bytes > blocks[current].bytes) ++current, used = 0;
+    if (current == blocks.size()) {
+      Block block{.host = nullptr, .bytes = std::max(bytes, block_bytes)};
+      WEFT_CUDA_CALL(cudaMallocHost(&block.host, block.bytes));
+      blocks.push_back(block);
+    }
+    std::byte* const piece = static_cast<std::byte*>(blocks[current].host) + used;
+    used += bytes;
+    return piece;
+  }
+  void rewind() { current = used = 0; }
+
+  struct Block {
+    void* host;
+    std::size_t bytes;
+  };
+  std::size_t block_bytes;
+  std::vector<Block> blocks;
+  std::size_t current = 0, used = 0;  // the block that is being filled, and how far
 };
 
 DocumentTables::DocumentTables(const Stream& stream, std::int64_t tokens, std::int64_t documents)
@@ -58,19 +80,13 @@ DocumentTables::~DocumentTables() {
 
 void DocumentTables::upload(void* to, const void* from, std::size_t bytes) {
   if (bytes == 0) return;
-  WEFT_CHECK(bytes <= staging_->bytes, "a table of {} bytes for a staging buffer of {}", bytes, staging_->bytes);
-  if (staging_->used + bytes > staging_->bytes) {
-    WEFT_CUDA_CALL(cudaStreamSynchronize(cuda_stream(stream_)));
-    staging_->used = 0;
-  }
-  std::byte* const piece = static_cast<std::byte*>(staging_->host) + staging_->used;
-  staging_->used += bytes;
+  void* const piece = staging_->take(bytes);
   std::memcpy(piece, from, bytes);
   WEFT_CUDA_CALL(cudaMemcpyAsync(to, piece, bytes, cudaMemcpyHostToDevice, cuda_stream(stream_)));
 }
 
 void DocumentTables::rewind() {
-  if (staging_ != nullptr) staging_->used = 0;
+  if (staging_ != nullptr) staging_->rewind();
 }
 
 DocumentTables::Blocks& DocumentTables::add_blocks(std::int32_t block) {

@@ -24,7 +24,8 @@ class DocumentTables {
   // there is room for; documents that are not there are empty ones at its end.
   void load(const Documents& documents);
 
-  // Call it when the stream has done all that was asked of it; otherwise load() waits when its staging memory is full.
+  // Call it when the stream has done all that was asked of it. Loads never wait: each since the last call has pinned
+  // memory of its own, since its copies may wait behind the work of those before.
   void rewind();
 
   const std::int32_t* cu_seqlens() const { return cu_seqlens_; }  // [N + 1]

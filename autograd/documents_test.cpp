@@ -3,6 +3,11 @@
 #include <gtest/gtest.h>
 
 #include "autograd/check.h"
+#include "autograd/document_tables.h"
+#include "autograd/ops/rope/rope.h"
+#include "tests/support/compare.h"
+#include "tests/support/gpu.h"
+#include "tests/support/random.h"
 
 namespace weft {
 namespace {
@@ -66,6 +71,36 @@ TEST(Documents, RefusesImpossibleTables) {
   EXPECT_THROW(Documents({0, 3, 2}), Error);
   EXPECT_THROW(Documents({0, 3}, {0, 0}), Error);
   EXPECT_THROW(Documents({0, 3}).chunks(0), Error);
+}
+
+// Many rows loaded while the stream still works on those before, as in a step of many micro-batches: what was computed
+// from each equals what tables of its own give.
+TEST(DocumentTablesGpu, LoadsDoNotDisturbThoseBeforeThem) {
+  WEFT_NEEDS_GPU();
+  constexpr std::int32_t T = 4096;
+  Tape tape(testing::gpu_memory(), Tape::Mode::inference, testing::gpu_stream());
+  const Var x = Tape::constant(tape.here(testing::cast(testing::normal({T, 1, 64}, 1), DType::f32)));
+  const RopeTable angles(RopeConfig{.rotary_dim = 64});
+  const auto turned = [&](const DocumentsPtr& documents) { return rope(tape, x, documents, angles).value; };
+  const auto tables = std::make_shared<DocumentTables>(tape.stream(), T, 2);
+  std::vector<DocumentsPtr> rows;
+  std::vector<Tensor> results;
+  for (const int step : {0, 1}) {
+    for (std::int32_t i = 0; i < 40; ++i) {
+      const std::int32_t cut = (40 * step + i) * T / 80;
+      rows.push_back(Documents::from_lengths(std::vector<std::int32_t>{cut, T - cut}));
+      const DocumentsPtr attached = std::make_shared<const Documents>(*rows.back());
+      tables->load(*attached);
+      attached->attach(tables);
+      results.push_back(turned(attached));
+    }
+    synchronize(tape.stream());
+    tables->rewind();
+  }
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_TRUE(testing::bitwise_equal(to_host(results[i], tape.stream()), to_host(turned(rows[i]), tape.stream())))
+        << i;
+  }
 }
 
 }  // namespace
