@@ -142,6 +142,10 @@ Tensor LanguageModel::decode(Tape& tape, const Tensor& tokens, ModelState& state
   return result;
 }
 
+void LanguageModel::move_constants(const Place& place) const {
+  for (const Block& block : blocks_) block.mixer().move_constants(place);
+}
+
 std::string LanguageModel::not_recordable() const {
   for (std::size_t l = 0; l < blocks_.size(); ++l) {
     const std::string reason = blocks_[l].mixer().not_recordable();

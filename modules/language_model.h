@@ -91,6 +91,8 @@ class LanguageModel {
   // The same, with the row's documents given; the lengths of `state` are left to the caller.
   Tensor decode(Tape& tape, const Tensor& tokens, const DocumentsPtr& documents, ModelState& state);
 
+  // Mixer::move_constants of all layers: once, before the first step at a place on a GPU.
+  void move_constants(const Place& place) const;
   // Why training steps cannot be recorded, naming the first layer: Mixer::not_recordable. Empty: they can.
   std::string not_recordable() const;
   ParameterStore& parameters() { return parameters_; }

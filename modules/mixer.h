@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "autograd/documents.h"
+#include "autograd/model_constant.h"
 #include "autograd/place.h"
 #include "autograd/tape.h"
 #include "modules/options.h"
@@ -76,6 +77,23 @@ class Mixer {
   virtual MixerCost cost(std::int64_t tokens, std::int64_t document_length) const = 0;
   // Bytes of state for one sequence of `length` tokens, fp32.
   virtual double state_bytes(std::int64_t length) const = 0;
+
+  // Copies what the layer computes with and does not train to a place on a GPU, where its first step else does so.
+  void move_constants(const Place& place) const {
+    for (const auto& constant : constants_) constant->move_to(place);
+  }
+
+ protected:
+  void keep(std::shared_ptr<const ModelConstant> constant) { constants_.push_back(std::move(constant)); }
+  template <class Constant, class... Arguments>
+  std::shared_ptr<const Constant> constant(Arguments&&... arguments) {
+    auto made = std::make_shared<const Constant>(std::forward<Arguments>(arguments)...);
+    keep(made);
+    return made;
+  }
+
+ private:
+  std::vector<std::shared_ptr<const ModelConstant>> constants_;
 };
 
 // What a mixer cannot do, with the reason; empty = it can.

@@ -14,6 +14,7 @@ StepEngine::StepEngine(LanguageModel& model, const Place& place, const StepEngin
   latest_ = Tensor({4}, DType::f64, place.lasting);
   recorded_denominator_ = Tensor({1}, DType::f32, place.lasting);
   pinned_denominator_ = Tensor({1}, DType::f32, pinned_allocator());
+  model.move_constants(place);
   synchronize(place.stream);
 }
 

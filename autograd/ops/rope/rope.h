@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "autograd/documents.h"
+#include "autograd/model_constant.h"
 #include "autograd/tape.h"
 
 namespace weft {
@@ -80,7 +81,7 @@ struct RopeRows {
 };
 
 // Grows by itself as longer positions appear. Belongs to one thread, like the model that owns it.
-class RopeTable {
+class RopeTable final : public ModelConstant {
  public:
   explicit RopeTable(const RopeConfig& config);
   // Any other frequencies (radians per token); `magnitude` multiplies cos and sin.
@@ -95,7 +96,8 @@ class RopeTable {
   void build(std::span<const std::int32_t> positions, const RopeRows& rows) const;
 
   RopeLevels levels() const;
-  // Those in the memory of a GPU, copied there on first use.
+  void move_to(const Place& place) const override;
+  // Those in the memory of a GPU, copied there on first use unless a model's table was moved before.
   const RopeLevels& levels_on(const Stream& stream) const;
   // The angles of a row on a GPU. Error (config) if its positions go beyond kRopeReach.
   RopeAngles angles_on(const Stream& stream, const Documents& documents) const;
@@ -114,6 +116,7 @@ class RopeTable {
   mutable Level fine_, coarse_;
   mutable std::weak_ptr<const Documents> cached_for_;
   mutable RopeRows cached_;
+  void copy_levels(const std::shared_ptr<Allocator>& memory, const Stream& stream) const;
   mutable RopeLevels on_device_;
 };
 

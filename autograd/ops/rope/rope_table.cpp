@@ -215,12 +215,19 @@ RopeLevels RopeTable::levels() const {
           .coarse = interleaved(kRopeReach / kRopeStride, kRopeStride, magnitude_)};
 }
 
+void RopeTable::copy_levels(const std::shared_ptr<Allocator>& memory, const Stream& stream) const {
+  if (on_device_.fine.defined() && on_device_.fine.device() == stream.device) return;
+  const RopeLevels host = levels();
+  on_device_ = {.fine = to_memory(host.fine, memory, stream), .coarse = to_memory(host.coarse, memory, stream)};
+  synchronize(stream);  // before the host copies go
+}
+
+void RopeTable::move_to(const Place& place) const {
+  if (!place.on_cpu()) copy_levels(place.lasting, place.stream);
+}
+
 const RopeLevels& RopeTable::levels_on(const Stream& stream) const {
-  if (!on_device_.fine.defined() || on_device_.fine.device() != stream.device) {
-    const auto memory = lasting_memory(stream.device);
-    const RopeLevels host = levels();
-    on_device_ = {.fine = to_memory(host.fine, memory, stream), .coarse = to_memory(host.coarse, memory, stream)};
-  }
+  copy_levels(lasting_memory(stream.device), stream);
   return on_device_;
 }
 

@@ -1,10 +1,10 @@
 #include "autograd/ops/rows/rows.h"
 
+#include <algorithm>
 #include <limits>
+#include <vector>
 
-#include "autograd/cuda/cuda_memory.h"
 #include "autograd/ops/rows/rows_cpu.h"
-#include "autograd/transfer.h"
 
 namespace weft {
 namespace {
@@ -31,7 +31,7 @@ struct TakeRowsSaved {
 
   void backward(Backward& pass) const {
     const Tensor dy = pass.grad(0);
-    const RowMapView view = map->on(pass.tape().stream());
+    const RowMapView view = map->on(pass.tape());
     TakeRowsBackward args{.dtype = dy.dtype(),
                           .D = D,
                           .begin = view.begin,
@@ -57,32 +57,31 @@ struct TakeRowsSaved {
 
 }  // namespace
 
-RowMap::RowMap(std::vector<std::int32_t> index, std::int64_t source_rows)
-    : index_(std::move(index)), begin_(static_cast<std::size_t>(source_rows) + 1, 0), users_(index_.size()) {
+RowMap::RowMap(std::span<const std::int32_t> index, std::int64_t source_rows)
+    : rows_(static_cast<std::int64_t>(index.size())),
+      source_rows_(source_rows),
+      host_(Tensor::zeros({2 * rows_ + source_rows + 1}, DType::i32)) {
   WEFT_CHECK(source_rows <= std::numeric_limits<std::int32_t>::max(), "take_rows: {} source rows", source_rows);
-  for (const std::int32_t s : index_) {
+  std::int32_t* const begin = std::copy(index.begin(), index.end(), host_.data<std::int32_t>());
+  std::int32_t* const users = begin + source_rows + 1;
+  for (const std::int32_t s : index) {
     WEFT_CHECK(s >= 0 && s < source_rows, "take_rows: row {} of {}", s, source_rows);
-    ++begin_[static_cast<std::size_t>(s) + 1];
+    ++begin[s + 1];
   }
-  for (std::size_t s = 1; s < begin_.size(); ++s) begin_[s] += begin_[s - 1];
-  std::vector<std::int32_t> next(begin_.begin(), begin_.end() - 1);
-  for (std::size_t r = 0; r < index_.size(); ++r) {
-    users_[static_cast<std::size_t>(next[static_cast<std::size_t>(index_[r])]++)] = static_cast<std::int32_t>(r);
+  for (std::int64_t s = 1; s <= source_rows; ++s) begin[s] += begin[s - 1];
+  std::vector<std::int32_t> next(begin, begin + source_rows);
+  for (std::int64_t r = 0; r < rows_; ++r) {
+    const auto s = static_cast<std::size_t>(index[static_cast<std::size_t>(r)]);
+    users[next[s]++] = static_cast<std::int32_t>(r);
   }
 }
 
-RowMapView RowMap::on(const Stream& stream) const {
-  if (stream.device.is_cpu()) return {index_.data(), begin_.data(), users_.data()};
-  const std::int64_t R = rows(), S = source_rows() + 1;
-  if (!on_device_.defined() || on_device_.device() != stream.device) {
-    std::vector<std::int32_t> all(index_);
-    all.insert(all.end(), begin_.begin(), begin_.end());
-    all.insert(all.end(), users_.begin(), users_.end());
-    const Tensor host = Tensor::from({2 * R + S}, all);
-    on_device_ = to_memory(host, lasting_memory(stream.device), stream);
+RowMapView RowMap::on(const Tape& tape) const {
+  if (!tape.device().is_cpu() && (!on_device_.defined() || on_device_.device() != tape.device())) {
+    on_device_ = tape.here(host_);
   }
-  const auto* tables = on_device_.data<std::int32_t>();
-  return {tables, tables + R, tables + R + S};
+  const auto* tables = (tape.device().is_cpu() ? host_ : on_device_).data<std::int32_t>();
+  return {tables, tables + rows_, tables + rows_ + source_rows_ + 1};
 }
 
 Var take_rows(Tape& tape, std::initializer_list<Var> sources, const RowMapPtr& map) {
@@ -99,7 +98,7 @@ Var take_rows(Tape& tape, std::initializer_list<Var> sources, const RowMapPtr& m
                        .D = D,
                        .sources = {},
                        .ends = {},
-                       .index = map->on(tape.stream()).index,
+                       .index = map->on(tape).index,
                        .y = y.raw()};
   std::int64_t i = 0, rows = 0;
   for (const Var& source : sources) {

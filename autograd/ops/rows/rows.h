@@ -4,37 +4,36 @@
 #pragma once
 
 #include <memory>
-#include <vector>
+#include <span>
 
 #include "autograd/tape.h"
 
 namespace weft {
 
-// The tables of a map where kernels read them.
+// The tables of a map where kernels read them. Rows of the result made from source row s: users[begin[s]] ..
+// users[begin[s + 1] - 1], in order.
 struct RowMapView {
-  const std::int32_t *index, *begin, *users;
+  const std::int32_t* index;  // [R]
+  const std::int32_t* begin;  // [source rows + 1]
+  const std::int32_t* users;  // [R]
 };
 
 // Which source row each row of the result is, and for the way back which rows of the result came from a source row.
 class RowMap {
  public:
   // index [R], each in [0, source_rows); source rows may be left out or repeated.
-  RowMap(std::vector<std::int32_t> index, std::int64_t source_rows);
+  RowMap(std::span<const std::int32_t> index, std::int64_t source_rows);
 
-  std::int64_t rows() const { return static_cast<std::int64_t>(index_.size()); }
-  std::int64_t source_rows() const { return static_cast<std::int64_t>(begin_.size()) - 1; }
-  const std::vector<std::int32_t>& index() const { return index_; }
-  // Rows of the result made from source row s: users()[begin()[s]] .. users()[begin()[s + 1] - 1], in order.
-  const std::vector<std::int32_t>& begin() const { return begin_; }
-  const std::vector<std::int32_t>& users() const { return users_; }
-
-  // The same for kernels on the device of `stream`. On a GPU the map keeps a copy, made on first use: maps that serve a
-  // captured graph must live as long as it does.
-  RowMapView on(const Stream& stream) const;
+  std::int64_t rows() const { return rows_; }
+  std::int64_t source_rows() const { return source_rows_; }
+  // For kernels of a tape. On a GPU the map keeps a copy, made on first use in the memory of that tape, which costs no
+  // call to the driver: most maps are made for one row. Those that serve a captured graph must live as long as it does.
+  RowMapView on(const Tape& tape) const;
 
  private:
-  std::vector<std::int32_t> index_, begin_, users_;
-  mutable Tensor on_device_;  // index, begin, users
+  std::int64_t rows_, source_rows_;
+  Tensor host_;               // index, begin, users
+  mutable Tensor on_device_;  // the same
 };
 using RowMapPtr = std::shared_ptr<const RowMap>;
 

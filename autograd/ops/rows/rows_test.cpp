@@ -7,8 +7,8 @@ namespace {
 
 using testing::normal;
 
-RowMapPtr map_of(std::vector<std::int32_t> index, std::int64_t rows) {
-  return std::make_shared<const RowMap>(std::move(index), rows);
+RowMapPtr map_of(const std::vector<std::int32_t>& index, std::int64_t rows) {
+  return std::make_shared<const RowMap>(index, rows);
 }
 
 OP_TEST(TakeRows, PassesTheOperationCheck) {

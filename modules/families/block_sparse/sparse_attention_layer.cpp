@@ -54,7 +54,7 @@ SparseAttentionLayer::SparseAttentionLayer(const ParameterScope& scope, const Sp
     k_norm_w_ = &scope.declare("k_norm_w", {c_.heads.head_dim}, ParameterKind::vector, Init::constant(1.0));
   }
   wo_ = matrix("wo", c_.width, queries, 0.02 / std::sqrt(2.0 * static_cast<double>(c_.layers)));
-  if (c_.heads.rope) rope_.emplace(*c_.heads.rope);
+  if (c_.heads.rope) rope_ = constant<RopeTable>(*c_.heads.rope);
 }
 
 Var SparseAttentionLayer::heads_of(Tape& tape, const Var& x, Parameter& weight, std::int64_t heads) const {

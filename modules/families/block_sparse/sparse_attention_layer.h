@@ -46,7 +46,7 @@ class SparseAttentionLayer final : public Mixer {
   std::unique_ptr<Selector> selector_;
   Parameter *wq_, *wk_, *wv_, *wo_;
   Parameter *q_norm_w_ = nullptr, *k_norm_w_ = nullptr;
-  std::optional<RopeTable> rope_;
+  std::shared_ptr<const RopeTable> rope_;
 };
 
 }  // namespace weft

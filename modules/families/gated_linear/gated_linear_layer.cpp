@@ -42,7 +42,7 @@ GatedLinearLayer::GatedLinearLayer(const ParameterScope& scope, const GatedLinea
     wg_ = &scope.declare("wg", {values, d}, ParameterKind::matrix, projection);
   }
   if (config.norm == Norm::simple) {
-    ones_.emplace(std::vector<double>(static_cast<std::size_t>(values), 1.0));
+    ones_ = constant<ConstantVector>(std::vector<double>(static_cast<std::size_t>(values), 1.0));
   } else {
     const std::int64_t norm_width = config.norm == Norm::joint ? values : config.d_v;
     norm_w_ = &scope.declare("norm_w", {norm_width}, ParameterKind::vector, Init::constant(1.0));

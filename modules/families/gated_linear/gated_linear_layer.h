@@ -47,7 +47,7 @@ class GatedLinearLayer : public GatedLinearMixer {
   HeadProjections projections_;
   Parameter* wo_;
   Parameter* norm_w_ = nullptr;                  // null for the simple norm,
-  std::optional<ConstantVector> ones_;           // which has ones in its place
+  std::shared_ptr<const ConstantVector> ones_;   // which has ones in its place
   Parameter* wg_ = nullptr;                      // full gate
   Parameter *wg_a_ = nullptr, *wg_b_ = nullptr;  // low-rank gate
 };

@@ -36,10 +36,16 @@ ConstantVector::ConstantVector(const std::vector<double>& values)
 Var ConstantVector::on(const Tape& tape, DType dtype) const {
   const Tensor& host = accumulator_dtype(dtype) == DType::f64 ? f64_ : f32_;
   if (tape.device().is_cpu()) return Tape::constant(host);
-  if (!device_.defined() || device_.device() != tape.device()) {
-    device_ = to_memory(host, lasting_memory(tape.device()), tape.stream());
-  }
+  copy_to(lasting_memory(tape.device()), tape.stream());
   return Tape::constant(device_);
+}
+
+void ConstantVector::move_to(const Place& place) const {
+  if (!place.on_cpu()) copy_to(place.lasting, place.stream);
+}
+
+void ConstantVector::copy_to(const std::shared_ptr<Allocator>& memory, const Stream& stream) const {
+  if (!device_.defined() || device_.device() != stream.device) device_ = to_memory(f32_, memory, stream);
 }
 
 HeadProjections::HeadProjections(const ParameterScope& scope, std::int64_t width, std::int64_t heads, std::int64_t D_k,

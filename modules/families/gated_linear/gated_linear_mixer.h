@@ -43,15 +43,18 @@ class GatedLinearState final : public MixerState {
 };
 
 // Numbers that are not trained, such as the log decays of heads.
-class ConstantVector {
+class ConstantVector final : public ModelConstant {
  public:
   explicit ConstantVector(const std::vector<double>& values);
-  // Where the tape computes, in the type of statistics beside activations of `dtype`: [values.size()].
+  // Where the tape computes, in the type of statistics beside activations of `dtype`: [values.size()]. Copied to a GPU
+  // on first use unless it was moved there before.
   Var on(const Tape& tape, DType dtype) const;
+  void move_to(const Place& place) const override;
 
  private:
   Tensor f64_, f32_;
-  mutable Tensor device_;  // f32, made on first use
+  void copy_to(const std::shared_ptr<Allocator>& memory, const Stream& stream) const;
+  mutable Tensor device_;  // f32
 };
 
 // Queries, keys and values of all heads as linear maps of x.

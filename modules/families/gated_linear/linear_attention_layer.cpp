@@ -24,7 +24,7 @@ GatedLinearSizes sizes(const LinearAttentionConfig& c) {
 LinearAttentionLayer::LinearAttentionLayer(const ParameterScope& scope, const LinearAttentionConfig& config)
     : GatedLinearMixer(sizes(config)),
       config_(config),
-      no_decay_(std::vector<double>(static_cast<std::size_t>(config.heads), 0.0)),
+      no_decay_(constant<ConstantVector>(std::vector<double>(static_cast<std::size_t>(config.heads), 0.0))),
       projections_(scope, config.site.width, config.heads, config.d_x, config.d_v),
       wo_(&declare_output(scope, config.site, config.heads * config.d_v)) {}
 

@@ -30,7 +30,7 @@ class LinearAttentionLayer : public GatedLinearMixer {
 
  protected:
   // Log decays 0 of all heads.
-  Var no_decay(const Tape& tape, DType dtype) const { return no_decay_.on(tape, dtype); }
+  Var no_decay(const Tape& tape, DType dtype) const { return no_decay_->on(tape, dtype); }
   // From the projections, q and k of d_x channels, to what the feature map sees.
   virtual Heads prepared(Tape&, const Heads& projected, const DocumentsPtr&) { return projected; }
   // sums [T, H, d_v+1] (numerators, denominators) -> o [T, H, d_v]; `values` [T, H, d_v+1] are v and the ones.
@@ -41,7 +41,7 @@ class LinearAttentionLayer : public GatedLinearMixer {
   Var mix(Tape& tape, const Var& x, const DocumentsPtr& documents, GatedLinearState* state) override;
 
   LinearAttentionConfig config_;
-  ConstantVector no_decay_;
+  std::shared_ptr<const ConstantVector> no_decay_;
   HeadProjections projections_;
   Parameter* wo_;
 };

@@ -131,7 +131,7 @@ TttLayer::TttLayer(const ParameterScope& scope, const TttLayerConfig& config) : 
   if (c_.gate == TttLayerConfig::Gate::gelu) wg_ = matrix("wg", inner_width(), d);
   wo_ = &scope.declare("wo", {d, inner_width()}, ParameterKind::matrix,
                        Init::normal(0.02 / std::sqrt(2.0 * static_cast<double>(c_.site.layers))));
-  if (c_.rope) rope_.emplace(*c_.rope);
+  if (c_.rope) rope_ = constant<RopeTable>(*c_.rope);
 }
 
 Var TttLayer::features(Tape& tape, const Var& x, Parameter& weight, Parameter* filter, const DocumentsPtr& documents,

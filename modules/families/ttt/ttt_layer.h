@@ -68,7 +68,7 @@ class TttLayer final : public Mixer {
   Parameter *offset_, *gamma_, *beta_;
   Parameter *w1_ = nullptr, *b1_ = nullptr, *w2_, *b2_;
   Parameter *conv_q_ = nullptr, *conv_k_ = nullptr, *wg_ = nullptr;
-  std::optional<RopeTable> rope_;
+  std::shared_ptr<const RopeTable> rope_;
 };
 
 }  // namespace weft

@@ -111,7 +111,7 @@ class AttentionMixer final : public Mixer {
     if (c_.gate != Gate::none) wg_ = matrix("wg", gate_width(), c_.width, 0.02);
     wo_ = matrix("wo", c_.width, query_width, 0.02 / std::sqrt(2.0 * static_cast<double>(c_.layers)));
     if (c_.out_bias) bo_ = vector("bo", c_.width, 0.0);
-    if (c_.rope) rope_.emplace(*c_.rope);
+    if (c_.rope) rope_ = constant<RopeTable>(*c_.rope);
   }
 
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override {
@@ -190,7 +190,7 @@ class AttentionMixer final : public Mixer {
   Parameter *bq_ = nullptr, *bk_ = nullptr, *bv_ = nullptr, *bo_ = nullptr;
   Parameter *q_norm_w_ = nullptr, *k_norm_w_ = nullptr;
   Parameter *sink_logit_ = nullptr, *wg_ = nullptr;
-  std::optional<RopeTable> rope_;
+  std::shared_ptr<const RopeTable> rope_;
 };
 
 std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,

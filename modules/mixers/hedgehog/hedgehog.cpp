@@ -18,7 +18,7 @@ class Hedgehog final : public LinearAttentionLayer {
     const Shape shape{config.heads, config.d_x, config.d_x};
     map_q_ = &scope.declare("map_q", shape, ParameterKind::matrix, Init::constant(0.0));
     map_k_ = &scope.declare("map_k", shape, ParameterKind::matrix, Init::constant(0.0));
-    if (rotation) rotation_.emplace(*rotation);
+    if (rotation) rotation_ = constant<RopeTable>(*rotation);
   }
 
  private:
@@ -32,7 +32,7 @@ class Hedgehog final : public LinearAttentionLayer {
   }
 
   Parameter *map_q_, *map_k_;
-  std::optional<RopeTable> rotation_;
+  std::shared_ptr<const RopeTable> rotation_;
 };
 
 std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,

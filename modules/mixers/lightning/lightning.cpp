@@ -35,10 +35,12 @@ std::vector<double> initial_frequencies(std::int64_t n) {
 class Lightning final : public GatedLinearLayer {
  public:
   Lightning(const ParameterScope& scope, const LightningConfig& config)
-      : GatedLinearLayer(scope, config.layer), decay_(config.log_decays), value_activation_(config.value_activation) {
+      : GatedLinearLayer(scope, config.layer),
+        decay_(constant<ConstantVector>(config.log_decays)),
+        value_activation_(config.value_activation) {
     if (!config.rotation) return;
     const std::int64_t channels = config.layer.heads * config.layer.key_width();
-    frequencies_.emplace(initial_frequencies(channels));
+    frequencies_ = constant<ConstantVector>(initial_frequencies(channels));
     theta_ = &scope.declare("theta", {channels}, ParameterKind::vector, Init::constant(0.0));
   }
 
@@ -52,13 +54,13 @@ class Lightning final : public GatedLinearLayer {
       q = lrpe(tape, q, theta, documents);
       k = lrpe(tape, k, theta, documents);
     }
-    return {.q = q, .k = k, .v = value_activation_ ? silu(tape, h.v) : h.v, .decay = decay_.on(tape, x.dtype())};
+    return {.q = q, .k = k, .v = value_activation_ ? silu(tape, h.v) : h.v, .decay = decay_->on(tape, x.dtype())};
   }
 
-  ConstantVector decay_;
+  std::shared_ptr<const ConstantVector> decay_;
   bool value_activation_;
   // With the rotation only.
-  std::optional<ConstantVector> frequencies_;
+  std::shared_ptr<const ConstantVector> frequencies_;
   Parameter* theta_ = nullptr;
 };
 

@@ -87,7 +87,7 @@ class Mla final : public Mixer {
     kv_a_norm_w_ = norm("kv_a_norm_w", c_.d_c);
     wkv_b_ = matrix("wkv_b", c_.H * (c_.D_n + c_.D_V), c_.d_c, deviation);
     wo_ = matrix("wo", d, c_.H * c_.D_V, deviation / std::sqrt(2.0 * static_cast<double>(c_.site.layers)));
-    if (c_.rope) rope_.emplace(*c_.rope);
+    if (c_.rope) rope_ = constant<RopeTable>(*c_.rope);
   }
 
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override {
@@ -214,7 +214,7 @@ class Mla final : public Mixer {
   Config c_;
   Parameter *wq_, *wkv_a_, *kv_a_norm_w_, *wkv_b_, *wo_;  // wq_ is wq, or wq_b with a query latent
   Parameter *wq_a_ = nullptr, *q_a_norm_w_ = nullptr;
-  std::optional<RopeTable> rope_;
+  std::shared_ptr<const RopeTable> rope_;
 };
 
 std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,

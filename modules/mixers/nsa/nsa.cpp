@@ -111,7 +111,7 @@ class NsaMixer final : public Mixer {
     w_gate_ = matrix("w_gate", kBranches * c_.heads, c_.width, 0.02);
     b_gate_ = &scope.declare("b_gate", {kBranches * c_.heads}, ParameterKind::vector, Init::constant(0.0));
     wo_ = matrix("wo", c_.width, c_.heads * c_.value_dim, 0.02 / std::sqrt(2.0 * static_cast<double>(c_.layers)));
-    if (c_.rope) rope_.emplace(*c_.rope);
+    if (c_.rope) rope_ = constant<RopeTable>(*c_.rope);
   }
 
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override {
@@ -253,7 +253,7 @@ class NsaMixer final : public Mixer {
   Config c_;
   PhiWeights phi_k_, phi_v_;
   Parameter *wq_, *wk_c_, *wk_s_, *wk_w_, *wv_c_, *wv_s_, *wv_w_, *w_gate_, *b_gate_, *wo_;
-  std::optional<RopeTable> rope_;
+  std::shared_ptr<const RopeTable> rope_;
 };
 
 std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,

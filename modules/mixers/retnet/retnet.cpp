@@ -12,20 +12,20 @@ class RetNet final : public GatedLinearLayer {
  public:
   RetNet(const ParameterScope& scope, const GatedLinearLayerConfig& config, double base)
       : GatedLinearLayer(scope, config),
-        decay_(retnet_log_decays(config.heads)),
-        rotation_(RopeConfig{.rotary_dim = config.d_k, .base = base}) {}
+        decay_(constant<ConstantVector>(retnet_log_decays(config.heads))),
+        rotation_(constant<RopeTable>(RopeConfig{.rotary_dim = config.d_k, .base = base})) {}
 
  private:
   Inputs inputs(Tape& tape, const Var& x, const Heads& h, const DocumentsPtr& documents) override {
-    return {.q = rope(tape, h.q, documents, rotation_),
-            .k = rope(tape, h.k, documents, rotation_),
+    return {.q = rope(tape, h.q, documents, *rotation_),
+            .k = rope(tape, h.k, documents, *rotation_),
             .v = h.v,
-            .decay = decay_.on(tape, x.dtype()),
+            .decay = decay_->on(tape, x.dtype()),
             .scale = 1.0 / std::sqrt(static_cast<double>(h.k.dim(2)))};
   }
 
-  ConstantVector decay_;
-  RopeTable rotation_;
+  std::shared_ptr<const ConstantVector> decay_;
+  std::shared_ptr<const RopeTable> rotation_;
 };
 
 std::unique_ptr<Mixer> create(const ParameterScope& scope, const MixerSite& site, const Options& options,

@@ -31,7 +31,7 @@ class SwaTtt final : public Mixer {
   SwaTtt(const ParameterScope& scope, const SwaTttConfig& config) : c_(config) {
     declare_attention(scope);
     declare_memory(scope);
-    if (c_.rope) rope_.emplace(*c_.rope);
+    if (c_.rope) rope_ = constant<RopeTable>(*c_.rope);
   }
 
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override {
@@ -155,7 +155,7 @@ class SwaTtt final : public Mixer {
   Parameter* norm_m_;
   Parameter *alpha_ = nullptr, *wo_m_ = nullptr;  // channel gate
   Parameter* w_s_ = nullptr;                      // head gate
-  std::optional<RopeTable> rope_;
+  std::shared_ptr<const RopeTable> rope_;
 };
 
 Parameter* declare_matrix(const ParameterScope& scope, const char* name, std::int64_t out, std::int64_t in,

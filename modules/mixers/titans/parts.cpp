@@ -146,7 +146,7 @@ double Memory::state_bytes() const {
 // --- attention -------------------------------------------------------------------------------------------------------
 
 ShortAttention::ShortAttention(const ParameterScope& scope, const Config& config, std::int64_t width)
-    : c_(config), width_(width), rope_(config.rope) {
+    : c_(config), width_(width), rope_(std::make_shared<const RopeTable>(config.rope)) {
   if (c_.variant != Variant::context) {
     options_.window = static_cast<std::int32_t>(c_.window);
     options_.sink_tokens = static_cast<std::int32_t>(c_.persistent);
@@ -169,7 +169,7 @@ Var ShortAttention::forward(Tape& tape, const Var& rows, const DocumentsPtr& doc
     return linear(tape, rows, tape.parameter(w)).reshape({rows.dim(0), c_.heads, c_.head_dim});
   };
   const auto turned = [&](Parameter& w, Parameter& norm_w) {
-    return rope(tape, rms_norm(tape, heads(w), tape.parameter(norm_w)), documents, rope_);
+    return rope(tape, rms_norm(tape, heads(w), tape.parameter(norm_w)), documents, *rope_);
   };
   const Var q = turned(*wq_, *q_norm_w_), k = turned(*wk_, *k_norm_w_), v = heads(*wv_);
   if (cache == nullptr) return attention(tape, q, k, v, {}, documents, options_);
@@ -198,8 +198,8 @@ Var ShortAttention::with_persistent(Tape& tape, const Var& x, const DocumentsPtr
   const auto rows = static_cast<std::int64_t>(in.size());
   const auto extended = std::make_shared<const Documents>(std::move(cu), std::move(pos0));
   if (n_p == 0) return forward(tape, x, extended, cache);
-  const auto insert = std::make_shared<const RowMap>(std::move(in), n_p + x.dim(0));
-  const auto remove = std::make_shared<const RowMap>(std::move(out), rows);
+  const auto insert = std::make_shared<const RowMap>(in, n_p + x.dim(0));
+  const auto remove = std::make_shared<const RowMap>(out, rows);
   const Var o = forward(tape, take_rows(tape, {persistent(tape, x.dtype()), x}, insert), extended, cache);
   return take_rows(tape, {o}, remove);
 }

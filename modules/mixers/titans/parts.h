@@ -79,6 +79,7 @@ class ShortAttention {
   ShortAttention(const ParameterScope& scope, const Config& config, std::int64_t width);
 
   const AttentionOptions& options() const { return options_; }
+  const std::shared_ptr<const RopeTable>& angles() const { return rope_; }
   // rows [R, width] -> [R, H, D]; with a cache, documents continue from it.
   Var forward(Tape& tape, const Var& rows, const DocumentsPtr& documents, KeyValueCache* cache) const;
   // The same for the tokens x of documents with the persistent tokens before each of them -> [T, H, D].
@@ -97,7 +98,7 @@ class ShortAttention {
   AttentionOptions options_;
   Parameter *wq_, *wk_, *wv_, *q_norm_w_, *k_norm_w_;
   Parameter* persistent_ = nullptr;  // null without
-  RopeTable rope_;
+  std::shared_ptr<const RopeTable> rope_;
 };
 
 }  // namespace weft::titans

@@ -12,8 +12,8 @@
 namespace weft::titans {
 namespace {
 
-RowMapPtr map_of(std::vector<std::int32_t> index, std::int64_t source_rows) {
-  return std::make_shared<const RowMap>(std::move(index), source_rows);
+RowMapPtr map_of(std::span<const std::int32_t> index, std::int64_t source_rows) {
+  return std::make_shared<const RowMap>(index, source_rows);
 }
 
 // Parts one after the other. A tree, so that a row is copied as often as the logarithm of the number of parts.
@@ -79,6 +79,7 @@ struct SegmentedTitans::Wave {
 
 SegmentedTitans::SegmentedTitans(const ParameterScope& scope, const Config& config)
     : c_(config), memory_(scope, config, config.inner()), attention_(scope, config, config.site.width) {
+  keep(attention_.angles());
   const std::int64_t d = c_.site.width;
   const auto norm = [&](const char* name) {
     return &scope.declare(name, {c_.inner()}, ParameterKind::vector, Init::constant(1.0));
@@ -112,12 +113,12 @@ Var SegmentedTitans::attend(Tape& tape, const Var& x, const Var& queries, const 
     cu.push_back(static_cast<std::int32_t>(in.size()));
   }
   const auto count = static_cast<std::int64_t>(in.size());
-  const RowMapPtr interleave = map_of(std::move(in), n_p + 2 * T);
+  const RowMapPtr interleave = map_of(in, n_p + 2 * T);
   const Var rows = n_p > 0 ? take_rows(tape, {attention_.persistent(tape, x.dtype()), h, x}, interleave)
                            : take_rows(tape, {h, x}, interleave);
   const auto documents = std::make_shared<const Documents>(std::move(cu), std::move(pos0));
   const Var o = attention_.forward(tape, rows, documents, cache);
-  const Var own = take_rows(tape, {o}, map_of(std::move(out), count));
+  const Var own = take_rows(tape, {o}, map_of(out, count));
   return rms_norm(tape, own.reshape({T, c_.inner()}), tape.parameter(*norm_o_));
 }
 

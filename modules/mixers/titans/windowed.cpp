@@ -12,6 +12,7 @@ WindowedTitans::WindowedTitans(const ParameterScope& scope, const Config& config
     : c_(config),
       memory_(scope, config, config.site.width),
       attention_(scope, config, config.variant == Variant::gate ? config.site.width : config.inner()) {
+  keep(attention_.angles());
   const auto norm = [&](const char* name) {
     return &scope.declare(name, {c_.inner()}, ParameterKind::vector, Init::constant(1.0));
   };
