@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "autograd/ops/linear/linear.h"
+#include "autograd/ops/norm_rope/norm_rope.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
 #include "modules/families/attention/attention.h"
 #include "modules/families/attention/key_value_cache.h"
@@ -62,9 +63,10 @@ Var SparseAttentionLayer::heads_of(Tape& tape, const Var& x, Parameter& weight, 
 }
 
 // Queries or keys, normalised for each head and turned to their positions, where the layer does so.
-Var SparseAttentionLayer::rotated(Tape& tape, const DocumentsPtr& documents, Var x, Parameter* norm_w) const {
-  if (norm_w != nullptr) x = rms_norm(tape, x, tape.parameter(*norm_w));
-  return rope_ ? rope(tape, x, documents, *rope_) : x;
+Var SparseAttentionLayer::rotated(Tape& tape, const DocumentsPtr& documents, const Var& x, Parameter* norm_w) const {
+  if (norm_w == nullptr) return rope_ ? rope(tape, x, documents, *rope_) : x;
+  const Var weight = tape.parameter(*norm_w);
+  return rope_ ? norm_rope(tape, x, weight, documents, *rope_) : rms_norm(tape, x, weight);
 }
 
 Var SparseAttentionLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) {

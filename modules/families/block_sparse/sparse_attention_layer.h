@@ -39,7 +39,7 @@ class SparseAttentionLayer final : public Mixer {
 
  private:
   Var heads_of(Tape& tape, const Var& x, Parameter& weight, std::int64_t heads) const;
-  Var rotated(Tape& tape, const DocumentsPtr& documents, Var x, Parameter* norm_w) const;
+  Var rotated(Tape& tape, const DocumentsPtr& documents, const Var& x, Parameter* norm_w) const;
   Tensor continued(Tape& tape, const SelectorInputs& in, MixerState& state) const;
 
   SparseAttentionConfig c_;

@@ -6,8 +6,8 @@
 
 #include "autograd/ops/gate/gate.h"
 #include "autograd/ops/linear/linear.h"
+#include "autograd/ops/norm_rope/norm_rope.h"
 #include "autograd/ops/rms_norm/rms_norm.h"
-#include "autograd/ops/rope/rope.h"
 #include "modules/families/attention/attention.h"
 #include "modules/families/attention/key_value_cache.h"
 #include "modules/head_options.h"
@@ -173,9 +173,10 @@ class AttentionMixer final : public Mixer {
   }
 
   // Queries or keys, normalised for each head and turned to their positions, where the layer does so.
-  Var rotated(Tape& tape, const DocumentsPtr& documents, Var x, Parameter* norm_w) const {
-    if (norm_w != nullptr) x = rms_norm(tape, x, tape.parameter(*norm_w), c_.norm_eps);
-    return rope_ ? rope(tape, x, documents, *rope_) : x;
+  Var rotated(Tape& tape, const DocumentsPtr& documents, const Var& x, Parameter* norm_w) const {
+    if (norm_w == nullptr) return rope_ ? rope(tape, x, documents, *rope_) : x;
+    const Var weight = tape.parameter(*norm_w);
+    return rope_ ? norm_rope(tape, x, weight, documents, *rope_, c_.norm_eps) : rms_norm(tape, x, weight, c_.norm_eps);
   }
 
   static KeyValueCache& cache_of(const Tape& tape, MixerState& state) {

@@ -7,7 +7,7 @@
 #include "autograd/ops/elementwise/elementwise.h"
 #include "autograd/ops/l2_norm/l2_norm.h"
 #include "autograd/ops/linear/linear.h"
-#include "autograd/ops/rms_norm/rms_norm.h"
+#include "autograd/ops/norm_rope/norm_rope.h"
 #include "autograd/transfer.h"
 
 namespace weft::titans {
@@ -169,7 +169,7 @@ Var ShortAttention::forward(Tape& tape, const Var& rows, const DocumentsPtr& doc
     return linear(tape, rows, tape.parameter(w)).reshape({rows.dim(0), c_.heads, c_.head_dim});
   };
   const auto turned = [&](Parameter& w, Parameter& norm_w) {
-    return rope(tape, rms_norm(tape, heads(w), tape.parameter(norm_w)), documents, *rope_);
+    return norm_rope(tape, heads(w), tape.parameter(norm_w), documents, *rope_);
   };
   const Var q = turned(*wq_, *q_norm_w_), k = turned(*wk_, *k_norm_w_), v = heads(*wv_);
   if (cache == nullptr) return attention(tape, q, k, v, {}, documents, options_);
