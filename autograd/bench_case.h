@@ -26,8 +26,8 @@ struct BenchShape {
 struct BenchInput {
   enum class Kind : std::uint8_t {
     activation,
-    weight,  // its gradient is of accumulator_dtype
-    vector   // of accumulator_dtype itself
+    weight,  // a parameter: its gradient is of accumulator_dtype and is added to
+    vector   // a parameter of accumulator_dtype itself
   };
   Shape shape;
   Kind kind = Kind::activation;

@@ -17,7 +17,6 @@ class Stopwatch {
   Stopwatch& operator=(const Stopwatch&) = delete;
 
   void mark();
-  std::size_t marks() const { return marks_; }
   // Seconds from each mark to the next. Waits for the last one, and forgets all.
   std::vector<double> take();
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 
 #include "autograd/parallel_for.h"
 #include "autograd/random_tensor.h"
@@ -14,6 +15,8 @@ namespace weft {
 namespace {
 
 constexpr int kWarmUp = 3;
+constexpr double kMostSeconds = 1.0;  // for the repeats; what is slow is timed less often
+constexpr int kLeastRepeats = 3;
 constexpr std::size_t kMixerParameters = std::size_t{2} << 30;  // bytes, values, masters and gradients of one layer
 
 DType stored_type(const BenchInput& input, DType activations) {
@@ -40,18 +43,28 @@ struct Passes {
   double forward, backward;  // seconds
 };
 
-// Medians of a forward and a backward pass, each on a fresh tape. The host waits once, after all of them: a GPU always
-// has work ahead, so that its time is not that of launches.
+// Medians of a forward and a backward pass, each on a fresh tape, with weights and vectors as parameters, whose
+// gradients are added to as in training. The host waits once, after all of them: a GPU always has work ahead, so that
+// its time is not that of launches.
 Passes time_passes(const Place& place, const BenchCase& c, int repeats) {
   std::vector<Tensor> inputs, seeds;
-  for (const BenchInput& input : c.inputs) inputs.push_back(numbers(input, place));
+  std::deque<Parameter> parameters;  // tapes keep their addresses
+  for (const BenchInput& input : c.inputs) {
+    inputs.push_back(numbers(input, place));
+    if (input.kind == BenchInput::Kind::activation) continue;
+    const Tensor grad(input.shape, accumulator_dtype(place.dtype), place.arena);
+    fill(grad, 0.0, place.stream);
+    parameters.push_back(
+        {.name = {}, .shape = input.shape, .init = {}, .value = inputs.back(), .grad = grad, .master = {}});
+  }
   Stopwatch stopwatch(place.stream);
   const auto pass = [&] {
     Tape tape(place.arena, Tape::Mode::record, place.stream);
     std::vector<Var> leaves;
+    auto parameter = parameters.begin();
     for (std::size_t k = 0; k < inputs.size(); ++k) {
-      const bool wide = c.inputs[k].kind != BenchInput::Kind::activation;
-      leaves.push_back(tape.leaf(inputs[k], wide ? accumulator_dtype(place.dtype) : place.dtype));
+      const bool activation = c.inputs[k].kind == BenchInput::Kind::activation;
+      leaves.push_back(activation ? tape.leaf(inputs[k]) : tape.parameter(*parameter++));
     }
     stopwatch.mark();
     const std::vector<Var> outputs = c.function(tape, leaves);
@@ -64,12 +77,18 @@ Passes time_passes(const Place& place, const BenchCase& c, int repeats) {
     tape.backward(outputs, seeds);
     stopwatch.mark();
   };
-  for (int i = 0; i < kWarmUp; ++i) pass();
-  const std::size_t first = stopwatch.marks();
+  double warm = 0.0, one = 0.0;  // seconds of all passes until now, of the last one
+  for (int i = 0; i < kWarmUp && warm < kMostSeconds; ++i) {
+    pass();
+    const std::vector<double> seconds = stopwatch.take();
+    warm += one = seconds[0] + seconds[1];
+  }
+  const double most = kMostSeconds / std::max(one, 1e-9);
+  if (most < repeats) repeats = std::min(repeats, std::max(kLeastRepeats, static_cast<int>(most)));
   for (int i = 0; i < repeats; ++i) pass();
   const std::vector<double> seconds = stopwatch.take();
   std::vector<double> forward, backward;
-  for (std::size_t i = first; i + 1 < seconds.size(); i += 3) {
+  for (std::size_t i = 0; i + 1 < seconds.size(); i += 3) {
     forward.push_back(seconds[i]);
     backward.push_back(seconds[i + 1]);
   }
@@ -97,6 +116,7 @@ BenchCase mixer_case(const MixerType& type, const BenchShape& s, const Place& pl
   layer.mixer = type.create(ParameterScope(layer.parameters), site, options, "[mixer." + type.name + "]");
   layer.parameters.initialise(1, DType::f32);
   if (!place.on_cpu()) layer.parameters.move_to(place);
+  layer.mixer->move_constants(place);
   const DocumentsPtr documents = Documents::single(T);
   const MixerCost cost = layer.mixer->cost(T, T);
   // Costs count bytes in fp32. Backward reads what was kept and what forward read, and writes as many gradients.

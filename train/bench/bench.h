@@ -41,7 +41,7 @@ BenchShape bench_shape(bool gpu);
 
 struct BenchOptions {
   std::string filter;           // of names: those that contain it; empty: all
-  int repeats = 21;             // of which the median counts
+  int repeats = 21;             // of which the median counts; fewer where a second is over before
   std::string device = "auto";  // "auto", "cpu" or "cuda"
   // For tests: smaller than bench_shape().
   std::optional<BenchShape> shape = {};

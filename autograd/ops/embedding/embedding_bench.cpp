@@ -1,3 +1,5 @@
+#include <set>
+
 #include "autograd/bench_case.h"
 #include "autograd/ops/embedding/embedding.h"
 #include "autograd/random_tensor.h"
@@ -5,30 +7,33 @@
 namespace weft {
 
 std::vector<BenchCase> embedding_bench(const BenchShape& s) {
-  const double N = s.row();
-  // Squares: small ids are frequent, as in text. In backward the rows that occur are read and written in f32.
-  const Tensor draws = uniform({s.T}, 1, 0.0, 1.0), ids = Tensor::empty({s.T}, DType::i32);
-  std::vector<bool> occurs(static_cast<std::size_t>(s.vocabulary));
-  double rows = 0.0;
-  for (std::int64_t t = 0; t < s.T; ++t) {
-    const double u = draws.data<double>()[t];
-    const auto id = static_cast<std::int32_t>(u * u * static_cast<double>(s.vocabulary - 1));
-    ids.data<std::int32_t>()[t] = id;
-    rows += occurs[static_cast<std::size_t>(id)] ? 0.0 : 1.0;
-    occurs[static_cast<std::size_t>(id)] = true;
-  }
-  const auto lookup = [&](const char* name, const Tensor& tokens, double different) {
+  // In backward the rows of the table that occur are read and written in f32.
+  const auto lookup = [&](const char* name, std::int64_t vocabulary, const std::function<double(double)>& quantile) {
+    const Tensor draws = uniform({s.T}, 1, 0.0, 1.0), ids = Tensor::empty({s.T}, DType::i32);
+    std::set<std::int32_t> occur;
+    for (std::int64_t t = 0; t < s.T; ++t) {
+      const double place = quantile(draws.data<double>()[t]);
+      const auto id = static_cast<std::int32_t>(place * static_cast<double>(vocabulary - 1));
+      ids.data<std::int32_t>()[t] = id;
+      occur.insert(id);
+    }
     return BenchCase{.name = name,
-                     .inputs = {bench_weight({s.vocabulary, s.width}, 0.02)},
+                     .inputs = {bench_weight({vocabulary, s.width}, 0.02)},
                      .function =
-                         [tokens = BenchConstant(tokens)](Tape& tape, std::span<const Var> in) {
+                         [tokens = BenchConstant(ids)](Tape& tape, std::span<const Var> in) {
                            return std::vector{embedding(tape, tokens.on(tape), in[0])};
                          },
-                     .forward = {.elements = 2 * N},
-                     .backward = {.elements = N, .wide = 2 * different * static_cast<double>(s.width)}};
+                     .forward = {.elements = 2 * s.row()},
+                     .backward = {.elements = s.row(),
+                                  .wide = 2.0 * static_cast<double>(occur.size()) * static_cast<double>(s.width)}};
   };
-  const Tensor same = Tensor::zeros({s.T}, DType::i32);
-  return {lookup("embedding", ids, rows), lookup("embedding, one token", same, 1.0)};
+  // Squares: small ids are frequent, as in text.
+  const auto text = [](double u) { return u * u; };
+  return {lookup("embedding", s.vocabulary, text),
+          lookup("embedding, five times the vocabulary", 5 * s.vocabulary, text),
+          lookup("embedding, one token for three in ten", s.vocabulary,
+                 [](double u) { return u < 0.3 ? 0.5 : (u - 0.3) / 0.7; }),
+          lookup("embedding, one token", s.vocabulary, [](double) { return 0.0; })};
 }
 
 }  // namespace weft

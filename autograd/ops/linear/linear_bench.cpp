@@ -12,7 +12,7 @@ std::vector<BenchCase> linear_bench(const BenchShape& s) {
         .inputs = {{{s.T, in_width}}, bench_weight({out_width, in_width}, 0.02)},
         .function = [](Tape& tape, std::span<const Var> in) { return std::vector{linear(tape, in[0], in[1])}; },
         .forward = {.elements = x + y + w, .flops = flops},
-        .backward = {.elements = 2 * x + 2 * y + w, .wide = w, .flops = 2 * flops}};
+        .backward = {.elements = 2 * x + 2 * y + w, .wide = 2 * w, .flops = 2 * flops}};
   };
   return {product("linear, square", s.width, s.width), product("linear, 1 to 2.75", s.width, s.width / 4 * 11),
           product("linear, 2.75 to 1", s.width / 4 * 11, s.width)};
