@@ -1,7 +1,6 @@
 #include "modules/mixers/lightning/lightning.h"
 
 #include <cmath>
-#include <optional>
 
 #include "autograd/ops/activation/activation.h"
 #include "autograd/ops/elementwise/elementwise.h"
