@@ -42,12 +42,38 @@ __device__ void load_pack(const T* from, float (&to)[kN]) {
   for (int i = 0; i < kN; ++i) to[i] = to_float(pack.data[i]);
 }
 
+// One or two elements as they lie in a word.
+__device__ inline std::uint32_t word_of(const float* from, float) {
+  return __float_as_uint(*from);
+}
+__device__ inline std::uint32_t word_of(const float* from, bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(from[0], from[1]);
+  return *reinterpret_cast<const std::uint32_t*>(&pair);
+}
+
+// Word by word: from a struct of bf16 the compiler may well make 2-byte stores.
 template <int kN, class T>
 __device__ void store_pack(T* to, const float (&from)[kN]) {
-  Pack<T, kN> pack;
+  constexpr int kPerWord = 4 / sizeof(T);
+  if constexpr (kN < kPerWord) {
+    *to = from_float<T>(from[0]);
+  } else {
+    constexpr int kWords = kN / kPerWord;
+    static_assert(kN % kPerWord == 0 && (kWords & (kWords - 1)) == 0, "a power of two");
+    std::uint32_t words[kWords];
 #pragma unroll
-  for (int i = 0; i < kN; ++i) pack.data[i] = from_float<T>(from[i]);
-  *reinterpret_cast<Pack<T, kN>*>(to) = pack;
+    for (int i = 0; i < kWords; ++i) words[i] = word_of(from + i * kPerWord, T{});
+    if constexpr (kWords == 1) {
+      *reinterpret_cast<std::uint32_t*>(to) = words[0];
+    } else if constexpr (kWords == 2) {
+      *reinterpret_cast<uint2*>(to) = uint2{words[0], words[1]};
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords; i += 4) {
+        reinterpret_cast<uint4*>(to)[i / 4] = uint4{words[i], words[i + 1], words[i + 2], words[i + 3]};
+      }
+    }
+  }
 }
 
 // to = (or +=) from.
