@@ -2,6 +2,7 @@
 #include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/feature_map/feature_map.h"
+#include "autograd/ops/feature_map/taylor.cuh"
 
 namespace weft {
 namespace {
@@ -106,83 +107,6 @@ __global__ void __launch_bounds__(Tile::kThreads) softmax_pair_backward_kernel(F
   }
 }
 
-// --- Taylor ----------------------------------------------------------------------------------------------------------
-
-// A warp for each row, which it holds in shared memory.
-constexpr int kRowsOfBlock = 4;
-constexpr int kTaylorThreads = 32 * kRowsOfBlock;
-constexpr std::int64_t kWidestTaylor = 256;
-
-struct TaylorScales {
-  explicit TaylorScales(std::int64_t D)
-      : linear(static_cast<float>(std::pow(static_cast<double>(D), -0.25))),
-        square(static_cast<float>(std::sqrt(0.5 / static_cast<double>(D)))),
-        pair(static_cast<float>(std::sqrt(1.0 / static_cast<double>(D)))) {}
-  float linear, square, pair;
-};
-
-// Products of channels i < j, in the order of i, then j: where that of i with i + 1 stands.
-__device__ int first_pair(int i, int D) {
-  return i * (2 * D - i - 1) / 2;
-}
-
-template <class T>
-__global__ void __launch_bounds__(kTaylorThreads)
-    taylor_forward_kernel(FeatureMapForward a, TaylorScales scales, std::int64_t W) {
-  __shared__ float rows[kRowsOfBlock][kWidestTaylor];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, D = static_cast<int>(a.D);
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kRowsOfBlock + warp;
-  if (row >= a.R) return;
-  float* x = rows[warp];
-  for (int i = lane; i < D; i += 32) x[i] = to_float(static_cast<const T*>(a.x)[row * D + i]);
-  __syncwarp();
-  T* y = static_cast<T*>(a.y) + row * W;
-  for (int at = lane; at < W; at += 32) {
-    float feature = 1.0f;
-    if (at > 2 * D) {
-      const int k = at - 1 - 2 * D;
-      const auto b = static_cast<float>(2 * D - 1);
-      int i = static_cast<int>(0.5f * (b - sqrtf(b * b - 8.0f * static_cast<float>(k))));
-      while (i > 0 && first_pair(i, D) > k) --i;
-      while (first_pair(i + 1, D) <= k) ++i;
-      feature = scales.pair * x[i] * x[k - first_pair(i, D) + i + 1];
-    } else if (at > D) {
-      feature = scales.square * x[at - 1 - D] * x[at - 1 - D];
-    } else if (at > 0) {
-      feature = scales.linear * x[at - 1];
-    }
-    y[at] = from_float<T>(feature);
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kTaylorThreads)
-    taylor_backward_kernel(FeatureMapBackward a, TaylorScales scales, std::int64_t W) {
-  __shared__ float rows[kRowsOfBlock][kWidestTaylor];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, D = static_cast<int>(a.D);
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kRowsOfBlock + warp;
-  if (row >= a.R) return;
-  float* x = rows[warp];
-  for (int i = lane; i < D; i += 32) x[i] = to_float(static_cast<const T*>(a.x)[row * D + i]);
-  __syncwarp();
-  const T* dy = static_cast<const T*>(a.dy) + row * W;
-  const T* pairs = dy + 1 + 2 * D;
-  for (int i = lane; i < D; i += 32) {
-    float sum = 0.0f;
-    for (int j = 0; j < i; ++j) sum += x[j] * to_float(pairs[first_pair(j, D) + i - j - 1]);
-    for (int j = i + 1; j < D; ++j) sum += x[j] * to_float(pairs[first_pair(i, D) + j - i - 1]);
-    const float dx[1] = {scales.pair * sum + scales.linear * to_float(dy[1 + i]) +
-                         2.0f * scales.square * x[i] * to_float(dy[1 + D + i])};
-    store_pack(static_cast<T*>(a.dx) + row * D + i, dx, a.write_dx);
-  }
-}
-
-void check_taylor(std::int64_t D) {
-  if (D > kWidestTaylor) {
-    config_error("feature_map: Taylor features of rows of {}; on a GPU at most {}", D, kWidestTaylor);
-  }
-}
-
 template <class T>
 bool fits(const void* data, std::int64_t D) {
   return packs_fit<16 / sizeof(T)>(static_cast<const T*>(data), D);
@@ -202,9 +126,7 @@ void feature_map_forward_cuda(const FeatureMapForward& a, const Launch& launch) 
       case FeatureMap::identity:
         fail(ExitCode::internal, "feature_map: the identity is not computed");
       case FeatureMap::taylor:
-        check_taylor(a.D);
-        taylor_forward_kernel<T><<<blocks_for(a.R, kRowsOfBlock), kTaylorThreads, 0, stream>>>(
-            a, TaylorScales(a.D), feature_width(a.map, a.D));
+        taylor::forward<T>(a, launch);
         break;
       case FeatureMap::softmax_pair:
         dispatch_row_tile<T>("feature_map", a.D, fits<T>(a.x, a.D) && fits<T>(a.y, a.D), [&]<class Tile>() {
@@ -228,9 +150,7 @@ void feature_map_backward_cuda(const FeatureMapBackward& a, const Launch& launch
       case FeatureMap::identity:
         fail(ExitCode::internal, "feature_map: the identity is not computed");
       case FeatureMap::taylor:
-        check_taylor(a.D);
-        taylor_backward_kernel<T><<<blocks_for(a.R, kRowsOfBlock), kTaylorThreads, 0, stream>>>(
-            a, TaylorScales(a.D), feature_width(a.map, a.D));
+        taylor::backward<T>(a, launch);
         break;
       case FeatureMap::softmax_pair:
         dispatch_row_tile<T>(
