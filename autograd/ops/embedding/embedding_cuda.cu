@@ -3,18 +3,16 @@
 // The backward sorts the tokens by id, keeping their order, and cuts the sorted row into windows of kWindow. A window
 // sums the runs of equal ids in it. A run that lies in one window goes straight to the table; the parts of one that
 // crosses windows go to lines of the workspace, which a second kernel adds up: each row of the table has one writer.
-#include <bit>
-#include <cub/device/device_radix_sort.cuh>
-
 #include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/map_rows.cuh"
 #include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/embedding/embedding.h"
+#include "autograd/ops/embedding/sort_ids.cuh"
 
 namespace weft {
 namespace {
 
-constexpr int kWindow = 32;
+constexpr int kWindow = 64;
 constexpr int kThreads = 128;
 
 template <class T>
@@ -35,11 +33,6 @@ struct Gather {
     store_pack(to, values);
   }
 };
-
-__global__ void count_up_kernel(std::int32_t* indices, std::int64_t n) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < n) indices[i] = static_cast<std::int32_t>(i);
-}
 
 // ids [T] sorted, order [T] where each of them stood, parts [windows, 2, D]: sums of the run that began before the
 // window, and of the one that begins in it and goes on after it.
@@ -65,14 +58,20 @@ __global__ void __launch_bounds__(kThreads) sum_windows_kernel(Runs a, const T* 
   __syncthreads();
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kN;
   if (column >= a.D) return;
-  constexpr int kAhead = 8;
+  // The rows of the table that runs of a few tokens end in are read along with these, not one after another.
+  constexpr int kAhead = 4;
   float sum[kN] = {};
   bool began_before = ids[0] == ids[1];
   for (int first = 0; first < n; first += kAhead) {
     HeldPack<T, kN> ahead[kAhead];
+    HeldPack<float, kN> target[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      ahead[i] = first + i < n ? HeldPack<T, kN>::load(dy + rows[first + i] * a.D + column) : HeldPack<T, kN>::zero();
+      const int at = first + i;
+      ahead[i] = at < n ? HeldPack<T, kN>::load(dy + rows[at] * a.D + column) : HeldPack<T, kN>::zero();
+      const std::int32_t id = at < n ? ids[at + 1] : -1;
+      const bool ends = id >= 0 && id < a.V && ids[at + 2] != id;
+      target[i] = ends ? HeldPack<float, kN>::load(a.dtable + id * a.D + column) : HeldPack<float, kN>::zero();
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -86,7 +85,9 @@ __global__ void __launch_bounds__(kThreads) sum_windows_kernel(Runs a, const T* 
       if (began_before || goes_on) {
         store_pack(a.parts + (blockIdx.x * std::int64_t{2} + (began_before ? 0 : 1)) * a.D + column, sum);
       } else if (id >= 0 && id < a.V) {
-        store_pack(a.dtable + id * a.D + column, sum, Write::accumulate);
+#pragma unroll
+        for (int c = 0; c < kN; ++c) sum[c] += target[i][c];
+        store_pack(a.dtable + id * a.D + column, sum);
       }
       began_before = false;
 #pragma unroll
@@ -95,45 +96,84 @@ __global__ void __launch_bounds__(kThreads) sum_windows_kernel(Runs a, const T* 
   }
 }
 
-// The block of the window where a crossing run begins adds its parts: kParts threads a column share them out.
-template <int kN>
-__global__ void __launch_bounds__(256) join_windows_kernel(Runs a) {
-  constexpr int kParts = 8;
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kWindow, end = begin + kWindow;
-  if (end >= a.T) return;
-  const std::int32_t id = a.ids[end - 1];
-  const bool began_before = begin > 0 && a.ids[begin] == id && a.ids[begin - 1] == id;
-  if (a.ids[end] != id || began_before || id < 0 || id >= a.V) return;
-  std::int64_t low = end, high = a.T;  // the run's end is in (low, high]
+// One past the run of `id` that entry `low` is in: a warp probes 32 entries at a time.
+__device__ std::int64_t end_of_run(const Runs& a, std::int64_t low, std::int32_t id) {
+  const int lane = threadIdx.x % 32;
+  std::int64_t high = a.T;
   while (high - low > 1) {
-    const std::int64_t middle = (low + high) / 2;
-    (a.ids[middle] == id ? low : high) = middle;
+    const std::int64_t step = (high - low + 31) / 32, probe = low + (lane + 1) * step;
+    const unsigned inside = __ballot_sync(0xffffffffu, probe < high && a.ids[probe] == id);
+    low += __popc(inside) * step;
+    high = low + step < high ? low + step : high;
   }
-  const std::int64_t last = (high - 1) / kWindow;
-  const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
+  return high;
+}
+
+constexpr int kJoinWarps = 16;
+constexpr int kAlone = 4;  // windows that a warp adds up by itself
+
+// Each warp looks after one window: where a crossing run begins in it, the warp adds the parts of that run, and all
+// warps of the block share those of a long one.
+template <int kN>
+__global__ void __launch_bounds__(32 * kJoinWarps) join_windows_kernel(Runs a) {
+  __shared__ std::int64_t long_runs[kJoinWarps];  // the window where it ends; 0: none begins here
+  __shared__ float shared[kJoinWarps][kN][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * 32 + lane) * kN;
-  float sum[kN] = {};
-  if (column < a.D) {
-    if (part == 0) load_pack(a.parts + (blockIdx.x * std::int64_t{2} + 1) * a.D + column, sum);
-#pragma unroll 4
-    for (std::int64_t w = blockIdx.x + 1 + part; w <= last; w += kParts) {
-      float values[kN];
-      load_pack(a.parts + 2 * w * a.D + column, values);
+  const auto begin_part = [&](std::int64_t window) { return a.parts + (2 * window + 1) * a.D + column; };
+  const auto end_part = [&](std::int64_t window) { return a.parts + 2 * window * a.D + column; };
+  const auto add = [](float(&sum)[kN], const float* part) {
+    float values[kN];
+    load_pack(part, values);
 #pragma unroll
-      for (int c = 0; c < kN; ++c) sum[c] += values[c];
+    for (int c = 0; c < kN; ++c) sum[c] += values[c];
+  };
+
+  const std::int64_t first_window = static_cast<std::int64_t>(blockIdx.x) * kJoinWarps;
+  const std::int64_t window = first_window + warp, begin = window * kWindow, end = begin + kWindow;
+  std::int64_t last = 0;
+  if (end < a.T) {
+    const std::int32_t id = a.ids[end - 1], next = a.ids[end], front = a.ids[begin];
+    const std::int32_t before = begin > 0 ? a.ids[begin - 1] : -1;
+    const bool began_before = front == id && before == id;
+    if (next == id && !began_before && id >= 0 && id < a.V) last = (end_of_run(a, end, id) - 1) / kWindow;
+    if (last > 0 && last - window <= kAlone) {
+      if (column < a.D) {
+        float sum[kN];
+        load_pack(begin_part(window), sum);
+#pragma unroll
+        for (int i = 1; i <= kAlone; ++i) {
+          if (window + i <= last) add(sum, end_part(window + i));
+        }
+        store_pack(a.dtable + id * a.D + column, sum, Write::accumulate);
+      }
+      last = 0;
     }
   }
-  __shared__ float shared[kParts][kN][32];
+  if (lane == 0) long_runs[warp] = last;
+  if (__syncthreads_or(last > 0) == 0) return;
+  for (int owner = 0; owner < kJoinWarps; ++owner) {
+    const std::int64_t from = first_window + owner, to = long_runs[owner];
+    if (to == 0) continue;
+    float sum[kN] = {};
+    if (column < a.D) {
+      if (warp == 0) load_pack(begin_part(from), sum);
+#pragma unroll 8
+      for (std::int64_t w = from + 1 + warp; w <= to; w += kJoinWarps) add(sum, end_part(w));
+    }
+    __syncthreads();  // what the last run left here has been read
 #pragma unroll
-  for (int c = 0; c < kN; ++c) shared[part][c][lane] = sum[c];
-  __syncthreads();
-  if (part > 0 || column >= a.D) return;
+    for (int c = 0; c < kN; ++c) shared[warp][c][lane] = sum[c];
+    __syncthreads();
+    if (warp > 0 || column >= a.D) continue;
 #pragma unroll
-  for (int c = 0; c < kN; ++c) {
-    sum[c] = 0.0f;
-    for (int p = 0; p < kParts; ++p) sum[c] += shared[p][c][lane];
+    for (int c = 0; c < kN; ++c) {
+      sum[c] = 0.0f;
+#pragma unroll
+      for (int p = 0; p < kJoinWarps; ++p) sum[c] += shared[p][c][lane];
+    }
+    store_pack(a.dtable + a.ids[(from + 1) * kWindow] * a.D + column, sum, Write::accumulate);
   }
-  store_pack(a.dtable + id * a.D + column, sum, Write::accumulate);
 }
 
 std::int64_t windows_of(std::int64_t T) {
@@ -141,40 +181,36 @@ std::int64_t windows_of(std::int64_t T) {
 }
 
 struct Scratch {
-  Scratch(const EmbeddingBackward& a, void* workspace) {
+  Scratch(const EmbeddingBackward& a, void* workspace) : sort(a.T, a.V) {
     const auto take = [this, base = static_cast<std::byte*>(workspace)](std::size_t size) {
       std::byte* block = base + bytes;
       bytes += (size + 255) / 256 * 256;
       return block;
     };
-    const auto T = static_cast<std::size_t>(a.T);
-    bits =
-        std::max(1, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(std::max<std::int64_t>(a.V - 1, 1)))));
-    WEFT_CUDA_CALL(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, a.tokens, ids, indices, order,
-                                                   static_cast<int>(a.T), 0, bits));
-    ids = reinterpret_cast<std::int32_t*>(take(T * sizeof(std::int32_t)));
-    order = reinterpret_cast<std::int32_t*>(take(T * sizeof(std::int32_t)));
-    indices = reinterpret_cast<std::int32_t*>(take(T * sizeof(std::int32_t)));
+    const std::size_t ids = static_cast<std::size_t>(a.T) * sizeof(std::int32_t);
+    sorted.ids = reinterpret_cast<std::int32_t*>(take(ids));
+    sorted.order = reinterpret_cast<std::int32_t*>(take(ids));
+    for_sort = take(sort.bytes());
     parts = reinterpret_cast<float*>(take(static_cast<std::size_t>(2 * windows_of(a.T) * a.D) * sizeof(float)));
-    sort = take(sort_bytes);
   }
 
-  int bits;  // of an id
-  std::int32_t *ids = nullptr, *order = nullptr, *indices = nullptr;
+  IdSort sort;
+  SortedIds sorted = {};
+  void* for_sort = nullptr;
   float* parts = nullptr;
-  void* sort = nullptr;
-  std::size_t sort_bytes = 0;
   std::size_t bytes = 0;
 };
 
 template <class T, int kN>
 void sum_runs(const EmbeddingBackward& a, const Runs& runs, const Launch& launch) {
-  const auto windows = static_cast<unsigned>(windows_of(a.T));
-  const auto strips = [&](int threads) { return static_cast<unsigned>((a.D + threads * kN - 1) / (threads * kN)); };
+  const std::int64_t windows = windows_of(a.T);
+  const auto parts = [](std::int64_t n, std::int64_t size) { return static_cast<unsigned>((n + size - 1) / size); };
   sum_windows_kernel<T, kN>
-      <<<dim3(windows, strips(kThreads)), kThreads, 0, cuda_stream(launch.stream)>>>(runs, static_cast<const T*>(a.dy));
+      <<<dim3(static_cast<unsigned>(windows), parts(a.D, kThreads * kN)), kThreads, 0, cuda_stream(launch.stream)>>>(
+          runs, static_cast<const T*>(a.dy));
   WEFT_CHECK_LAUNCH();
-  join_windows_kernel<kN><<<dim3(windows, strips(32)), 256, 0, cuda_stream(launch.stream)>>>(runs);
+  join_windows_kernel<kN>
+      <<<dim3(parts(windows, kJoinWarps), parts(a.D, 32 * kN)), 32 * kJoinWarps, 0, cuda_stream(launch.stream)>>>(runs);
   WEFT_CHECK_LAUNCH();
 }
 
@@ -194,26 +230,21 @@ std::size_t embedding_backward_cuda_workspace(const EmbeddingBackward& a) {
 
 void embedding_backward_cuda(const EmbeddingBackward& a, const Launch& launch) {
   const cudaStream_t stream = cuda_stream(launch.stream);
-  if (a.write_dtable == Write::overwrite) {
+  if (a.write_dtable == Write::overwrite) {  // no parameter is: their gradients are added to
     WEFT_CUDA_CALL(cudaMemsetAsync(a.dtable, 0, static_cast<std::size_t>(a.V * a.D) * sizeof(float), stream));
   }
   if (a.T == 0 || a.D == 0) return;
-  Scratch scratch(a, launch.workspace);
-  count_up_kernel<<<static_cast<unsigned>((a.T + kThreads - 1) / kThreads), kThreads, 0, stream>>>(scratch.indices,
-                                                                                                   a.T);
-  WEFT_CHECK_LAUNCH();
-  WEFT_CUDA_CALL(cub::DeviceRadixSort::SortPairs(scratch.sort, scratch.sort_bytes, a.tokens, scratch.ids,
-                                                 scratch.indices, scratch.order, static_cast<int>(a.T), 0, scratch.bits,
-                                                 stream));
+  const Scratch scratch(a, launch.workspace);
+  scratch.sort.run(a.tokens, scratch.sorted, scratch.for_sort, stream);
   const Runs runs{.T = a.T,
                   .V = a.V,
                   .D = a.D,
-                  .ids = scratch.ids,
-                  .order = scratch.order,
+                  .ids = scratch.sorted.ids,
+                  .order = scratch.sorted.order,
                   .parts = scratch.parts,
                   .dtable = static_cast<float*>(a.dtable)};
   dispatch_cuda(a.dtype, "embedding", [&]<class T>() {
-    constexpr int kN = 16 / sizeof(T);
+    constexpr int kN = 4;
     const bool aligned =
         packs_fit<kN>(static_cast<const T*>(a.dy), a.D) && packs_fit<kN>(static_cast<const float*>(a.dtable), a.D);
     if (aligned) {
