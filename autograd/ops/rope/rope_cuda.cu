@@ -57,11 +57,23 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(Rotation a, Lanes lane
     }
   }
   // Channels beyond the rotary width.
-  for (std::int64_t h = part; h < a.H; h += lanes.parts) {
-    for (std::int64_t c = a.D_r + channel; c < a.D; c += lanes.packs_count * kN) {
-      float values[kN];
-      load_pack(x + h * a.D + c, values);
-      store_pack(y + h * a.D + c, values, a.write_y);
+  for (std::int64_t c = a.D_r + channel; c < a.D; c += lanes.packs_count * kN) {
+    for (std::int64_t first = part; first < a.H; first += kHeads * lanes.parts) {
+      HeldPack<T, kN> held[kHeads];
+#pragma unroll
+      for (int j = 0; j < kHeads; ++j) {
+        const std::int64_t h = first + j * lanes.parts;
+        held[j] = h < a.H ? HeldPack<T, kN>::load(x + h * a.D + c) : HeldPack<T, kN>::zero();
+      }
+#pragma unroll
+      for (int j = 0; j < kHeads; ++j) {
+        const std::int64_t h = first + j * lanes.parts;
+        if (h >= a.H) continue;
+        float values[kN];
+#pragma unroll
+        for (int i = 0; i < kN; ++i) values[i] = held[j][i];
+        store_pack(y + h * a.D + c, values, a.write_y);
+      }
     }
   }
 }

@@ -16,7 +16,7 @@ enum class ConvolutionActivation : std::uint8_t { none, silu };
 inline constexpr std::int64_t kMaxConvolutionTaps = 8;
 // Tokens that one thread of a GPU walks.
 inline constexpr std::int32_t kConvolutionForwardChunk = 32;
-inline constexpr std::int32_t kConvolutionBackwardChunk = 64;
+inline constexpr std::int32_t kConvolutionBackwardChunk = 128;
 
 struct ShortConvolutionForward {
   DType dtype;
