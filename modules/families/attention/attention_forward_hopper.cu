@@ -9,6 +9,7 @@ void launch(const AttentionForward& a, const ForwardArgs& args, cudaStream_t str
   const auto q_map = tile::make_head_map<kForwardRows>(a.q, a.shape.T, a.shape.H_Q, a.shape.D);
   const auto k_map = tile::make_head_map<ForwardPolicy<D, D_V>::kKeys>(a.k, a.shape.S, a.shape.H_KV, a.shape.D);
   const auto v_map = tile::make_head_map<ForwardPolicy<D, D_V>::kKeys>(a.v, a.shape.S, a.shape.H_KV, a.shape.D_V);
+  const auto o_map = tile::make_head_map<64>(args.o, a.shape.T, a.shape.H_Q, a.shape.D_V);
   const auto kernel = &forward_kernel<D, D_V, Cap>;
   constexpr int kBytes = sizeof(ForwardMemory<D, D_V>);
   static_assert(kBytes <= 227 * 1024, "a block has 227 KiB of shared memory");
@@ -17,7 +18,7 @@ void launch(const AttentionForward& a, const ForwardArgs& args, cudaStream_t str
   WEFT_CUDA_CALL(cudaGetDevice(&device));
   WEFT_CUDA_CALL(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
   WEFT_CUDA_CALL(cudaMemsetAsync(args.counter, 0, sizeof(int), stream));
-  kernel<<<static_cast<unsigned>(processors), kForwardThreads, kBytes, stream>>>(q_map, k_map, v_map, args);
+  kernel<<<static_cast<unsigned>(processors), kForwardThreads, kBytes, stream>>>(q_map, k_map, v_map, o_map, args);
   WEFT_CHECK_LAUNCH();
 }
 

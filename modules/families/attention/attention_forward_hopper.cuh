@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     forward_kernel(const __grid_constant__ tile::TileMap<kForwardRows, 3> q_map,
                    const __grid_constant__ tile::TileMap<ForwardPolicy<D, D_V>::kKeys, 3> k_map,
                    const __grid_constant__ tile::TileMap<ForwardPolicy<D, D_V>::kKeys, 3> v_map,
-                   const __grid_constant__ ForwardArgs a) {
+                   const __grid_constant__ tile::TileMap<64, 3> o_map, const __grid_constant__ ForwardArgs a) {
 #ifdef WEFT_HOPPER
   using P = ForwardPolicy<D, D_V>;
   using Memory = ForwardMemory<D, D_V>;
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < P::kQueryStages; ++i) {
       m.q_full[i].init(1);
-      m.q_empty[i].init(kConsumerThreads);
+      m.q_empty[i].init(kConsumers);
     }
     for (int i = 0; i < P::kKeyStages; ++i) {
       m.k_full[i].init(1);
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   } else {
     tile::grow_registers<232>();
     const int thread = threadIdx.x % tile::kWarpgroup;
-    const int group = threadIdx.x / tile::kWarpgroup - 1;
+    const int group = uniform(static_cast<int>(threadIdx.x) / tile::kWarpgroup) - 1;
     // Named barriers: 1 + group is this consumer's turn to issue, 3 + group its own threads.
     const int mine = 1 + group, other = 2 - group, own = 3 + group;
     if (group == 1) tile::barrier_arrive<kConsumerThreads>(1);  // the first turn is group 0's
@@ -186,6 +186,15 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
       __syncwarp();  // all lanes have read what may be overwritten now
       if (thread % 32 == 0) barrier.arrive();
     };
+
+    // Gives a tile of queries back when its output has been read.
+    const auto release_queries = [&](int stage) {
+      if (thread == 0) {
+        tile::wait_stores_read<0>();
+        m.q_empty[stage].arrive();
+      }
+    };
+    int written = -1;  // the stage of an output that may still be on its way
 
     for (;; q_state.advance()) {
       m.q_full[q_state.stage].wait(q_state.parity());
@@ -235,6 +244,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         tile::multiply(s, q, tile::along_columns(m.k[stage]));
         tile::wgmma_commit();
         tile::barrier_arrive<kConsumerThreads>(other);
+        if (written >= 0) release_queries(written);
+        written = -1;
         tile::wgmma_wait<0>();
         release(m.k_empty[stage]);
         soften(s, visit);
@@ -296,19 +307,38 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         }
       }
       tile::store_rounded(o, staging, group * 64, 0, thread);
-      tile::barrier_sync<tile::kWarpgroup>(own);
-      constexpr int kChunks = D_V / 8;
-#pragma unroll 4
-      for (int i = thread; i < 64 * kChunks; i += tile::kWarpgroup) {
-        const int row = group * 64 + i / kChunks, column = i % kChunks * 8;
-        if (row < t.count && column < a.D_V) {
-          tile::store16(a.o + (static_cast<std::int64_t>(t.row + row) * a.H_Q + head) * a.D_V + column,
-                        staging.chunk(row, column));
-        }
-      }
       tile::fence_async_shared();
-      m.q_empty[q_state.stage].arrive();
+      tile::barrier_sync<tile::kWarpgroup>(own);
+      if (t.count == kForwardRows) {
+        if (thread == 0) {
+#pragma unroll
+          for (int c = 0; c < D_V; c += tile::kPanel) {
+            if (c >= a.D_V) break;
+            auto& panel = reinterpret_cast<tile::SharedTile<64, tile::kPanel>&>(staging.chunk(group * 64, c));
+            tile::store_tile(o_map, panel, c, t.row + group * 64, head);
+          }
+          tile::commit_stores();
+        }
+      } else {
+        constexpr int kChunks = D_V / 8;
+#pragma unroll 1
+        for (int i = thread; i < 64 * kChunks; i += tile::kWarpgroup) {
+          const int row = group * 64 + i / kChunks, column = i % kChunks * 8;
+          if (row < t.count && column < a.D_V) {
+            tile::store16(a.o + (static_cast<std::int64_t>(t.row + row) * a.H_Q + head) * a.D_V + column,
+                          staging.chunk(row, column));
+          }
+        }
+        tile::fence_async_shared();
+        tile::barrier_sync<tile::kWarpgroup>(own);
+      }
+      if constexpr (P::kQueryStages > 1) {
+        written = q_state.stage;
+      } else {
+        release_queries(q_state.stage);
+      }
     }
+    if (thread == 0) tile::wait_stores<0>();
   }
 #else
   tile::unavailable();

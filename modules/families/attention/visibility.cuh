@@ -9,6 +9,12 @@
 
 namespace weft::attention_cuda {
 
+// The same value in every lane, said in a way that the compiler believes: branches on it do not diverge, and what
+// follows from it (descriptors of operands) is computed once for a warp.
+__device__ inline int uniform(int x) {
+  return __shfl_sync(0xffffffffu, x, 0);
+}
+
 // Options in the form that kernels use.
 struct Sight {
   std::int32_t window;  // 2^30 if there is none
