@@ -5,10 +5,10 @@
 namespace weft::attention_cuda {
 namespace {
 
-constexpr int kEdgeThreads = 256;
+constexpr int kPrepareThreads = 256;
 
 // stats of one tile of one head. Sixteen lanes take a row of up to 128 channels.
-__global__ void __launch_bounds__(kEdgeThreads)
+__global__ void __launch_bounds__(kPrepareThreads)
     prepare(const AttentionQueryTile* tiles, int H_Q, int D_V, const tile::bf16* o, const tile::bf16* d_o,
             const float* lse, const float* dlse, float* stats) {
   const AttentionQueryTile t = tiles[blockIdx.x];
@@ -16,8 +16,8 @@ __global__ void __launch_bounds__(kEdgeThreads)
   const int head = blockIdx.y, part = threadIdx.x % 16;
   float* const to = stats + (static_cast<std::int64_t>(head) * gridDim.x + blockIdx.x) * 2 * kQueries;
 #pragma unroll
-  for (int i = 0; i < kQueries * 16 / kEdgeThreads; ++i) {
-    const int row = i * (kEdgeThreads / 16) + static_cast<int>(threadIdx.x) / 16;
+  for (int i = 0; i < kQueries * 16 / kPrepareThreads; ++i) {
+    const int row = i * (kPrepareThreads / 16) + static_cast<int>(threadIdx.x) / 16;
     const bool valid = row < t.count;
     const std::int64_t at = (static_cast<std::int64_t>(t.row) + row) * H_Q + head;
     const bool in = valid && part * 8 < D_V;
@@ -32,42 +32,6 @@ __global__ void __launch_bounds__(kEdgeThreads)
     // A row that is not there, or sees nothing, has no probabilities: 2^(s - infinity) = 0.
     to[row] = own == -INFINITY ? INFINITY : own * tile::kLog2e;
     to[kQueries + row] = valid ? (dlse == nullptr ? sum : sum - dlse[at]) : 0.0f;
-  }
-}
-
-// dq of one tile of one head from its two pieces of Columns columns.
-template <int Columns>
-__global__ void __launch_bounds__(kEdgeThreads)
-    finish(const AttentionQueryTile* tiles, int H_Q, int D, const float* dq_sum, const int* turns, tile::bf16* dq,
-           Write write) {
-  constexpr int kSize = kQueries * Columns;
-  const AttentionQueryTile t = tiles[blockIdx.x];
-  if (t.count <= 0) return;
-  const int head = blockIdx.y;
-  const std::int64_t first = (static_cast<std::int64_t>(head) * gridDim.x + blockIdx.x) * 2;
-  const bool some = turns[first / 2] != 0;
-#pragma unroll
-  for (int n = 0; n < 2 * kSize / 8 / kEdgeThreads; ++n) {
-    const int i = n * kEdgeThreads + static_cast<int>(threadIdx.x);
-    // Neighbouring threads take rows 8 apart, which lie in the same 32 bytes.
-    const int piece = i / (kSize / 8), inside = i % (kSize / 8);
-    const int row = inside / 16 % 4 * 16 + inside % 2 * 8 + inside / 2 % 8, group = inside / 64;
-    const int column = Columns <= 64 ? piece * Columns + group * 8
-                       : group < 8   ? piece * 64 + group * 8
-                                     : 128 + piece * 32 + (group - 8) * 8;
-    if (row >= t.count || column >= D) continue;
-    const int thread = row / 16 * 32 + row % 8 * 4;
-    const float* const from = dq_sum + (first + piece) * kSize + piece_offset(thread, group) + row % 16 / 8 * 2;
-    tile::bf16* const to = dq + ((static_cast<std::int64_t>(t.row) + row) * H_Q + head) * D + column;
-    const auto before = tile::load16_if(write == Write::accumulate, to);
-    tile::Vector16<tile::bf16> value;
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const float2 sum = some ? *reinterpret_cast<const float2*>(from + 4 * c) : float2{0.0f, 0.0f};
-      value.set(2 * c, before.get(2 * c) + sum.x);
-      value.set(2 * c + 1, before.get(2 * c + 1) + sum.y);
-    }
-    tile::store16(to, value);
   }
 }
 
@@ -109,10 +73,10 @@ void attention_backward_hopper(const AttentionBackward& a, const HopperBackwardB
   const dim3 grid(static_cast<unsigned>(w.query_count), static_cast<unsigned>(H_Q));
   const HopperBackwardSizes sizes = hopper_backward_sizes(a.shape, w.query_count);
   WEFT_CUDA_CALL(cudaMemsetAsync(w.turns, 0, static_cast<std::size_t>(sizes.turns) * sizeof(int), stream));
-  prepare<<<grid, kEdgeThreads, 0, stream>>>(w.query_tiles, H_Q, static_cast<int>(a.shape.D_V),
-                                             static_cast<const tile::bf16*>(a.o), static_cast<const tile::bf16*>(a.d_o),
-                                             static_cast<const float*>(a.lse), static_cast<const float*>(a.dlse),
-                                             w.stats);
+  prepare<<<grid, kPrepareThreads, 0, stream>>>(w.query_tiles, H_Q, static_cast<int>(a.shape.D_V),
+                                                static_cast<const tile::bf16*>(a.o),
+                                                static_cast<const tile::bf16*>(a.d_o), static_cast<const float*>(a.lse),
+                                                static_cast<const float*>(a.dlse), w.stats);
   WEFT_CHECK_LAUNCH();
   const double scale = logit_scale(a.shape, a.options), cap = a.options.soft_cap;
   BackwardArgs args{.key_tiles = w.key_tiles,
@@ -131,8 +95,10 @@ void attention_backward_hopper(const AttentionBackward& a, const HopperBackwardB
                     .dq_sum = w.dq_sum,
                     .turns = w.turns,
                     .counter = w.turns + (sizes.turns - 2),
+                    .dq = static_cast<tile::bf16*>(a.dq),
                     .dk = static_cast<tile::bf16*>(a.dk),
                     .dv = static_cast<tile::bf16*>(a.dv),
+                    .write_dq = a.write_dq,
                     .write_dk = a.write_dk,
                     .write_dv = a.write_dv};
   with_widths(a.shape, [&]<int D, int D_V>() {
@@ -146,11 +112,7 @@ void attention_backward_hopper(const AttentionBackward& a, const HopperBackwardB
       ++args.counter;
       if (a.dv != nullptr) pass.template operator()<Makes::values>();
     }
-    if (a.dq == nullptr) return;
-    finish<kHalf<D>><<<grid, kEdgeThreads, 0, stream>>>(w.query_tiles, H_Q, static_cast<int>(a.shape.D), w.dq_sum,
-                                                        w.turns, static_cast<tile::bf16*>(a.dq), a.write_dq);
   });
-  WEFT_CHECK_LAUNCH();
 }
 
 }  // namespace weft::attention_cuda

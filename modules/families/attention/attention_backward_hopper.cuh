@@ -45,8 +45,16 @@ struct BackwardArgs {
   float* dq_sum;          // [H_Q][tiles][2][kPiece]
   int* turns;             // [H_Q][tiles], start at 0
   int* counter;           // starts at 0
-  tile::bf16 *dk, *dv;
-  Write write_dk, write_dv;
+  tile::bf16 *dq, *dk, *dv;
+  Write write_dq, write_dk, write_dv;
+};
+
+// One step: a tile of keys meets a tile of queries.
+struct StepInfo {
+  std::int32_t position, count;  // of queries
+  std::int32_t partial;          // some query does not see some key
+  std::int32_t blind;            // bit g: no query sees any key of warpgroup g
+  std::int32_t first, last;      // of the item
 };
 
 // A work item: a tile of keys and the steps in which it meets tiles of queries. Neighbours in the table walk side by
@@ -77,9 +85,18 @@ struct KeyItem {
     const int i = heads_outer != 0 ? j % tiles : j / G;
     return {tile.query_tile + (forwards != 0 ? first + i : last - i), heads_outer != 0 ? j / tiles : j % G};
   }
-};
-struct StepInfo {
-  std::int32_t position, count;
+  __device__ StepInfo meet(const AttentionQueryTile& t, const Sight& sight) const {
+    const std::int32_t last = t.position + kQueries - 1;
+    StepInfo step{t.position, t.count, 0, 0, 0, 0};
+    step.partial =
+        tile.count < kKeyRows || tile.position + kKeyRows - 1 > t.position || last - tile.position >= sight.window;
+    for (int group = 0; group < 2; ++group) {
+      const std::int32_t begin = tile.position + group * 64, end = tile.position + min(group * 64 + 64, tile.count);
+      const bool left = tile.anchor == 0 && t.position - (end - 1) >= sight.window && begin >= sight.sinks;
+      step.blind |= (begin >= end || begin > last || left) << group;
+    }
+    return step;
+  }
 };
 
 template <int D, int D_V, Makes kMakes>
@@ -95,11 +112,33 @@ struct BackwardMemory {
   tile::SharedTile<kKeyRows, kQueries> dz[kKeys ? 2 : 1];
   alignas(128) float dq[kSumBuffers][2][kKeys ? kPiece<D> : 4];  // the two warpgroups' pieces
   alignas(16) float stats[2][2 * kQueries];
-  KeyItem item;
+  KeyItem item[2];  // of even and of odd items
   StepInfo step[2];
-  tile::Barrier kv_full, kv_empty;
+  tile::Barrier k_full, k_empty, v_full, v_empty;
   tile::Barrier q_full[2], q_empty[2], d_o_full[kGradientStages], d_o_empty[kGradientStages];
+  tile::Barrier dz_full[2], dz_empty[2];
   tile::Barrier dq_full[2], dq_empty[kSumBuffers];  // full: of even and of odd steps
+
+  __device__ void init() {
+    constexpr int kWarps = 2 * tile::kWarpgroup / tile::kWarp;
+    k_full.init(1);
+    v_full.init(1);
+    k_empty.init(kWarps + (kKeys ? 2 : 0));
+    v_empty.init(kWarps);
+    for (int i = 0; i < kGradientStages; ++i) {
+      d_o_full[i].init(1);
+      d_o_empty[i].init(kWarps);
+    }
+    for (int i = 0; i < 2; ++i) {
+      q_full[i].init(1);
+      q_empty[i].init(kWarps);
+      dz_full[i].init(kWarps);
+      dz_empty[i].init(kWarps);
+      dq_full[i].init(2 * tile::kWarpgroup);
+    }
+    for (tile::Barrier& barrier : dq_empty) barrier.init(1);
+    tile::fence_barrier_init();
+  }
 };
 
 // Where elements 4c .. 4c + 3 of a thread's accumulator lie in a piece of dq: in the order in which threads hold them.
@@ -124,7 +163,7 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
   using Memory = BackwardMemory<D, D_V, kMakes>;
   constexpr std::uint32_t kStats = 2 * kQueries * 4;
   const int G = a.H_Q / a.H_KV;
-  tile::PipelineState<1> kv;
+  std::uint32_t parity = 0;  // of the item
   tile::PipelineState<2> state;
   tile::PipelineState<Memory::kGradientStages> gradients;
   const int items = a.key_count * a.H_KV;
@@ -140,7 +179,10 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
       const AttentionQueryTile t = a.query_tiles[step.x];
       const int head = item.kv_head * G + step.y, s = state.stage, r = gradients.stage;
       m.q_empty[s].wait(state.parity() ^ 1);
-      m.step[s] = {t.position, t.count};
+      StepInfo info = item.meet(t, a.sight);
+      info.first = j == 0 ? 1 : 0;
+      info.last = j + 1 == steps ? 1 : 0;
+      m.step[s] = info;
       m.q_full[s].arrive_expect(kQueries * D * 2 + kStats);
       tile::load_tile(m.q[s], q_map, m.q_full[s], 0, t.row, head);
       tile::load_bytes(m.stats[s], a.stats + (static_cast<std::int64_t>(head) * a.query_count + step.x) * 2 * kQueries,
@@ -151,19 +193,30 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
       state.advance();
       gradients.advance();
     };
-    // The first queries come while the item before is still being written out.
+    // The first queries come while the item before still makes its last dq, keys while it is being written out.
     if (steps > 0) load_step(0);
-    m.kv_empty.wait(kv.parity() ^ 1);
-    m.item = item;
-    m.kv_full.arrive_expect(kKeyRows * (D + D_V) * 2);
-    tile::load_tile(m.k, k_map, m.kv_full, 0, item.tile.row, item.kv_head);
-    tile::load_tile(m.v, v_map, m.kv_full, 0, item.tile.row, item.kv_head);
-    kv.advance();
+    m.k_empty.wait(parity ^ 1);
+    m.item[parity] = item;
+    m.k_full.arrive_expect(kKeyRows * D * 2);
+    tile::load_tile(m.k, k_map, m.k_full, 0, item.tile.row, item.kv_head);
+    m.v_empty.wait(parity ^ 1);
+    m.v_full.arrive_expect(kKeyRows * D_V * 2);
+    tile::load_tile(m.v, v_map, m.v_full, 0, item.tile.row, item.kv_head);
+    parity ^= 1;
     for (int j = 1; j < steps; ++j) load_step(j);
   }
-  m.kv_empty.wait(kv.parity() ^ 1);
-  m.item.kv_head = -1;
-  m.kv_full.arrive();
+  m.k_empty.wait(parity ^ 1);
+  m.item[parity].kv_head = -1;
+  m.k_full.arrive();
+}
+
+// What the counter of a tile says when its dq is complete; until then, whose turn it is.
+inline constexpr int kComplete = -1;
+
+// Whether a tile of keys is the last that a tile of queries sees.
+__device__ inline bool is_last(const AttentionKeyTile& keys, const AttentionQueryTile& queries) {
+  if (keys.anchor != 0) return queries.anchor_row < 0;
+  return keys.position + kKeyRows > queries.position + queries.count - 1;
 }
 
 // A thread that adds to dq, when it is this tile of keys' turn; one for even steps and one for odd ones, so that a sum
@@ -171,22 +224,23 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
 template <int D, int D_V, Makes kMakes>
 __device__ void add_pieces(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a, int own) {
   using Memory = BackwardMemory<D, D_V, kMakes>;
-  const int G = a.H_Q / a.H_KV;
-  std::uint32_t kv_parity = 0, parity = 0;
+  const int G = a.H_Q / a.H_KV, buffer = Memory::kSumBuffers == 2 ? own : 0;
+  std::uint32_t item_parity = 0, parity = 0;
   int next = own;  // own step, counted from the beginning of the item
-  for (;; kv_parity ^= 1) {
-    m.kv_full.wait(kv_parity);
-    const KeyItem item = m.item;
+  for (;; item_parity ^= 1) {
+    m.k_full.wait(item_parity);
+    const KeyItem item = m.item[item_parity];
     if (item.kv_head < 0) return;
-    m.kv_empty.arrive();  // the next item may come while this one's last sums are on their way
+    m.k_empty.arrive();  // the next item may come while this one's last sums are on their way
     const int steps = item.steps(G);
     for (; next < steps; next += 2, parity ^= 1) {
       const int2 step = item.step(next, G);
       const AttentionQueryTile t = a.query_tiles[step.x];
       const int turn = KeyWalk<kKeyRows>(t, a.sight).turn(item.tile.position, item.tile.anchor != 0, t);
-      const std::int64_t at = (static_cast<std::int64_t>(item.kv_head) * G + step.y) * a.query_count + step.x;
+      const int head = item.kv_head * G + step.y;
+      const std::int64_t at = static_cast<std::int64_t>(head) * a.query_count + step.x;
       float* const to = a.dq_sum + at * 2 * kPiece<D>;
-      auto& from = m.dq[Memory::kSumBuffers == 2 ? own : 0];
+      auto& from = m.dq[buffer];
       if (turn > 0) {
         while (load_acquire(a.turns + at) != turn) {
         }
@@ -200,10 +254,10 @@ __device__ void add_pieces(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs
       }
       tile::commit_stores();
       tile::wait_stores_read<0>();
-      m.dq_empty[Memory::kSumBuffers == 2 ? own : 0].arrive();
+      m.dq_empty[buffer].arrive();
       tile::wait_stores<0>();
       tile::fence_async_global();
-      store_release(a.turns + at, turn + 1);
+      store_release(a.turns + at, is_last(item.tile, t) ? kComplete : turn + 1);
     }
     next -= steps;
   }
