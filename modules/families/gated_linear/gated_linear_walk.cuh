@@ -131,6 +131,22 @@ __device__ inline void copy4_async(float* shared, const float* global, bool vali
 }
 
 using RowsMap = tile::TileMap<R, 3>;
+// A panel of a tile, with a hint that it is not read again.
+__device__ inline void load_last_time(std::uint32_t to, const RowsMap& map, const tile::Barrier& full, int x, int y,
+                                      int z) {
+#ifdef WEFT_HOPPER
+  asm volatile(
+      "{\n.reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5}], [%2], policy;\n}\n" ::"r"(to),
+      "l"(&map.map), "r"(full.address()), "r"(x), "r"(y), "r"(z)
+      : "memory");
+#else
+  tile::unavailable();
+#endif
+}
+
 struct WalkMaps {
   RowsMap x, y, z;
 };
@@ -286,6 +302,16 @@ class Walk {
 
   // --- what a step needs from memory ---------------------------------------------------------------------------------
 
+  template <int Cols>
+  __device__ static void load(SharedTile<R, Cols>& to, const RowsMap& map, tile::Barrier& full, int x, int y, int z,
+                              bool last_time) {
+    if (!last_time) return tile::load_tile(to, map, full, x, y, z);
+#pragma unroll
+    for (int panel = 0; panel < SharedTile<R, Cols>::kPanels; ++panel) {
+      load_last_time(tile::shared_address(to.data) + panel * SharedTile<R, Cols>::kPanelBytes, map, full,
+                     x + panel * tile::kPanel, y, z);
+    }
+  }
   // Begins the copies of a step; the first warp loads the log decays of its rows, four a lane.
   __device__ void fetch(const Item& item, int step, int stage_index) {
     if (threadIdx.x > 32) return;
@@ -296,9 +322,10 @@ class Walk {
       const bool outputs = step >= item.steps;
       full.arrive_expect(sizeof(stage.y) + sizeof(stage.z) + (outputs ? sizeof(stage.x) : 0));
       const int t = item.begin + row;
-      tile::load_tile(stage.y, maps.y, full, 0, t, item.h / p.y.sharing);
-      if (outputs) tile::load_tile(stage.x, maps.x, full, 0, t, item.h / p.x.sharing);
-      tile::load_tile(stage.z, maps.z, full, item.block * DZ, t, item.h / p.z.sharing);
+      // What nobody reads again leaves the L2 cache first, so that the second walk finds there what the first one read.
+      load(stage.y, maps.y, full, 0, t, item.h / p.y.sharing, outputs);
+      if (outputs) load(stage.x, maps.x, full, 0, t, item.h / p.x.sharing, true);
+      load(stage.z, maps.z, full, item.block * DZ, t, item.h / p.z.sharing, outputs);
       return;
     }
     if (!p.per_token) return;
@@ -436,28 +463,24 @@ class Walk {
       tile::barrier_sync<128>(1 + group);
     }
     float* own = part(p.states, leaves ? item.leave : 0, item);
-    [[maybe_unused]] float* other = nullptr;
-    [[maybe_unused]] float alive = 0.0f;
-    if constexpr (kDots) {
-      if (p.alive != nullptr && before != nullptr) {
-        other = received ? part(p.other_states, item.receive, item) : part(p.other_final, item.document, item);
-      }
-    }
+    constexpr int kAtOnce = 4;  // loads before the first store, which the compiler must not move them across
 #pragma unroll
-    for (int i = 0; i < S.kSize / 4; ++i) {
-      const float4 s = before == nullptr ? float4{0.0f, 0.0f, 0.0f, 0.0f} : __ldcg(registers_of(before, i));
-      float* x = S.x + 4 * i;
-      if (leaves) {
-        *registers_of(own, i) = {fmaf(kept, s.x, x[0]), fmaf(kept, s.y, x[1]), fmaf(kept, s.z, x[2]),
-                                 fmaf(kept, s.w, x[3])};
+    for (int first = 0; first < S.kSize / 4; first += kAtOnce) {
+      float4 arrived[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        arrived[i] = before == nullptr ? float4{0.0f, 0.0f, 0.0f, 0.0f} : __ldcg(registers_of(before, first + i));
       }
-      if constexpr (kDots) {
-        if (other != nullptr) {
-          const float4 o = __ldcg(registers_of(other, i));
-          alive += s.x * o.x + s.y * o.y + s.z * o.z + s.w * o.w;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float4 s = arrived[i];
+        float* x = S.x + 4 * (first + i);
+        if (leaves) {
+          *registers_of(own, first + i) = {fmaf(kept, s.x, x[0]), fmaf(kept, s.y, x[1]), fmaf(kept, s.z, x[2]),
+                                           fmaf(kept, s.w, x[3])};
         }
+        x[0] = s.x, x[1] = s.y, x[2] = s.z, x[3] = s.w;
       }
-      x[0] = s.x, x[1] = s.y, x[2] = s.z, x[3] = s.w;
     }
     if (leaves) {
       __threadfence();
@@ -466,6 +489,16 @@ class Walk {
     }
     if constexpr (kDots) {
       if (p.alive == nullptr) return;
+      float alive = 0.0f;
+      if (before != nullptr) {
+        float* other = received ? part(p.other_states, item.receive, item) : part(p.other_final, item.document, item);
+#pragma unroll
+        for (int i = 0; i < S.kSize / 4; ++i) {
+          const float4 o = __ldcg(registers_of(other, i));
+          const float* x = S.x + 4 * i;
+          alive += x[0] * o.x + x[1] * o.y + x[2] * o.z + x[3] * o.w;
+        }
+      }
       alive = tile::reduce_lanes<tile::Sum>(alive);
       float* sums = m.sums + 4 * group;
       if (lane() == 0) sums[thread / 32] = alive;
