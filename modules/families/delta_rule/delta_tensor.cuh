@@ -64,15 +64,29 @@ inline constexpr float kNothingLeft = -1000.0f;
 __device__ inline float log2_decay(float g) {
   return (g < kNothingLeft ? kNothingLeft : g) * tile::kLog2e;  // keeps NaN
 }
-__device__ inline float2 log2_decays(const ChunkRows& chunk, int i, int x) {
-  if (i >= chunk.n || chunk.g == nullptr) return {0.0f, 0.0f};
-  const float* g = chunk.g + i * chunk.ld_g;
-  if (chunk.channel_step == 0) {
-    const float both = log2_decay(*g);
-    return {both, both};
+// Log decays of kRows rows and two channels. Loads are not under conditions, so that all of them are under way at once:
+// rows from n on read the last row and become zero.
+template <int kRows>
+__device__ __forceinline__ void log2_decays(const ChunkRows& chunk, int first, int x, float2 (&decays)[kRows]) {
+  if (chunk.g == nullptr) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) decays[r] = {0.0f, 0.0f};
+    return;
   }
-  const float2 pair = *reinterpret_cast<const float2*>(g + x);
-  return {log2_decay(pair.x), log2_decay(pair.y)};
+  if (chunk.channel_step == 0) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) decays[r].x = decays[r].y = chunk.g[min(first + r, chunk.n - 1) * chunk.ld_g];
+  } else {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      decays[r] = *reinterpret_cast<const float2*>(chunk.g + min(first + r, chunk.n - 1) * chunk.ld_g + x);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const bool valid = first + r < chunk.n;
+    decays[r] = {valid ? log2_decay(decays[r].x) : 0.0f, valid ? log2_decay(decays[r].y) : 0.0f};
+  }
 }
 __device__ inline float2 exp2_pair(float2 x) {
   return {tile::exp2_fast(x.x), tile::exp2_fast(x.y)};
@@ -112,11 +126,9 @@ __device__ __forceinline__ void make_levels(const ChunkRows& chunk, const bf16* 
   const int thread = static_cast<int>(threadIdx.x), x = thread % (kD / 2) * 2, part = thread / (kD / 2);
   const int first = part * kRows, block = first / kBlock, row = first % kBlock;
   float2 from_start[kRows], sum{0.0f, 0.0f};
+  log2_decays(chunk, first, x, from_start);
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    sum = sum + log2_decays(chunk, first + r, x);
-    from_start[r] = sum;
-  }
+  for (int r = 0; r < kRows; ++r) from_start[r] = sum = sum + from_start[r];
   float2 total = sum, reference = from_start[0];
   if (row == 0) *reinterpret_cast<float2*>(&decays.log_first[block][x]) = reference;
   if constexpr (kHalves) {
@@ -144,14 +156,22 @@ __device__ __forceinline__ void make_levels(const ChunkRows& chunk, const bf16* 
   if (block == 0) outer = total_of(1);
   if (block == 3) outer = total_of(2);
   const bool unbounded = decays.unbounded[block] != 0;
+  // Loads ahead of the stores, behind which the compiler would leave them; as many as registers last.
+  constexpr int kAhead = kHalves ? 4 : kRows;
+  std::uint32_t keys[kAhead], queries_ahead[kAhead];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    const int i = first + r, own = row + r;
-    float2 key{0.0f, 0.0f}, query{0.0f, 0.0f};
-    if (i < chunk.n) {
-      key = load_pair(k + i * chunk.ld_key + x);
-      query = scale * load_pair(q + i * chunk.ld_key + x);
+    if (r % kAhead == 0) {
+#pragma unroll
+      for (int ahead = 0; ahead < kAhead; ++ahead) {
+        const int at = min(first + r + ahead, chunk.n - 1) * chunk.ld_key + x;
+        keys[ahead] = *reinterpret_cast<const std::uint32_t*>(k + at);
+        queries_ahead[ahead] = *reinterpret_cast<const std::uint32_t*>(q + at);
+      }
     }
+    const int i = first + r, own = row + r;
+    const float2 key = tile::unpack(i < chunk.n ? keys[r % kAhead] : 0u);
+    const float2 query = scale * tile::unpack(i < chunk.n ? queries_ahead[r % kAhead] : 0u);
     const float2 start = exp2_pair(from_start[r]), end = exp2_pair(total - from_start[r]);
     const float2 rows = key * start, columns = key * end, queries = query * start;
     store_pair(&tiles.k16[i * kLd + x], block % 2 == 0 ? columns : rows);

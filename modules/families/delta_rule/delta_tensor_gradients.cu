@@ -148,11 +148,8 @@ __device__ __forceinline__ void gather(const DeltaRuleBackward& a, Shared& share
   float2 left_of[2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
   for_pair(channel, [&](int t, int e, int r, int x) {
     const int i = block * kBlock + r;
-    float2 own_q{0.0f, 0.0f}, own_k{0.0f, 0.0f};
-    if (i < chunk.n) {
-      own_q = load_pair(q + i * chunk.ld_key + x);
-      own_k = load_pair(k + i * chunk.ld_key + x);
-    }
+    const int own_at = min(i, chunk.n - 1) * chunk.ld_key + x;  // rows from n on take part in nothing
+    const float2 own_q = load_pair(q + own_at), own_k = load_pair(k + own_at);
     const float2 sum = load_pair(shared.channels.log_sums + i * kLdSums + x);
     float2 entry_decay = exp2_pair(sum), exit_decay = exp2_pair(load_pair(&shared.decays.log_total[block][x]) - sum);
 #pragma unroll 1

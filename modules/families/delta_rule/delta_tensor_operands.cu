@@ -128,6 +128,7 @@ __device__ void solve(const float* A, const float* beta, float* B) {
       const float* row = A + (I * kBlock + r) * kLdSolve;
       const int at = J * kBlock + column;
       float sum = row[at];
+#pragma unroll 8
       for (int k = J * kBlock; k < I * kBlock; ++k) sum -= row[k] * beta[k] * B[k * kLdSolve + at];
       z[J] = sum;
       B[(I * kBlock + r) * kLdSolve + at] = sum;
