@@ -323,9 +323,10 @@ class Walk {
       full.arrive_expect(sizeof(stage.y) + sizeof(stage.z) + (outputs ? sizeof(stage.x) : 0));
       const int t = item.begin + row;
       // What nobody reads again leaves the L2 cache first, so that the second walk finds there what the first one read.
-      load(stage.y, maps.y, full, 0, t, item.h / p.y.sharing, outputs);
-      if (outputs) load(stage.x, maps.x, full, 0, t, item.h / p.x.sharing, true);
-      load(stage.z, maps.z, full, item.block * DZ, t, item.h / p.z.sharing, outputs);
+      const bool last_time = outputs && item.steps > 0;
+      load(stage.y, maps.y, full, 0, t, item.h / p.y.sharing, last_time);
+      if (outputs) load(stage.x, maps.x, full, 0, t, item.h / p.x.sharing, last_time);
+      load(stage.z, maps.z, full, item.block * DZ, t, item.h / p.z.sharing, last_time);
       return;
     }
     if (!p.per_token) return;
