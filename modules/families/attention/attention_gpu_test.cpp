@@ -1,6 +1,7 @@
 // The CUDA kernels against fp64: bf16 heads that Hopper's kernels take, and everything through the portable ones.
 #include <fmt/format.h>
 
+#include "autograd/cuda/cuda_memory.h"
 #include "autograd/transfer.h"
 #include "modules/families/attention/attention_case.h"
 #include "modules/families/attention/key_value_cache.h"

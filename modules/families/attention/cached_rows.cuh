@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kThreads) attend(const Rows a, const Keys keys
   float top = -INFINITY, mass = 0.0f;  // of head `warp`, in powers of 2
   for (int tile = begin; tile < end; tile += kPartKeys) {
     __syncthreads();
-    constexpr int kBatch = kHeads == 1 ? 8 : 4;
+    constexpr int kBatch = kHeads <= 4 ? 8 : 4;
     for (int i = 0; i < kPartKeys / kWarps; i += kBatch) {
       const T* from[kBatch];
       float dot[kBatch][kHeads];
@@ -315,8 +315,13 @@ void run(Rows a, const Keys& keys, std::int64_t most_keys, bool single_heads, vo
   };
   using std::integral_constant;
   if (a.D_V <= 128) {
-    single ? attend_with(integral_constant<int, 1>{}, integral_constant<int, 4>{})
-           : attend_with(integral_constant<int, 8>{}, integral_constant<int, 4>{});
+    if (single) {
+      attend_with(integral_constant<int, 1>{}, integral_constant<int, 4>{});
+    } else if (a.H_Q <= 4 * a.H_KV) {
+      attend_with(integral_constant<int, 4>{}, integral_constant<int, 4>{});
+    } else {
+      attend_with(integral_constant<int, 8>{}, integral_constant<int, 4>{});
+    }
   } else if (a.D_V <= 256) {
     single ? attend_with(integral_constant<int, 1>{}, integral_constant<int, 8>{})
            : attend_with(integral_constant<int, 4>{}, integral_constant<int, 8>{});
