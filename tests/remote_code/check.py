@@ -6,7 +6,7 @@
 In each directory: the weights load with none missing, unexpected or mismatched, and tied ones tied; logits equal
 weft's, which `expected.safetensors` in it (or --expected) has as ids.N i64 [T], logits.N [T, V] (of the tokens
 positions.N [n] alone where those are there), and prompt.N, greedy.N i64 for text, each for about S seconds; ids of
-lines equal those of texts.json beside that file; weights in bf16 compute nearly the same in bf16; in fp64 a sequence gives the same in one call, token by token, and cut at random; left-padded rows of a batch give
+lines equal those of texts.json beside that file; what bf16 costs weights in bf16 is measured; in fp64 a sequence gives the same in one call, token by token, and cut at random; left-padded rows of a batch give
 what each gives alone; a cache follows its sequences when beams are reordered; generate() draws the same with and
 without a cache. Directories of transformers' own classes take the part that needs no weft cache. The last line of
 output is `ok` or `FAILED`; the exit code is 0 or 1. --report writes the figures as JSON.
@@ -46,10 +46,6 @@ FP64_AMONG_SPLITS = 1e-10
 # The mean of those differences, and the relative difference of perplexities.
 FP32_MEAN = 1e-5
 FP32_PERPLEXITY = 1e-4
-# Of computing in bf16 what has weights in bf16: nats a token from weft's distribution in fp32, and the share of tokens
-# with the same most probable one, where the two best are further apart than bf16 tells apart.
-BF16_DIVERGENCE = 1e-3
-BF16_SAME_BEST = 0.995
 # Of the two best logits of a step; below it greedy texts may part.
 EXCUSED_GAP = 1e-3
 
@@ -173,7 +169,12 @@ class Subject:
         if targets > 0:
             self.limit("perplexity_fp32", abs(math.expm1((own_losses - losses) / targets)), FP32_PERPLEXITY)
 
-    def check_bf16_logits(self) -> None:
+    def measure_bf16(self) -> None:
+        """What computing in bf16 costs, recorded and not judged: it is no matter of the weights, which fp32 has shown.
+
+        Nats a token from weft's distribution in fp32, and the share of tokens with the same most probable one, where
+        the two best are further apart than bf16 tells apart.
+        """
         if json.loads((self.directory / "config.json").read_text()).get("dtype") != "bfloat16":
             return
         model = self.load(torch.bfloat16)
@@ -190,11 +191,9 @@ class Subject:
             same += int((found.argmax(-1) == expected.argmax(-1))[apart].sum())
             told_apart += int(apart.sum())
         if tokens > 0:
-            self.limit("bf16_divergence", divergence / tokens, BF16_DIVERGENCE)
+            self.figures["bf16_divergence"] = divergence / tokens
         if told_apart > 0:
             self.figures["bf16_same_best"] = same / told_apart
-            if same / told_apart < BF16_SAME_BEST:
-                raise Failure(f"in bf16, {told_apart - same} of {told_apart} tokens have another most probable one")
 
     def check_tokenizer(self) -> None:
         if not self.texts.exists():
@@ -347,7 +346,7 @@ def check(directory: pathlib.Path, arguments: argparse.Namespace) -> dict:
         expected = arguments.expected or directory / "expected.safetensors"
         subject = Subject(directory, expected, arguments)
         figures = subject.figures
-        checks = [subject.check_logits, subject.check_greedy, subject.check_tokenizer, subject.check_bf16_logits]
+        checks = [subject.check_logits, subject.check_greedy, subject.check_tokenizer, subject.measure_bf16]
         # Whether a cache changes text is transformers' own affair in its classes.
         checks += [subject.check_generate] if subject.is_weft or not subject.quick else []
         if subject.is_weft:
