@@ -104,6 +104,7 @@ struct BackwardMemory {
   static constexpr bool kValues = kMakes != Makes::keys_and_queries;
   static constexpr bool kKeys = kMakes != Makes::values;
   static constexpr int kGradientStages = D <= 128 ? 2 : 1;
+  static constexpr int kItems = 3;  // the coming one, this one, and the one before
   static constexpr int kSumBuffers = D <= 128 && kKeys ? 2 : 1;
   tile::SharedTile<kKeyRows, D> k;
   tile::SharedTile<kKeyRows, D_V> v;
@@ -112,7 +113,7 @@ struct BackwardMemory {
   tile::SharedTile<kKeyRows, kQueries> dz[kKeys ? 2 : 1];
   alignas(128) float dq[kSumBuffers][2][kKeys ? kPiece<D> : 4];  // the two warpgroups' pieces
   alignas(16) float stats[2][2 * kQueries];
-  KeyItem item[2];  // of even and of odd items
+  KeyItem item[kItems];  // in turn
   StepInfo step[2];
   tile::Barrier k_full, k_empty, v_full, v_empty;
   tile::Barrier q_full[2], q_empty[2], d_o_full[kGradientStages], d_o_empty[kGradientStages];
@@ -163,7 +164,8 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
   using Memory = BackwardMemory<D, D_V, kMakes>;
   constexpr std::uint32_t kStats = 2 * kQueries * 4;
   const int G = a.H_Q / a.H_KV;
-  std::uint32_t parity = 0;  // of the item
+  tile::PipelineState<Memory::kItems> slot;  // of the item
+  std::uint32_t parity = 0;                  // of its barriers
   tile::PipelineState<2> state;
   tile::PipelineState<Memory::kGradientStages> gradients;
   const int items = a.key_count * a.H_KV;
@@ -196,7 +198,8 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
     // The first queries come while the item before still makes its last dq, keys while it is being written out.
     if (steps > 0) load_step(0);
     m.k_empty.wait(parity ^ 1);
-    m.item[parity] = item;
+    m.item[slot.stage] = item;
+    slot.advance();
     m.k_full.arrive_expect(kKeyRows * D * 2);
     tile::load_tile(m.k, k_map, m.k_full, 0, item.tile.row, item.kv_head);
     m.v_empty.wait(parity ^ 1);
@@ -206,7 +209,7 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
     for (int j = 1; j < steps; ++j) load_step(j);
   }
   m.k_empty.wait(parity ^ 1);
-  m.item[parity].kv_head = -1;
+  m.item[slot.stage].kv_head = -1;
   m.k_full.arrive();
 }
 
@@ -225,11 +228,12 @@ template <int D, int D_V, Makes kMakes>
 __device__ void add_pieces(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a, int own) {
   using Memory = BackwardMemory<D, D_V, kMakes>;
   const int G = a.H_Q / a.H_KV, buffer = Memory::kSumBuffers == 2 ? own : 0;
+  tile::PipelineState<Memory::kItems> slot;
   std::uint32_t item_parity = 0, parity = 0;
   int next = own;  // own step, counted from the beginning of the item
-  for (;; item_parity ^= 1) {
+  for (;; item_parity ^= 1, slot.advance()) {
     m.k_full.wait(item_parity);
-    const KeyItem item = m.item[item_parity];
+    const KeyItem item = m.item[slot.stage];
     if (item.kv_head < 0) return;
     m.k_empty.arrive();  // the next item may come while this one's last sums are on their way
     const int steps = item.steps(G);

@@ -98,7 +98,7 @@ __device__ inline void round_sums(const float* sums, tile::bf16* dq, int rows, i
   }
 }
 
-// Rounds dq of the tiles to which this item adds last, while the sums are in the cache; by all computing warps.
+// Rounds dq of the tiles to which an item adds last, while the sums are in the cache; by all computing warps.
 template <int D>
 __device__ inline void finish_queries(const KeyItem& item, const BackwardArgs& a, int thread) {
   if (a.dq == nullptr) return;

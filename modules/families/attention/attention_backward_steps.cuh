@@ -44,8 +44,8 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
   using Memory = BackwardMemory<D, D_V, kMakes>;
   constexpr bool kKeys = Memory::kKeys, kValues = Memory::kValues;
   constexpr int kGradientStages = Memory::kGradientStages, kSumBuffers = Memory::kSumBuffers;
-  std::uint32_t parity = 0;  // of the item
-  std::uint32_t n = 0;       // steps before this one, in all items: what stages and parities follow from
+  std::uint32_t items = 0;  // before this one
+  std::uint32_t n = 0;      // steps before this one, in all items: what stages and parities follow from
   const auto release = [&](tile::Barrier& barrier) {
     __syncwarp();  // all lanes have read what may be overwritten now
     if (thread % 32 == 0) barrier.arrive();
@@ -59,10 +59,17 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     own_sync();
   };
 
-  for (;; parity ^= 1) {
-    m.k_full.wait(parity);
-    const KeyItem& item = m.item[parity];
-    if (uniform(item.kv_head) < 0) return;
+  // Rounds dq of what the item before has completed: by now nobody's turn is waited for.
+  const auto finish_item_before = [&] {
+    if constexpr (kKeys) {
+      if (items > 0) finish_queries<D>(m.item[(items - 1) % Memory::kItems], a, group * tile::kWarpgroup + thread);
+    }
+  };
+
+  for (;; ++items) {
+    m.k_full.wait(items % 2);
+    const KeyItem& item = m.item[items % Memory::kItems];
+    if (uniform(item.kv_head) < 0) return finish_item_before();
     const bool some = uniform(item.steps(1)) > 0;
 
     tile::Accumulator<D> dk;
@@ -143,7 +150,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
 
     clean(m.k, uniform(item.tile.count));
     start_scores(some);
-    m.v_full.wait(parity);
+    m.v_full.wait(items % 2);
     clean(m.v, uniform(item.tile.count));
     tile::wgmma_wait<0>(s);
 #pragma unroll 1
@@ -262,7 +269,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     }
     tile::fence_async_shared();
     release(m.v_empty);
-    if constexpr (kKeys) finish_queries<D>(item, a, group * tile::kWarpgroup + thread);
+    finish_item_before();
   }
 }
 
