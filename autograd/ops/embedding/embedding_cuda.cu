@@ -47,7 +47,7 @@ struct Runs {
 template <class T, int kN>
 __global__ void __launch_bounds__(kThreads) sum_windows_kernel(Runs a, const T* dy) {
   __shared__ std::int32_t ids[kWindow + 2], rows[kWindow];
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kWindow;
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.y) * kWindow;
   const int n = static_cast<int>(a.T - begin < kWindow ? a.T - begin : kWindow);
   // ids[i + 1] is that of entry i; -1 beyond either end of the row.
   for (int i = threadIdx.x; i < kWindow + 2; i += kThreads) {
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) sum_windows_kernel(Runs a, const T* 
     if (i < n) rows[i] = a.order[begin + i];
   }
   __syncthreads();
-  const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kN;
+  const std::int64_t column = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kN;
   if (column >= a.D) return;
   // The rows of the table that runs of a few tokens end in are read along with these, not one after another.
   constexpr int kAhead = 4;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) sum_windows_kernel(Runs a, const T* 
       const bool goes_on = ids[at + 2] == id;
       if (goes_on && at + 1 < n) continue;
       if (began_before || goes_on) {
-        store_pack(a.parts + (blockIdx.x * std::int64_t{2} + (began_before ? 0 : 1)) * a.D + column, sum);
+        store_pack(a.parts + (blockIdx.y * std::int64_t{2} + (began_before ? 0 : 1)) * a.D + column, sum);
       } else if (id >= 0 && id < a.V) {
 #pragma unroll
         for (int c = 0; c < kN; ++c) sum[c] += target[i][c];
@@ -205,8 +205,10 @@ template <class T, int kN>
 void sum_runs(const EmbeddingBackward& a, const Runs& runs, const Launch& launch) {
   const std::int64_t windows = windows_of(a.T);
   const auto parts = [](std::int64_t n, std::int64_t size) { return static_cast<unsigned>((n + size - 1) / size); };
+  // Neighbouring blocks take neighbouring columns of the same rows.
+  WEFT_CHECK(windows <= 65535, "embedding: {} tokens in one launch", a.T);
   sum_windows_kernel<T, kN>
-      <<<dim3(static_cast<unsigned>(windows), parts(a.D, kThreads * kN)), kThreads, 0, cuda_stream(launch.stream)>>>(
+      <<<dim3(parts(a.D, kThreads * kN), static_cast<unsigned>(windows)), kThreads, 0, cuda_stream(launch.stream)>>>(
           runs, static_cast<const T*>(a.dy));
   WEFT_CHECK_LAUNCH();
   join_windows_kernel<kN>

@@ -97,49 +97,40 @@ struct Products {
 
 constexpr int kForwardThreads = 256;
 
-// Blocks share out the groups of kN rows. Each takes its own into shared memory in tiles of `groups` groups, each row
-// with its 1 behind it, one tile after another. A thread makes the same pack of every group: where a row has no more
-// packs than a block threads, it finds out only once what it is made of. kD is D, or 0 for any.
+// A block takes `groups` groups of kN rows into shared memory, each row with its 1 behind it. A thread makes the same
+// pack of every group, so that it finds out only once what that is made of. kD is D, or 0 for any.
 template <class T, int kN, int kD>
-__global__ void __launch_bounds__(kForwardThreads, 4)
+__global__ void __launch_bounds__(kForwardThreads)
     forward_kernel(FeatureMapForward a, Scales scales, int W, int groups, Divider width) {
   extern __shared__ float rows[];
   const int D = kD == 0 ? static_cast<int>(a.D) : kD, group_stride = kN * (D + 1);
-  const bool one_pack = W <= static_cast<int>(blockDim.x);
-  Products<kN> products;
-  if (one_pack && threadIdx.x < W) products.find(threadIdx.x, W, D, scales);
-  const std::int64_t all = (a.R + kN - 1) / kN, tile_rows = static_cast<std::int64_t>(groups) * kN;
-  const std::int64_t end_row = min(all * (blockIdx.x + 1) / gridDim.x * kN, a.R);
-  for (std::int64_t first_row = all * blockIdx.x / gridDim.x * kN; first_row < end_row; first_row += tile_rows) {
-    const int count = static_cast<int>(min(end_row - first_row, tile_rows));
-    const T* x = static_cast<const T*>(a.x) + first_row * D;
-    __syncthreads();  // the last tile has been read
+  const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * groups * kN;
+  const int count = static_cast<int>(min(a.R - first_row, static_cast<std::int64_t>(groups) * kN));
+  const T* x = static_cast<const T*>(a.x) + first_row * D;
 #pragma unroll 4
-    for (int at = threadIdx.x; at < count * D; at += blockDim.x) {
-      const int row = kD == 0 ? static_cast<int>(width.quotient(static_cast<std::uint32_t>(at))) : at / D;
-      rows[at + row] = to_float(x[at]);
-    }
-    for (int row = threadIdx.x; row < count; row += blockDim.x) rows[row * (D + 1) + D] = 1.0f;
-    __syncthreads();
+  for (int at = threadIdx.x; at < count * D; at += blockDim.x) {
+    const int row = kD == 0 ? static_cast<int>(width.quotient(static_cast<std::uint32_t>(at))) : at / D;
+    rows[at + row] = to_float(x[at]);
+  }
+  for (int row = threadIdx.x; row < count; row += blockDim.x) rows[row * (D + 1) + D] = 1.0f;
+  __syncthreads();
 
-    for (int pack = threadIdx.x; pack < W; pack += blockDim.x) {
-      if (!one_pack) products.find(pack, W, D, scales);
-      T* y = static_cast<T*>(a.y) + first_row * W + pack * kN;
-      const int whole = count / kN;
-#pragma unroll 4
-      for (int g = 0; g < whole; ++g) {
-        float values[kN];
-        products.compute(rows + g * group_stride, values);
-        store_pack(y + g * kN * W, values);
-      }
-      // The rows of a last group that is not whole; what lies beyond them is not stored.
-      const int rest = (count - whole * kN) * W - pack * kN;
-      if (rest <= 0) continue;
+  for (int pack = threadIdx.x; pack < W; pack += blockDim.x) {
+    Products<kN> products;
+    products.find(pack, W, D, scales);
+    T* y = static_cast<T*>(a.y) + first_row * W + pack * kN;
+    for (int g = 0; g * kN < count; ++g, y += kN * W) {
       float values[kN];
-      products.compute(rows + whole * group_stride, values);
+      products.compute(rows + g * group_stride, values);
+      const int rest = (count - g * kN) * W - pack * kN;  // elements from here to the end of the block's rows
+      if (rest >= kN) {
+        store_pack(y, values);
+        continue;
+      }
+      // A last group that is not whole; what lies beyond its rows is not stored.
 #pragma unroll
       for (int e = 0; e < kN; ++e) {
-        if (e < rest) y[whole * kN * W + e] = from_float<T>(values[e]);
+        if (e < rest) y[e] = from_float<T>(values[e]);
       }
     }
   }
@@ -147,15 +138,15 @@ __global__ void __launch_bounds__(kForwardThreads, 4)
 
 template <class T, int kN, int kD>
 void launch_forward(const FeatureMapForward& a, const Launch& launch) {
-  constexpr std::int64_t kRows = 128, kBytes = 40 << 10, kMostBlocks = 132 * 6;
+  constexpr std::int64_t kRows = 128, kBytes = 40 << 10;
   const std::int64_t W = feature_width(FeatureMap::taylor, a.D);
   const std::int64_t group_bytes = kN * (a.D + 1) * static_cast<std::int64_t>(sizeof(float));
   const std::int64_t groups = std::clamp<std::int64_t>(kBytes / group_bytes, 1, kRows / kN);
-  const std::int64_t threads = std::min<std::int64_t>(kForwardThreads, (W + 31) / 32 * 32);
-  const std::int64_t tiles = (a.R + groups * kN - 1) / (groups * kN);
-  forward_kernel<T, kN, kD><<<static_cast<unsigned>(std::min(tiles, kMostBlocks)), static_cast<unsigned>(threads),
-                              static_cast<std::size_t>(groups * group_bytes), cuda_stream(launch.stream)>>>(
-      a, Scales(a.D), static_cast<int>(W), static_cast<int>(groups), Divider(static_cast<std::uint32_t>(a.D)));
+  const auto threads = static_cast<unsigned>(std::min<std::int64_t>(kForwardThreads, (W + 31) / 32 * 32));
+  const auto blocks = static_cast<unsigned>((a.R + groups * kN - 1) / (groups * kN));
+  forward_kernel<T, kN, kD>
+      <<<blocks, threads, static_cast<std::size_t>(groups * group_bytes), cuda_stream(launch.stream)>>>(
+          a, Scales(a.D), static_cast<int>(W), static_cast<int>(groups), Divider(static_cast<std::uint32_t>(a.D)));
 }
 
 // --- backward --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 //
 // Angles are counted in turns, as fixed-point fractions of 2^-64: a product with the position drops whole turns by
 // itself and is exact, so that no fp64 is left in the loops over tokens.
+#include <algorithm>
+#include <bit>
+
 #include "autograd/cuda/map_rows.cuh"
 #include "autograd/cuda/row_reduce.cuh"
 #include "autograd/cuda/row_tile.cuh"
@@ -38,14 +41,14 @@ __device__ void load_fixed_turns(const void* theta, std::int64_t c, std::uint64_
 }
 
 constexpr int kThreads = 256;
-constexpr int kLanes = 32, kRowsAtOnce = kThreads / kLanes;
-constexpr std::int64_t kRows = 256;  // of a block in forward: what fixed angles cost is spread over them
+constexpr std::int64_t kRows = 64;  // of a block in forward: what fixed angles cost is spread over them
 
-// A block encodes kRows tokens in 32 packs of channels.
+// A block encodes kRows tokens, kThreads / lanes of them at once, each in `lanes` packs of channels: as many as a token
+// has, so that what is read and written lies together.
 template <class T, int kN>
-__global__ void __launch_bounds__(kThreads) encode_kernel(LrpeForward a, Divider width) {
+__global__ void __launch_bounds__(kThreads) encode_kernel(LrpeForward a, Divider width, int lanes) {
   const std::int64_t C = a.H * a.D;
-  const std::int64_t c = (static_cast<std::int64_t>(blockIdx.x) * kLanes + threadIdx.x % kLanes) * kN;
+  const std::int64_t c = (static_cast<std::int64_t>(blockIdx.x) * lanes + threadIdx.x % lanes) * kN;
   if (c >= C) return;
   std::uint64_t fixed[kN];
   load_fixed_turns(a.theta, c, fixed);
@@ -53,15 +56,16 @@ __global__ void __launch_bounds__(kThreads) encode_kernel(LrpeForward a, Divider
   const T* x = static_cast<const T*>(a.x) + c;
   T* y = static_cast<T*>(a.y) + h * a.D + c;  // c = h D + the channel
   const std::int64_t end = min((blockIdx.y + 1) * kRows, a.T);
-  std::int64_t t = blockIdx.y * kRows + threadIdx.x / kLanes;
+  std::int64_t t = blockIdx.y * kRows + threadIdx.x / lanes;
   if (t >= end) return;
+  const int rows_at_once = kThreads / lanes;
   auto next = HeldPack<T, kN>::load(x + t * C);
   std::int32_t next_position = a.positions[t];
   while (t < end) {
     const auto values = next;
     const auto position = static_cast<std::uint32_t>(next_position);
     T* const to = y + t * 2 * C;
-    t += kRowsAtOnce;
+    t += rows_at_once;
     if (t < end) {
       next = HeldPack<T, kN>::load(x + t * C);
       next_position = a.positions[t];
@@ -135,11 +139,12 @@ void lrpe_forward_cuda(const LrpeForward& a, const Launch& launch) {
   if (a.T * C == 0) return;
   dispatch_cuda(a.dtype, "lrpe", [&]<class T>() {
     const auto run = [&]<int kN>() {
-      const dim3 grid(static_cast<unsigned>((C + kLanes * kN - 1) / (kLanes * kN)),
-                      static_cast<unsigned>((a.T + kRows - 1) / kRows));
+      const auto packs = static_cast<unsigned>((C + kN - 1) / kN);
+      const unsigned lanes = std::min<unsigned>(kThreads, std::bit_ceil(packs));
+      const dim3 grid((packs + lanes - 1) / lanes, static_cast<unsigned>((a.T + kRows - 1) / kRows));
       WEFT_CHECK(grid.y <= 65535, "lrpe: {} tokens in one launch", a.T);
-      encode_kernel<T, kN>
-          <<<grid, kThreads, 0, cuda_stream(launch.stream)>>>(a, Divider(static_cast<std::uint32_t>(a.D)));
+      encode_kernel<T, kN><<<grid, kThreads, 0, cuda_stream(launch.stream)>>>(
+          a, Divider(static_cast<std::uint32_t>(a.D)), static_cast<int>(lanes));
     };
     if (fits<T>(a.x, a.D) && fits<T>(a.y, a.D) && theta_fits<T>(a.theta)) {
       run.template operator()<16 / sizeof(T)>();
