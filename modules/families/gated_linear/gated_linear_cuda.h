@@ -35,4 +35,20 @@ std::size_t forward_workspace(const GatedLinearForward& args);
 std::size_t backward_workspace(const GatedLinearBackward& args);
 }  // namespace walk
 
+namespace channels {
+void forward(const GatedLinearForward& args, const Launch& launch);
+void backward(const GatedLinearBackward& args, const Launch& launch);
+std::size_t forward_workspace(const GatedLinearForward& args);
+std::size_t backward_workspace(const GatedLinearBackward& args);
+}  // namespace channels
+
+namespace row {
+inline constexpr std::int64_t kChunk = 1024;
+bool serves(const GatedLinearProblem& p);
+void forward(const GatedLinearForward& args, const Launch& launch);
+void backward(const GatedLinearBackward& args, const Launch& launch);
+std::size_t forward_workspace(const GatedLinearForward& args);
+std::size_t backward_workspace(const GatedLinearBackward& args);
+}  // namespace row
+
 }  // namespace weft
