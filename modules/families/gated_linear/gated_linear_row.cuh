@@ -305,7 +305,11 @@ class Walk {
     Cursor at(p, rank);
     for (; at.advance(); ring.advance()) {
       turn = turn == 0 ? 2 : turn - 1;
-      if (turn != 2) continue;
+      if (turn != 2) {
+        // Of every round, as a parity does not tell a round from the one after the next.
+        m.empty[ring.at].wait(ring.parity ^ 1);
+        continue;
+      }
       const int first = 2 * lane;  // two tokens a lane
       const float* from = p.g + (p.per_token ? static_cast<std::int64_t>(at.row) * p.H : 0) + at.h;
       const std::int64_t stride = p.per_token ? p.H : 0;
