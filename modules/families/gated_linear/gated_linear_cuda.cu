@@ -43,26 +43,47 @@ __global__ void __launch_bounds__(32 * kWarps) decode(DecodeProblem p) {
   p.o.put(n, h, y, p.scale * sum, Write::overwrite);
 }
 
+// One set of kernels.
+struct Kernels {
+  std::int64_t chunk;
+  void (*forward)(const GatedLinearForward&, const Launch&);
+  void (*backward)(const GatedLinearBackward&, const Launch&);
+  std::size_t (*forward_workspace)(const GatedLinearForward&);
+  std::size_t (*backward_workspace)(const GatedLinearBackward&);
+};
+
+const Kernels& kernels_for(const GatedLinearProblem& p) {
+  static constexpr Kernels kGeneral{general::kChunk, general::forward, general::backward, general::forward_workspace,
+                                    general::backward_workspace};
+  static constexpr Kernels kChannels{general::kChunk, channels::forward, channels::backward,
+                                     channels::forward_workspace, channels::backward_workspace};
+  static constexpr Kernels kWalk{walk::kSegment, walk::forward, walk::backward, walk::forward_workspace,
+                                 walk::backward_workspace};
+  if (!row::serves(p)) return kGeneral;
+  if (p.kind == DecayKind::vector) return kChannels;
+  return kWalk;
+}
+
 }  // namespace
 
 std::int64_t gated_linear_chunk_cuda(const GatedLinearProblem& p) {
-  return walk::serves(p) ? walk::kSegment : general::kChunk;
+  return kernels_for(p).chunk;
 }
 
 std::size_t gated_linear_forward_cuda_workspace(const GatedLinearForward& args) {
-  return walk::serves(args) ? walk::forward_workspace(args) : general::forward_workspace(args);
+  return kernels_for(args).forward_workspace(args);
 }
 
 std::size_t gated_linear_backward_cuda_workspace(const GatedLinearBackward& args) {
-  return walk::serves(args) ? walk::backward_workspace(args) : general::backward_workspace(args);
+  return kernels_for(args).backward_workspace(args);
 }
 
 void gated_linear_forward_cuda(const GatedLinearForward& args, const Launch& launch) {
-  return walk::serves(args) ? walk::forward(args, launch) : general::forward(args, launch);
+  kernels_for(args).forward(args, launch);
 }
 
 void gated_linear_backward_cuda(const GatedLinearBackward& args, const Launch& launch) {
-  return walk::serves(args) ? walk::backward(args, launch) : general::backward(args, launch);
+  kernels_for(args).backward(args, launch);
 }
 
 void gated_linear_decode_cuda(const GatedLinearDecode& args, const Launch& launch) {

@@ -187,6 +187,9 @@ inline void cuda_reference(const CudaCase& c, CudaTensors& t) {
   gather(dk, t.k, k_features, t.dk);
 }
 
+// Whether runs use the kernels that walk whole rows where they serve a problem, however few heads it has.
+inline bool cuda_whole_rows = false;
+
 // What a run may leave out or do otherwise.
 struct CudaRun {
   bool want_dq = true, want_dk = true, want_dv = true, want_dg = true, want_ds0 = true;
@@ -295,7 +298,12 @@ inline CudaTensors cuda_evaluate(const CudaCase& c, const CudaTensors& in, DType
   GatedLinearForward forward{problem};
   forward.o = room(in.v.size(), dtype);
   forward.st = room(static_cast<std::size_t>(c.states()), DType::f32);
-  gated_linear_forward_cuda(forward, launch(gated_linear_forward_cuda_workspace(forward)));
+  const bool whole_rows = cuda_whole_rows && c.kind != DecayKind::vector && row::serves(problem);
+  if (whole_rows) {
+    row::forward(forward, launch(row::forward_workspace(forward)));
+  } else {
+    gated_linear_forward_cuda(forward, launch(gated_linear_forward_cuda_workspace(forward)));
+  }
   WEFT_CUDA_CALL(cudaDeviceSynchronize());
   out.o = download(forward.o, in.v.size(), dtype);
   out.st = download(forward.st, static_cast<std::size_t>(c.states()), DType::f32);
@@ -322,7 +330,11 @@ inline CudaTensors cuda_evaluate(const CudaCase& c, const CudaTensors& in, DType
   backward.dg = target(run.want_dg && c.kind != DecayKind::constant, in.g.size(), DType::f32);
   backward.ds0 = target(run.want_ds0 && c.initial_state, in.s0.size(), DType::f32);
   backward.write_dq = backward.write_dk = backward.write_dv = backward.write_dg = backward.write_ds0 = run.write;
-  gated_linear_backward_cuda(backward, launch(gated_linear_backward_cuda_workspace(backward)));
+  if (whole_rows) {
+    row::backward(backward, launch(row::backward_workspace(backward)));
+  } else {
+    gated_linear_backward_cuda(backward, launch(gated_linear_backward_cuda_workspace(backward)));
+  }
   WEFT_CUDA_CALL(cudaDeviceSynchronize());
   if (backward.dq != nullptr) out.dq = download(backward.dq, in.q.size(), dtype);
   if (backward.dk != nullptr) out.dk = download(backward.dk, in.k.size(), dtype);

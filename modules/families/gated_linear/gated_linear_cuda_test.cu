@@ -33,7 +33,7 @@ Gap gap(const std::vector<double>& x, const std::vector<double>& y, double least
   return g;
 }
 
-class GatedLinearGpu : public ::testing::Test {
+class GatedLinearKernelsGpu : public ::testing::Test {
  protected:
   void SetUp() override {
     if (cuda_devices().empty()) GTEST_SKIP() << "no CUDA device";
@@ -125,7 +125,7 @@ std::vector<CudaCase> sweep(std::int64_t narrow, std::int64_t wide) {
   return cases;
 }
 
-TEST_F(GatedLinearGpu, IsTheRecurrenceInF32) {
+TEST_F(GatedLinearKernelsGpu, IsTheRecurrenceInF32) {
   std::vector<CudaCase> cases = sweep(24, 40);
   cases.push_back({.lengths = {130, 33}, .d_k = 5, .d_v = 3});
   cases.push_back({.lengths = {130, 33}, .kind = DecayKind::scalar, .d_k = 65, .d_v = 129});
@@ -133,11 +133,14 @@ TEST_F(GatedLinearGpu, IsTheRecurrenceInF32) {
   check_cases(cases, DType::f32);
 }
 
-TEST_F(GatedLinearGpu, IsTheRecurrenceInBf16) {
+TEST_F(GatedLinearKernelsGpu, IsTheRecurrenceInBf16) {
   check_cases(sweep(64, 128), DType::bf16);
+  cuda_whole_rows = true;
+  check_cases(sweep(64, 128), DType::bf16);
+  cuda_whole_rows = false;
 }
 
-TEST_F(GatedLinearGpu, TakesAnyWidthInBf16) {
+TEST_F(GatedLinearKernelsGpu, TakesAnyWidthInBf16) {
   std::vector<CudaCase> cases;
   for (const DecayKind kind : kKinds) {
     cases.push_back({.lengths = {70, 131}, .kind = kind, .d_k = 128, .d_v = 256});
@@ -147,7 +150,7 @@ TEST_F(GatedLinearGpu, TakesAnyWidthInBf16) {
   check_cases(cases, DType::bf16);
 }
 
-TEST_F(GatedLinearGpu, MapsFeatures) {
+TEST_F(GatedLinearKernelsGpu, MapsFeatures) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     std::vector<CudaCase> cases;
     for (const FeatureMap map : {FeatureMap::taylor, FeatureMap::softmax_pair, FeatureMap::elu_plus_one}) {
@@ -172,16 +175,20 @@ void expect_same(const CudaTensors& a, const CudaTensors& b, const std::string& 
   EXPECT_TRUE(same(a.ds0, b.ds0)) << what << ": ds0";
 }
 
-// f(case, element type) on both paths.
+// f(case, element type) on all paths.
 template <class F>
 void for_each_path(F&& f) {
   for (const DecayKind kind : kKinds) {
-    f(CudaCase{.lengths = {600, 0, 65, 1300}, .kind = kind, .d_k = 128, .d_v = 64}, DType::bf16);
+    for (const bool whole_rows : {false, true}) {
+      cuda_whole_rows = whole_rows;
+      f(CudaCase{.lengths = {600, 0, 65, 1300}, .kind = kind, .d_k = 128, .d_v = 64}, DType::bf16);
+    }
+    cuda_whole_rows = false;
     f(CudaCase{.lengths = {70, 0, 65, 130}, .kind = kind, .H = 2, .H_k = 2, .d_k = 40, .d_v = 24}, DType::f32);
   }
 }
 
-TEST_F(GatedLinearGpu, RepeatsItsBits) {
+TEST_F(GatedLinearKernelsGpu, RepeatsItsBits) {
   for_each_path([](const CudaCase& c, DType dtype) {
     const CudaTensors in = cuda_inputs(c, dtype);
     const CudaTensors first = cuda_evaluate(c, in, dtype);
@@ -191,7 +198,7 @@ TEST_F(GatedLinearGpu, RepeatsItsBits) {
   });
 }
 
-TEST_F(GatedLinearGpu, PackingChangesNoBit) {
+TEST_F(GatedLinearKernelsGpu, PackingChangesNoBit) {
   for_each_path([](const CudaCase& c, DType dtype) {
     const CudaTensors in = cuda_inputs(c, dtype);
     const CudaTensors packed = cuda_evaluate(c, in, dtype);
@@ -212,7 +219,7 @@ TEST_F(GatedLinearGpu, PackingChangesNoBit) {
   });
 }
 
-TEST_F(GatedLinearGpu, LaterTokensChangeNoEarlierOutput) {
+TEST_F(GatedLinearKernelsGpu, LaterTokensChangeNoEarlierOutput) {
   for_each_path([](CudaCase c, DType dtype) {
     c.lengths = {c.lengths.back()};
     c.final_gradient = false;
@@ -247,7 +254,7 @@ TEST_F(GatedLinearGpu, LaterTokensChangeNoEarlierOutput) {
   });
 }
 
-TEST_F(GatedLinearGpu, AccumulatesAndLeavesOut) {
+TEST_F(GatedLinearKernelsGpu, AccumulatesAndLeavesOut) {
   for_each_path([](const CudaCase& c, DType dtype) {
     const CudaTensors in = cuda_inputs(c, dtype);
     const CudaTensors all = cuda_evaluate(c, in, dtype);
@@ -283,7 +290,7 @@ TEST_F(GatedLinearGpu, AccumulatesAndLeavesOut) {
   });
 }
 
-TEST_F(GatedLinearGpu, DecodesLikeTheRecurrence) {
+TEST_F(GatedLinearKernelsGpu, DecodesLikeTheRecurrence) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const DecayKind kind : kKinds) {
       CudaCase c{.lengths = {1, 1, 1},
