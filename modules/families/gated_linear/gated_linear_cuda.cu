@@ -1,4 +1,6 @@
 // Launchers of gated_linear.h on CUDA: the choice of kernels, and the decoding step.
+#include <algorithm>
+
 #include "autograd/cuda/cuda_check.cuh"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
 #include "modules/families/gated_linear/gated_linear_device.cuh"
@@ -57,11 +59,14 @@ const Kernels& kernels_for(const GatedLinearProblem& p) {
                                     general::backward_workspace};
   static constexpr Kernels kChannels{general::kChunk, channels::forward, channels::backward,
                                      channels::forward_workspace, channels::backward_workspace};
+  static constexpr Kernels kRow{row::kChunk, row::forward, row::backward, row::forward_workspace,
+                                row::backward_workspace};
   static constexpr Kernels kWalk{walk::kSegment, walk::forward, walk::backward, walk::forward_workspace,
                                  walk::backward_workspace};
   if (!row::serves(p)) return kGeneral;
   if (p.kind == DecayKind::vector) return kChannels;
-  return kWalk;
+  // Pairs of blocks that walk whole rows keep most of the device busy.
+  return p.H * std::min(p.d_k, p.d_v) / 64 >= 40 ? kRow : kWalk;
 }
 
 }  // namespace
