@@ -5,7 +5,7 @@ namespace weft {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kUnroll = 8;  // packs of a row of the weight that a lane has under way
+constexpr int kUnroll = 4;  // packs of a row of the weight that a lane has under way
 
 // A warp for each output: lanes take packs of its row of the weight in turn. Rows of x come from the first cache.
 template <class T, class Y, int kRows>
