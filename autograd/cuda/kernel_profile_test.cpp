@@ -1,6 +1,6 @@
-#include <gtest/gtest.h>
-
 #include "autograd/cuda/kernel_profile.h"
+
+#include <gtest/gtest.h>
 
 namespace weft {
 namespace {

@@ -5,7 +5,6 @@
 //   wo^T
 #pragma once
 
-
 #include "modules/families/block_sparse/selector.h"
 #include "modules/families/block_sparse/sparse_options.h"
 #include "modules/mixer.h"

@@ -6,7 +6,6 @@
 // A mixer gives inputs(). T tokens, d model width, H heads, d_k and d_v head widths.
 #pragma once
 
-
 #include "modules/families/gated_linear/gated_linear_mixer.h"
 
 namespace weft {
