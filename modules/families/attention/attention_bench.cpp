@@ -4,10 +4,10 @@
 namespace weft {
 namespace {
 
-// Documents of lengths from T / 512 to T / 4, each twice the one before, again and again until T tokens are full.
-DocumentsPtr mixed_documents(std::int64_t T) {
+// Documents of lengths from `shortest` to `longest`, each twice the one before, again and again until T tokens are
+// full.
+DocumentsPtr mixed_documents(std::int64_t T, std::int64_t shortest, std::int64_t longest) {
   std::vector<std::int32_t> lengths;
-  const std::int64_t shortest = T / 512, longest = T / 4;
   for (std::int64_t left = T, length = shortest; left > 0; length = length == longest ? shortest : 2 * length) {
     lengths.push_back(static_cast<std::int32_t>(std::min(left, length)));
     left -= lengths.back();
@@ -35,13 +35,15 @@ std::vector<BenchCase> attention_bench(const BenchShape& s) {
                      .backward = {.elements = 4 * q + 4 * kv, .flops = 5 * product}};
   };
   const std::int64_t T = s.T / 2, grouped = H / 4;
+  const std::int64_t shortest = std::max<std::int64_t>(T / 512, 1), longest = T / 4;
   const auto one = [](std::int64_t tokens) { return Documents::single(static_cast<std::int32_t>(tokens)); };
   return {heads("a key head for each", one(T / 4), H, 0),
           heads("full", one(T / 4), grouped, 0),
           heads("full", one(T), grouped, 0),
           heads(fmt::format("window of {}", T / 64), one(T), grouped, T / 64),
           heads(fmt::format("window of {}", T / 8), one(T), grouped, T / 8),
-          heads(fmt::format("documents of {} to {}", T / 512, T / 4), mixed_documents(T), grouped, 0)};
+          heads(fmt::format("documents of {} to {}", shortest, longest), mixed_documents(T, shortest, longest), grouped,
+                0)};
 }
 
 }  // namespace weft
