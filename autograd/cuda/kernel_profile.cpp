@@ -4,11 +4,10 @@
 #include <cstdlib>
 #include <cxxabi.h>
 #include <dlfcn.h>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <regex>
+#include <string_view>
 
 #include "autograd/check.h"
 
@@ -26,7 +25,9 @@ std::string readable_kernel_name(const std::string& mangled) {
       abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status), std::free);
   if (status != 0) return mangled;
   std::string name = demangled.get();
-  name = std::regex_replace(name, std::regex("\\(anonymous namespace\\)::|\\b(weft|std)::"), "");
+  for (const std::string_view scope : {"(anonymous namespace)::", "weft::", "std::"}) {
+    for (std::size_t at = 0; (at = name.find(scope, at)) != std::string::npos;) name.erase(at, scope.size());
+  }
   int depth = 0;
   std::size_t begin = 0;
   for (std::size_t i = 0; i < name.size(); ++i) {
