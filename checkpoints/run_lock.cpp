@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <thread>
 #include <unistd.h>
@@ -119,6 +120,25 @@ bool create_whole(const fs::path& path, const std::string& content) {
   return written == static_cast<ssize_t>(content.size());
 }
 
+// Has the takers of one machine judge and replace the lock of a folder one at a time: between moving a file aside and
+// putting it back, a third one could take the free name. Where folders cannot be locked, as on some network file
+// systems, it does nothing.
+class Turn {
+ public:
+  explicit Turn(const fs::path& folder) : descriptor_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    while (descriptor_ >= 0 && ::flock(descriptor_, LOCK_EX) != 0 && errno == EINTR) {
+    }
+  }
+  ~Turn() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  int descriptor_;
+};
+
 // The file's text, or nothing if it is not there.
 std::optional<std::string> read_lock(const fs::path& path) {
   if (!fs::exists(path)) return std::nullopt;
@@ -167,6 +187,7 @@ RunLock::RunLock(const fs::path& run, const std::function<void(const std::string
                         {"space", process_space()},
                         {"since", fmt::format("{:%Y-%m-%d %H:%M:%S}", fmt::localtime(std::time(nullptr)))},
                         {"nonce", random_nonce()}});
+  const Turn turn(run);
   for (int i = 0; !create_whole(path_, content_); ++i) {
     const std::optional<std::string> text = read_lock(path_);
     if (!text) continue;  // given up in this instant
