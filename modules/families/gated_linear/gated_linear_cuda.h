@@ -28,7 +28,6 @@ std::size_t backward_workspace(const GatedLinearBackward& args);
 namespace walk {
 // Tokens that one block takes from the state before them to the state after them.
 inline constexpr std::int64_t kSegment = 1024;
-bool serves(const GatedLinearProblem& p);
 void forward(const GatedLinearForward& args, const Launch& launch);
 void backward(const GatedLinearBackward& args, const Launch& launch);
 std::size_t forward_workspace(const GatedLinearForward& args);
@@ -44,6 +43,7 @@ std::size_t backward_workspace(const GatedLinearBackward& args);
 
 namespace row {
 inline constexpr std::int64_t kChunk = 1024;
+// Widths, type and device of all kernels for Hopper: these, the walks and the channels.
 bool serves(const GatedLinearProblem& p);
 void forward(const GatedLinearForward& args, const Launch& launch);
 void backward(const GatedLinearBackward& args, const Launch& launch);

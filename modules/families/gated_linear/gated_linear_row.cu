@@ -1,6 +1,7 @@
 // Launchers of gated_linear_row.cuh: the recurrence and its gradients as walks over three of its tensors, and the
 // gradient of decays per token from what the walks sum up on their way.
 #include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/cuda_target.h"
 #include "modules/families/gated_linear/gated_linear_channels.cuh"
 #include "modules/families/gated_linear/gated_linear_features.cuh"
 #include "modules/families/gated_linear/gated_linear_row.cuh"
@@ -185,13 +186,8 @@ struct BackwardPlan {
 }  // namespace
 
 bool serves(const GatedLinearProblem& p) {
-  static const bool hopper = [] {
-    cudaFuncAttributes attributes;
-    return cudaFuncGetAttributes(&attributes, row_kernel<64, Form::plain>) == cudaSuccess &&
-           attributes.binaryVersion == 90;
-  }();
   const auto fits = [](std::int64_t width) { return width == 64 || width == 128; };
-  return hopper && p.dtype == DType::bf16 && p.map == FeatureMap::identity && fits(p.d_k) && fits(p.d_v);
+  return hopper_kernels() && p.dtype == DType::bf16 && p.map == FeatureMap::identity && fits(p.d_k) && fits(p.d_v);
 }
 
 std::size_t forward_workspace(const GatedLinearForward&) {

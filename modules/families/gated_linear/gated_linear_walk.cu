@@ -1,7 +1,6 @@
 // Launchers of gated_linear_walk.cuh: the recurrence and its gradients as walks over three of its tensors, and the
 // gradient of decays per token from what the walks sum up on their way.
 #include "autograd/cuda/cuda_check.cuh"
-#include "autograd/cuda/cuda_target.h"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
 #include "modules/families/gated_linear/gated_linear_features.cuh"
 #include "modules/families/gated_linear/gated_linear_walk.cuh"
@@ -221,12 +220,6 @@ struct BackwardPlan {
 };
 
 }  // namespace
-
-bool serves(const GatedLinearProblem& p) {
-  const auto fits = [](std::int64_t width) { return width == 64 || width == 128; };
-  return hopper_kernels() && p.dtype == DType::bf16 && p.kind != DecayKind::vector && p.map == FeatureMap::identity &&
-         fits(p.d_k) && fits(p.d_v);
-}
 
 std::size_t forward_workspace(const GatedLinearForward& args) {
   Pieces pieces(nullptr);
