@@ -104,6 +104,8 @@ std::vector<std::string> find_nonfinite(LanguageModel& model, const std::vector<
   const Tensor seed = to_memory(Tensor::from({1}, std::vector<float>{1.0F}), place.arena, place.stream);
   for (const Search::Of pass : {Search::Of::forward, Search::Of::backward}) {
     for (const Batch& batch : batches) {
+      // What the pass before left in them would be taken for an origin.
+      model.parameters().zero_gradients(place.stream);
       Search search(place.stream, pass);
       Tape tape(place.arena, Tape::Mode::record, place.stream);
       const LossTerms terms =
