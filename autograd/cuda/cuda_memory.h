@@ -60,7 +60,7 @@ std::shared_ptr<Allocator> lasting_memory(const Device& device);
 // Bytes that the driver could still give.
 std::size_t cuda_free_bytes(int device_index);
 // "GPU 0 (NVIDIA H100 80GB HBM3) has 79.10 GiB, of which 2.31 are free; on it: python3 (process 812) 70.20 GiB, ...".
-// Throws nothing, for use in messages.
+// For messages.
 std::string describe_gpu_memory(int device_index);
 
 // A step, or a model, that does not fit into device memory. Whoever knows the recipe says what to change in it.

@@ -55,7 +55,8 @@ DeviceRegion::DeviceRegion(int device_index, std::size_t bytes)
 }
 
 DeviceRegion::~DeviceRegion() {
-  // At exit the driver may be gone; what it answers changes nothing.
+  // Unmapping waits for no kernel. At exit the driver may be gone; what it answers changes nothing.
+  (void)cudaDeviceSynchronize();
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
     (void)driver().unmap(address(base_ + i * kPiece), kPiece);
     (void)driver().release(pieces_[i]);
@@ -83,7 +84,9 @@ bool DeviceRegion::commit(std::size_t bytes) {
       return false;
     }
     check(result, "memory for a step");
-    check(driver().map(address(base_ + pieces_.size() * kPiece), kPiece, 0, handle, 0), "mapping a step's memory");
+    const CUresult mapped = driver().map(address(base_ + pieces_.size() * kPiece), kPiece, 0, handle, 0);
+    if (mapped != CUDA_SUCCESS) (void)driver().release(handle);
+    check(mapped, "mapping a step's memory");
     pieces_.push_back(handle);
   }
   const std::size_t now = pieces_.size() * kPiece;
