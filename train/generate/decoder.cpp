@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "autograd/check.h"
 #include "autograd/cuda/cuda_memory.h"
 #include "autograd/transfer.h"
 
@@ -20,6 +21,7 @@ Decoder::Decoder(LanguageModel& model, const Place& place, std::int64_t sequence
 }
 
 Tensor Decoder::prefill(std::span<const std::int32_t> tokens, const DocumentsPtr& documents) {
+  WEFT_CHECK(!ran_, "a prompt after steps: recorded steps hold the addresses of the caches that it may replace");
   Tape tape(place_.arena, Tape::Mode::inference, place_.stream);
   const auto T = static_cast<std::int64_t>(tokens.size());
   return to_host(model_.prefill(tape, tape.here(Tensor::from({T}, tokens)), documents, state_), place_.stream);

@@ -19,9 +19,10 @@ class Decoder {
   // The model lives at `place`.
   Decoder(LanguageModel& model, const Place& place, std::int64_t sequences);
 
-  // Document n of the row goes to sequence n. Logits after the last token of each: [N, V], on the host.
+  // Document n of the row goes to sequence n. Logits after the last token of each: [N, V], on the host. Before all
+  // steps.
   Tensor prefill(std::span<const std::int32_t> tokens, const DocumentsPtr& documents);
-  // One more token for each sequence.
+  // One more token for each sequence. What it returns is overwritten by the next step.
   Tensor step(std::span<const std::int32_t> tokens);
 
   std::size_t state_bytes() const { return state_.bytes(); }

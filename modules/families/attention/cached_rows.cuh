@@ -2,7 +2,8 @@
 //
 // A block takes one query, up to kHeads heads that share keys, and one part of the keys that the query sees; each part
 // leaves an output and its lse, which a second kernel merges in order. Parts have kPartKeys keys, or more where that
-// would be too many parts, so that only the query's own keys decide its bits.
+// would be too many parts; where more than kFewRows queries come at once, each is one part. Nothing else but the
+// query's own keys decides its bits.
 //
 // Keys says which they are: `at(token, head, position)` gives a list with count() and position(i) of the i-th, or -1
 // for a key that is not seen.
