@@ -3,7 +3,7 @@
     python tests/remote_code/lm_eval_agreement.py WEFT RUN EXPORT
 
 WEFT is the program, RUN a run or checkpoint, EXPORT the directory that `weft export RUN --dtype fp32` wrote. lm_eval
-runs the task on the directory; every request that it made goes to `weft eval RUN --requests`. Log-likelihoods must
+runs the task on the directory; every request that it made goes to `weft eval RUN --requests --device cpu`. Log-likelihoods must
 agree within 1e-3 and greedy flags must be equal; the last line is `ok` or `FAILED`. Needs lm_eval, offline.
 """
 
@@ -74,7 +74,9 @@ def main() -> None:
                 expected.append((float(score), bool(greedy)))
         asked = folder / "requests.jsonl"
         asked.write_text("".join(json.dumps(request) + "\n" for request in requests))
-        output = subprocess.run([weft, "eval", run, "--requests", asked], check=True, capture_output=True, text=True).stdout
+        # On the CPU, since a GPU may compute in bf16.
+        command = [weft, "eval", run, "--requests", asked, "--device", "cpu"]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     scores = [json.loads(line) for line in output.splitlines()]
     if len(scores) != len(expected):
         sys.exit(f"{len(scores)} scores for {len(expected)} requests\nFAILED")
