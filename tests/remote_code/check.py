@@ -4,15 +4,18 @@
         [--device cuda]
 
 In each directory: the weights load with none missing, unexpected or mismatched, and tied ones tied; logits equal
-weft's, which `expected.safetensors` in it (or --expected) has as ids.N i64 [T], logits.N [T, V] (of the tokens
-positions.N [n] alone where those are there), and prompt.N, greedy.N i64 for text, each for about S seconds; ids of
-lines equal those of texts.json beside that file; what bf16 costs weights in bf16 is measured; in fp64 a sequence gives the same in one call, token by token, and cut at random; left-padded rows of a batch give
-what each gives alone; a cache follows its sequences when beams are reordered; generate() draws the same with and
-without a cache. Directories of transformers' own classes take the part that needs no weft cache. The last line of
-output is `ok` or `FAILED`; the exit code is 0 or 1. --report writes the figures as JSON.
+weft's, which `expected.safetensors` in it (or --expected, which must be there) has as ids.N i64 [T], logits.N [T, V]
+(of the tokens positions.N [n] alone where those are there), and prompt.N, greedy.N i64 for text, each for about S
+seconds; ids of lines equal those of texts.json beside that file (a tokenizer.model needs sentencepiece);
+what bf16 costs weights in bf16 is measured; in fp64 a sequence gives the same in one
+call, token by token, and cut at random; left-padded rows of a batch give what each gives alone; a cache follows its
+sequences when beams are reordered; generate() draws the same with and without a cache. Directories of transformers' own
+classes take the part that needs no weft cache. The last line of output is `ok` or `FAILED`; the exit code is 0 or 1.
+--report writes the figures as JSON.
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -46,8 +49,10 @@ FP64_AMONG_SPLITS = 1e-10
 # The mean of those differences, and the relative difference of perplexities.
 FP32_MEAN = 1e-5
 FP32_PERPLEXITY = 1e-4
-# Of the two best logits of a step; below it greedy texts may part.
+# Greedy texts may part at a step where the logits of both tokens are less than this below the best one, and so may one
+# text of as many at most, though always one.
 EXCUSED_GAP = 1e-3
+TEXTS_PER_EXCUSE = 10
 
 
 class Failure(Exception):
@@ -87,6 +92,18 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max().clamp_min(1.0)).item()
 
 
+def package(name: str):
+    """None if there is none."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def spelled(figure: float | str) -> str:
+    return figure if isinstance(figure, str) else f"{figure:.3g}"
+
+
 class Subject:
     def __init__(self, directory: pathlib.Path, expected: pathlib.Path, arguments: argparse.Namespace):
         self.directory = directory
@@ -94,8 +111,12 @@ class Subject:
         self.quick = arguments.quick
         self.seconds = arguments.seconds
         self.texts = expected.parent / "texts.json"
-        self.figures: dict[str, float] = {}
+        self.figures: dict[str, float | str] = {}
+        if arguments.expected and not expected.exists():
+            raise Failure(f"there is no {expected}")
         self.expected = load_file(expected) if expected.exists() else {}
+        if not self.expected:
+            self.figures["logits"] = "not compared: there is nothing to expect"
         self.wide = self.load(torch.float64)
         self.is_weft = self.wide.config.model_type == "weft"
         self.vocabulary = self.wide.config.vocab_size
@@ -116,6 +137,8 @@ class Subject:
         return model.to(self.device, dtype if dtype == torch.float64 else None).eval()
 
     def limit(self, name: str, value: float, bound: float) -> None:
+        if not math.isfinite(value):
+            raise Failure(f"{name}: some numbers are not finite")
         self.figures[name] = max(value, self.figures.get(name, 0.0))
         if not value <= bound:
             raise Failure(f"{name}: {value:.3g}, more than {bound:.0e}")
@@ -170,6 +193,12 @@ class Subject:
             self.limit("perplexity_fp32", abs(math.expm1((own_losses - losses) / targets)), FP32_PERPLEXITY)
 
     def measure_bf16(self) -> None:
+        try:
+            self.compare_bf16()
+        except Exception as error:  # memory, a kernel that lacks: the export is as good
+            self.figures["bf16"] = f"not measured: {type(error).__name__}: {error}"
+
+    def compare_bf16(self) -> None:
         """What computing in bf16 costs, recorded and not judged: it is no matter of the weights, which fp32 has shown.
 
         Nats a token from weft's distribution in fp32, and the share of tokens with the same most probable one, where
@@ -190,6 +219,8 @@ class Subject:
             apart = best[:, 0] - best[:, 1] > 2**-6 * expected.abs().amax(-1)
             same += int((found.argmax(-1) == expected.argmax(-1))[apart].sum())
             told_apart += int(apart.sum())
+        if not math.isfinite(divergence):
+            raise Failure("some numbers are not finite")
         if tokens > 0:
             self.figures["bf16_divergence"] = divergence / tokens
         if told_apart > 0:
@@ -204,12 +235,12 @@ class Subject:
             self.compare_ids(expected, "ids", lambda text: tokenizer.encode(text, add_special_tokens=False))
             self.compare_ids(expected, "prompt_ids", tokenizer.encode)
             return
-        try:
-            import sentencepiece
-        except ImportError:
-            return
-        model = sentencepiece.SentencePieceProcessor(str(self.directory / "tokenizer.model"))
-        self.compare_ids(expected, "ids", model.encode)
+        sentencepiece = package("sentencepiece")
+        if sentencepiece:
+            model = sentencepiece.SentencePieceProcessor(str(self.directory / "tokenizer.model"))
+            self.compare_ids(expected, "ids", model.encode)
+        else:
+            self.figures["transformers_tokenizer"] = "not compared: needs sentencepiece"
 
     def compare_ids(self, expected: dict, which: str, encode) -> None:
         for text, ids in zip(expected["texts"], expected[which]):
@@ -221,9 +252,11 @@ class Subject:
     def check_greedy(self) -> None:
         model = self.load(torch.float32)
         time_out = TimeOut(self.seconds, 3)
+        texts, excused = 0, []
         for prompt, greedy in self.pairs("prompt", "greedy"):
             if not time_out.allows(len(greedy)):
                 continue
+            texts += 1
             self.figures["greedy_tokens"] = self.figures.get("greedy_tokens", 0) + len(greedy)
             ids = self.generate(model, prompt[None], max_new_tokens=len(greedy), eos_token_id=None)[0, len(prompt) :]
             same = ids == greedy
@@ -231,13 +264,15 @@ class Subject:
                 continue
             step = int((~same).nonzero()[0])
             logits = self.logits(self.wide, torch.cat([prompt, greedy[:step]]))[0, -1]
-            best = logits.topk(2).values
-            gap = (best[0] - best[1]).item()
-            if gap >= EXCUSED_GAP:
-                raise Failure(
-                    f"greedy text parts from weft's at token {step}, where the two best logits are {gap:.3g} apart"
-                )
-            self.figures["greedy_excused"] = self.figures.get("greedy_excused", 0) + 1
+            # Of both tokens, since either of the two may have chosen wrongly.
+            gap = (logits.max() - torch.minimum(logits[ids[step]], logits[greedy[step]])).item()
+            parting = f"greedy text parts from weft's at token {step}, to a logit {gap:.3g} below the best"
+            if not gap < EXCUSED_GAP:
+                raise Failure(parting)
+            excused.append(parting)
+            self.figures["greedy_excused"] = len(excused)
+        if len(excused) > max(1, texts // TEXTS_PER_EXCUSE):
+            raise Failure(f"{len(excused)} greedy texts of {texts} part from weft's; the last: {excused[-1]}")
 
     def split_lengths(self, T: int) -> list[int]:
         lengths = []
@@ -381,12 +416,12 @@ def main() -> None:
     for directory in arguments.directories:
         result = check(directory, arguments)
         report["directories"][str(directory)] = result
-        figures = "  ".join(f"{name} {value:.3g}" for name, value in result.items() if name != "failures")
+        figures = "  ".join(f"{name} {spelled(value)}" for name, value in result.items() if name != "failures")
         print(f"{'FAILED' if result['failures'] else 'ok':6} {directory.name}  {figures}", flush=True)
         for failure in result["failures"]:
             print(f"       {failure}", flush=True)
     if arguments.report:
-        arguments.report.write_text(json.dumps(report, indent=2) + "\n")
+        arguments.report.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     failed = any(result["failures"] for result in report["directories"].values())
     print("FAILED" if failed else "ok")
     sys.exit(failed)

@@ -1,6 +1,7 @@
 // The PyTorch files of exports against weft in fp64: a model of every tiny recipe, with parameters of which none has a
 // value that hides a term, is exported and loaded in transformers, where check.py compares logits, splits, padding,
-// beams, loss and generate(). Needs an interpreter with torch, transformers and safetensors, named by WEFT_PYTHON.
+// beams, loss and generate(); and check.py's own verdicts. Needs an interpreter with torch, transformers and
+// safetensors, named by WEFT_PYTHON.
 #include <cmath>
 #include <cstdlib>
 #include <gtest/gtest.h>
@@ -85,6 +86,14 @@ TEST_P(RemoteCodeSweep, ComputesInTransformersWhatItDoesHere) {
   Program check({"env", "HF_HUB_OFFLINE=1", "TOKENIZERS_PARALLELISM=false", "PYTHONDONTWRITEBYTECODE=1",
                  "HF_MODULES_CACHE=" + workspace / "modules", python, "tests/remote_code/check.py", folder.string()});
   const ProgramResult result = check.wait(std::chrono::seconds(600));
+  EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
+}
+
+TEST(RemoteCode, JudgesWhatItCompares) {
+  const char* python = std::getenv("WEFT_PYTHON");
+  if (python == nullptr) GTEST_SKIP() << "WEFT_PYTHON names no interpreter with torch, transformers and safetensors";
+  Program check({"env", "PYTHONDONTWRITEBYTECODE=1", python, "tests/remote_code/check_test.py"});
+  const ProgramResult result = check.wait(std::chrono::seconds(120));
   EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
 }
 

@@ -39,6 +39,16 @@ std::string text_of(const fs::path& path) {
   return fs::exists(path) ? read_small_file(path, kMostOutput) : std::string();
 }
 
+// Error (storage) if one of the comparisons had nothing to compare.
+void require_comparisons(const nlohmann::json& figures, bool with_ids, const fs::path& directory) {
+  std::vector<const char*> wanted = {"sequences", "greedy_tokens"};
+  if (with_ids) wanted.push_back("texts");
+  for (const char* name : wanted) {
+    if (figures.value(name, 0) > 0) continue;
+    storage_error("{}: the check in Python compared nothing: no {}", directory.string(), name);
+  }
+}
+
 }  // namespace
 
 void require_python(const std::string& python) {
@@ -86,6 +96,7 @@ nlohmann::json check_in_python(LanguageModel& model, const Tokenizer* tokenizer,
                   all.at("transformers").get<std::string>(), lines);
   }
   figures.erase("failures");
+  require_comparisons(figures, tokenizer != nullptr && !figures.contains("transformers_tokenizer"), directory);
   return {{"torch", all.at("torch")}, {"transformers", all.at("transformers")}, {"figures", std::move(figures)}};
 }
 

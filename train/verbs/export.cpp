@@ -58,6 +58,11 @@ nlohmann::json reread_json(const Reread& reread) {
           {"largest_logit", reread.largest_logit}};
 }
 
+std::string figure_text(const nlohmann::json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  return value.is_number_integer() ? value.dump() : fmt::format("{:.2g}", value.get<double>());
+}
+
 void print_result(const ExportArguments& arguments, const HubTarget& target, const nlohmann::json& verification,
                   std::uint64_t bytes) {
   if (arguments.form == OutputForm::json) {
@@ -78,10 +83,12 @@ void print_result(const ExportArguments& arguments, const HubTarget& target, con
     fmt::print("  not loaded in transformers; --verify python does that\n");
     return;
   }
-  fmt::print("  transformers {}: nothing missing or unexpected, greedy text equal",
-             python.at("transformers").get<std::string>());
-  for (const auto& [name, value] : python.at("figures").items()) {
-    fmt::print(", {} {}", name, value.is_number_integer() ? value.dump() : fmt::format("{:.2g}", value.get<double>()));
+  const nlohmann::json& figures = python.at("figures");
+  const int excused = figures.value("greedy_excused", 0);
+  fmt::print("  transformers {}: nothing missing or unexpected, greedy text equal{}",
+             python.at("transformers").get<std::string>(), excused > 0 ? fmt::format(" ({} excused)", excused) : "");
+  for (const auto& [name, value] : figures.items()) {
+    if (name != "greedy_excused") fmt::print(", {} {}", name, figure_text(value));
   }
   fmt::print("\n");
 }

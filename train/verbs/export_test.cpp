@@ -69,5 +69,47 @@ TEST_F(ExportOfAnImport, MissesAnInterpreterBeforeItWritesAnything) {
   EXPECT_THAT(left, UnorderedElementsAre("base", "run"));
 }
 
+// An interpreter whose check has these figures.
+class ExportCheckedElsewhere : public ExportOfAnImport {
+ protected:
+  ExportArguments with_figures(const json& figures) {
+    ExportArguments checked = arguments();
+    checked.verify = "python";
+    checked.verify_seconds = 0.1;
+    checked.python = folder_ / "python";
+    checked.form = OutputForm::text;
+    const json report = {{"torch", "2"}, {"transformers", "5"}, {"directories", {{"out", figures}}}};
+    write_text(folder_ / "figures.json", report.dump());
+    write_text(checked.python, "#!/bin/sh\nwhile [ $# -gt 0 ]; do [ \"$1\" = --report ] && cp " +
+                                   (folder_ / "figures.json") + " \"$2\"; shift; done\nexit 0\n");
+    fs::permissions(checked.python, fs::perms::owner_all);
+    return checked;
+  }
+};
+
+TEST_F(ExportCheckedElsewhere, FailsWhereNothingWasCompared) {
+  const json all = {{"failures", json::array()}, {"sequences", 6}, {"greedy_tokens", 24}, {"texts", 100}};
+  for (const char* lacking : {"sequences", "greedy_tokens", "texts"}) {
+    json figures = all;
+    figures.erase(lacking);
+    EXPECT_THAT(message_of(ExitCode::storage, [&] { run_export(with_figures(figures)); }),
+                HasSubstr("the check in Python compared nothing: no " + std::string(lacking)));
+  }
+}
+
+TEST_F(ExportCheckedElsewhere, SaysWhatWasExcusedAndWhatWasNotCompared) {
+  const json figures = {{"failures", json::array()},
+                        {"sequences", 6},
+                        {"greedy_tokens", 24},
+                        {"greedy_excused", 1},
+                        {"transformers_tokenizer", "not compared: needs sentencepiece and protobuf"}};
+  ::testing::internal::CaptureStdout();
+  run_export(with_figures(figures));
+  EXPECT_THAT(::testing::internal::GetCapturedStdout(),
+              HasSubstr("greedy text equal (1 excused), greedy_tokens 24, sequences 6, transformers_tokenizer not "
+                        "compared: needs sentencepiece and protobuf\n"));
+  EXPECT_EQ(read("weft_export.json").at("verification").at("python").at("figures").at("greedy_excused"), 1);
+}
+
 }  // namespace
 }  // namespace weft
