@@ -6,8 +6,8 @@
 In each directory: the weights load with none missing, unexpected or mismatched, and tied ones tied; logits equal
 weft's, which `expected.safetensors` in it (or --expected, which must be there) has as ids.N i64 [T], logits.N [T, V]
 (of the tokens positions.N [n] alone where those are there), and prompt.N, greedy.N i64 for text, each for about S
-seconds; ids of lines equal those of texts.json beside that file (a tokenizer.model needs sentencepiece);
-what bf16 costs weights in bf16 is measured; in fp64 a sequence gives the same in one
+seconds; ids of lines equal those of texts.json beside that file (a tokenizer.model needs sentencepiece, and protobuf
+for transformers to read it); what bf16 costs weights in bf16 is measured; in fp64 a sequence gives the same in one
 call, token by token, and cut at random; left-padded rows of a batch give what each gives alone; a cache follows its
 sequences when beams are reordered; generate() draws the same with and without a cache. Directories of transformers' own
 classes take the part that needs no weft cache. The last line of output is `ok` or `FAILED`; the exit code is 0 or 1.
@@ -239,8 +239,16 @@ class Subject:
         if sentencepiece:
             model = sentencepiece.SentencePieceProcessor(str(self.directory / "tokenizer.model"))
             self.compare_ids(expected, "ids", model.encode)
-        else:
-            self.figures["transformers_tokenizer"] = "not compared: needs sentencepiece"
+        # Which converts it, not always to the same ids.
+        if not sentencepiece or not package("google.protobuf"):
+            self.figures["transformers_tokenizer"] = "not compared: needs sentencepiece and protobuf"
+            return
+        tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+        try:
+            self.compare_ids(expected, "ids", lambda text: tokenizer.encode(text, add_special_tokens=False))
+            self.compare_ids(expected, "prompt_ids", tokenizer.encode)
+        except Failure as failure:
+            raise Failure(f"transformers' own tokenizer makes other ids of this tokenizer.model: {failure}") from None
 
     def compare_ids(self, expected: dict, which: str, encode) -> None:
         for text, ids in zip(expected["texts"], expected[which]):

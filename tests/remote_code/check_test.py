@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 import tempfile
+import types
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -101,6 +102,42 @@ class Greedy(unittest.TestCase):
     def test_few_texts_are_excused(self):
         with self.assertRaisesRegex(check.Failure, "2 greedy texts of 19 part from weft's"):
             self.judge([1, 1] + [0] * 17, [1.0, 1.0005, 0.0])
+
+
+class SentencePiece(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.subject = check.Subject.__new__(check.Subject)
+        self.subject.figures, self.subject.directory = {}, pathlib.Path(folder.name)
+        self.subject.texts = self.subject.directory / "texts.json"
+        self.subject.texts.write_text(json.dumps({"texts": ["a"], "ids": [[1]], "prompt_ids": [[1]]}))
+        for name in ("package", "AutoTokenizer"):
+            self.addCleanup(setattr, check, name, getattr(check, name))
+        library = types.SimpleNamespace(
+            SentencePieceProcessor=lambda path: types.SimpleNamespace(encode=lambda text: [1])
+        )
+        self.packages = {"sentencepiece": library, "google.protobuf": True}
+        check.package = self.packages.get
+
+    def transformers_makes(self, ids: list[int]) -> None:
+        tokenizer = types.SimpleNamespace(encode=lambda text, add_special_tokens=True: ids)
+        check.AutoTokenizer = types.SimpleNamespace(from_pretrained=lambda *path, **how: tokenizer)
+
+    def test_both_readers_are_asked(self):
+        self.transformers_makes([1])
+        self.subject.check_tokenizer()
+        self.assertEqual(self.subject.figures, {"texts": 3})
+        self.transformers_makes([2])
+        message = "transformers' own tokenizer makes other ids of this tokenizer.model: ids of 'a'"
+        with self.assertRaisesRegex(check.Failure, message):
+            self.subject.check_tokenizer()
+
+    def test_a_package_that_lacks_is_named(self):
+        del self.packages["google.protobuf"]
+        self.subject.check_tokenizer()
+        note = "not compared: needs sentencepiece and protobuf"
+        self.assertEqual(self.subject.figures, {"texts": 1, "transformers_tokenizer": note})
 
 
 if __name__ == "__main__":
