@@ -11,6 +11,7 @@
 
 #include "checkpoints/huggingface/hub_files.h"
 #include "checkpoints/huggingface/tensor_map.h"
+#include "data/dataset_test_support.h"
 #include "data/storage/file.h"
 #include "data/storage/json.h"
 
@@ -183,6 +184,18 @@ std::string folder_name(const ::testing::TestParamInfo<std::string>& model) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GoldenModel, ::testing::ValuesIn(names()), folder_name);
+
+// A folder from elsewhere may not bring the machine's own files along.
+TEST(HubModel, TakesNoConfigFromOutsideItsFolder) {
+  const data_test::TemporaryFolder outside;
+  const fs::path folder = outside / "model";
+  fs::copy("tests/golden/models/llama_mha", folder);
+  fs::rename(folder / "config.json", outside / "config.json");
+  fs::create_symlink("../config.json", folder / "config.json");
+  EXPECT_EQ(data_test::message_of(ExitCode::storage, [&] { open_hub_model(folder); }),
+            fmt::format("{}: \"config.json\" is a link to {}, outside the model's folder", folder.string(),
+                        fs::canonical(outside / "config.json").string()));
+}
 
 }  // namespace
 }  // namespace weft

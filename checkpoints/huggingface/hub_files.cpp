@@ -8,6 +8,7 @@
 #include "checkpoints/safetensors/index.h"
 #include "checkpoints/safetensors/reader.h"
 #include "data/storage/json.h"
+#include "data/storage/links.h"
 #include "data/storage/text.h"
 
 namespace weft {
@@ -31,7 +32,9 @@ HubFiles open_folder(const fs::path& folder) {
     config_error("{}: there is no config.json; expected the folder of a model, with its weights as safetensors",
                  folder.string());
   }
-  HubFiles files = describe(folder, read_json_file(config.string(), kMaxConfigBytes), config.string());
+  HubFiles files =
+      describe(folder, parse_strict(read_model_file(config, kMaxConfigBytes), config.string(), kMaxConfigBytes),
+               config.string());
   auto weights = std::make_unique<SafetensorsDirectory>(folder, LinkTargets::inside_the_hub_cache);
   // A bias that the index forgot would be lost.
   for (const std::string& name : weights->extra_tensors()) {

@@ -7,6 +7,7 @@
 #include "autograd/check.h"
 #include "checkpoints/safetensors/index.h"
 #include "checkpoints/safetensors/reader.h"
+#include "data/storage/links.h"
 #include "data/storage/text.h"
 
 namespace weft {
@@ -41,24 +42,6 @@ bool present(const fs::path& path) {
       directory.string(), printable(pickle));
 }
 
-// The file behind a bare name, once links are followed.
-fs::path resolve(const fs::path& directory, const std::string& name, LinkTargets links, std::string_view source) {
-  std::error_code error;
-  const fs::path home = fs::canonical(directory, error);
-  if (error) storage_error("cannot open {}: {}", directory.string(), error.message());
-  const fs::path target = fs::canonical(directory / name, error);
-  if (error) storage_error("{}: \"{}\" cannot be opened: {}", source, printable(name), error.message());
-  const auto is_inside = [&](const fs::path& folder) {
-    return std::mismatch(folder.begin(), folder.end(), target.begin(), target.end()).first == folder.end();
-  };
-  if (is_inside(home)) return target;
-  const fs::path blobs = home.parent_path().parent_path() / "blobs";
-  const bool in_cache = target.parent_path() == blobs;
-  if (in_cache && links == LinkTargets::inside_the_hub_cache) return target;
-  storage_error("{}: \"{}\" is a link to {}, outside the model's folder{}", source, printable(name), target.string(),
-                in_cache ? "; the hub cache's blobs must be allowed explicitly" : "");
-}
-
 }  // namespace
 
 SafetensorsDirectory::SafetensorsDirectory(const fs::path& directory, LinkTargets links) : directory_(directory) {
@@ -69,7 +52,7 @@ SafetensorsDirectory::SafetensorsDirectory(const fs::path& directory, LinkTarget
   std::set<std::string> names;
   const bool indexed = present(index_path);
   if (indexed) {
-    const fs::path real = resolve(directory, std::string(kIndexFileName), links, directory.string());
+    const fs::path real = resolve_link(directory, std::string(kIndexFileName), links, directory.string());
     weight_map = parse_safetensors_index(read_small_file(real, kMaxIndexFileBytes), index_path.string());
     for (const auto& [tensor, file] : weight_map) names.insert(file);
     if (present(directory / kSingleFileName) && !names.contains(std::string(kSingleFileName))) {
@@ -83,7 +66,7 @@ SafetensorsDirectory::SafetensorsDirectory(const fs::path& directory, LinkTarget
   }
   const std::string source = indexed ? index_path.string() : directory.string();
   std::vector<std::string> file_names(names.begin(), names.end());
-  for (const std::string& name : file_names) files_.emplace_back(resolve(directory, name, links, source));
+  for (const std::string& name : file_names) files_.emplace_back(resolve_link(directory, name, links, source));
 
   struct Found {
     const SourceTensor* tensor;

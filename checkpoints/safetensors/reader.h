@@ -14,6 +14,7 @@
 #include "checkpoints/safetensors/header.h"
 #include "checkpoints/tensor_source.h"
 #include "data/storage/file.h"
+#include "data/storage/links.h"
 
 namespace weft {
 
@@ -45,13 +46,6 @@ class SafetensorsFile final : public TensorSource {
   std::uint64_t data_begin_ = 0;
   SafetensorsHeader header_;
   std::vector<SourceTensor> tensors_;
-};
-
-// Where the files of a model's folder may lie when they are symbolic links.
-enum class LinkTargets {
-  inside_the_folder,
-  // Also <folder>/../../blobs, where the cache of a model hub keeps what its snapshots link to.
-  inside_the_hub_cache,
 };
 
 // The weights of a model: model.safetensors, or the shards that model.safetensors.index.json lists.

@@ -6,6 +6,7 @@
 #include "autograd/check.h"
 #include "data/storage/file.h"
 #include "data/storage/json.h"
+#include "data/storage/links.h"
 #include "data/tokenizers/byte_tokenizer.h"
 #include "data/tokenizers/probe.h"
 
@@ -23,7 +24,7 @@ constexpr std::uint64_t kMaxConfigBytes = std::uint64_t{8} << 20;
 std::optional<json> read_object(const fs::path& path) {
   std::error_code missing;
   if (!fs::is_regular_file(path, missing)) return std::nullopt;
-  json object = read_json_file(path.string(), kMaxConfigBytes);
+  json object = parse_strict(read_model_file(path, kMaxConfigBytes), path.string(), kMaxConfigBytes);
   if (!object.is_object()) storage_error("{}: expected an object, found {}", path.string(), object.type_name());
   return object;
 }
@@ -78,14 +79,15 @@ std::optional<std::int64_t> stated_beside(const fs::path& folder, const std::str
 }
 
 using Factory = std::unique_ptr<Tokenizer> (*)(std::string, const std::string&, const BoundaryIds&);
+using Reader = std::string (*)(const fs::path&, std::uint64_t);
 
-std::unique_ptr<Tokenizer> read_tokenizer(const fs::path& path, Factory parse, const BoundaryIds& ids) {
+std::unique_ptr<Tokenizer> read_tokenizer(const fs::path& path, Reader read, Factory parse, const BoundaryIds& ids) {
   BoundaryIds found = ids;
   if (!found.bos_in_prompts && path.extension() == ".model") {
     const std::string beside = (path.parent_path() / "tokenizer_config.json").string();
     if (const std::optional<json> config = read_object(beside)) found.bos_in_prompts = bos_in_prompts(*config, beside);
   }
-  std::unique_ptr<Tokenizer> plain = parse(read_small_file(path, kMaxTokenizerBytes), path.string(), found);
+  std::unique_ptr<Tokenizer> plain = parse(read(path, kMaxTokenizerBytes), path.string(), found);
   if (!found.bos) found.bos = stated_beside(path.parent_path(), "bos", *plain);
   if (!found.eos) found.eos = stated_beside(path.parent_path(), "eos", *plain);
   const bool same = (!found.bos || *found.bos == plain->bos_id()) && (!found.eos || *found.eos == plain->eos_id());
@@ -105,19 +107,21 @@ std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name, const Boundar
   fs::path path = name;
   if (fs::is_directory(path)) {
     if (fs::exists(path / "tokenizer.json")) {
-      auto tokenizer = read_tokenizer(path / "tokenizer.json", parse_tokenizer_json, ids);
+      auto tokenizer = read_tokenizer(path / "tokenizer.json", read_model_file, parse_tokenizer_json, ids);
       if (fs::exists(path / "tokenizer.model")) {
-        check_same_ids(*tokenizer, *read_tokenizer(path / "tokenizer.model", parse_tokenizer_model, ids), name);
+        check_same_ids(*tokenizer,
+                       *read_tokenizer(path / "tokenizer.model", read_model_file, parse_tokenizer_model, ids), name);
       }
       return tokenizer;
     }
     if (fs::exists(path / "tokenizer.model"))
-      return read_tokenizer(path / "tokenizer.model", parse_tokenizer_model, ids);
+      return read_tokenizer(path / "tokenizer.model", read_model_file, parse_tokenizer_model, ids);
     config_error("tokenizer \"{}\": the folder has neither tokenizer.json nor tokenizer.model", name);
   }
   if (!fs::exists(path)) config_error("tokenizer \"{}\": neither \"byte\" nor the path of a tokenizer's file", name);
-  if (path.extension() == ".json") return read_tokenizer(path, parse_tokenizer_json, ids);
-  if (path.extension() == ".model") return read_tokenizer(path, parse_tokenizer_model, ids);
+  // Where a link leads that is named itself is the user's choice.
+  if (path.extension() == ".json") return read_tokenizer(path, read_small_file, parse_tokenizer_json, ids);
+  if (path.extension() == ".model") return read_tokenizer(path, read_small_file, parse_tokenizer_model, ids);
   config_error("tokenizer \"{}\": expected \"byte\", a tokenizer.json or tokenizer.model, or a folder that holds one",
                name);
 }

@@ -7,8 +7,8 @@
 #include <set>
 
 #include "autograd/check.h"
-#include "data/storage/file.h"
 #include "data/storage/json.h"
+#include "data/storage/links.h"
 
 namespace weft {
 
@@ -53,7 +53,7 @@ TokenizerBundle open_tokenizer(const std::string& name) {
     const fs::path path = folder / companion;
     std::error_code missing;
     if (!fs::is_regular_file(path, missing)) continue;
-    bundle.files.push_back({std::string(companion), read_small_file(path, kMaxCompanionBytes)});
+    bundle.files.push_back({std::string(companion), read_model_file(path, kMaxCompanionBytes)});
   }
   stop_ids(bundle);  // so that a file that cannot be read is said now, and not when text is generated
   return bundle;

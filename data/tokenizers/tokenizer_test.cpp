@@ -1,9 +1,12 @@
 #include "data/tokenizers/tokenizer.h"
 
+#include <filesystem>
+#include <fstream>
 #include <gtest/gtest.h>
 
 #include "data/dataset_test_support.h"
 #include "data/tokenizers/stream_decoder.h"
+#include "data/tokenizers/tokenizer_files.h"
 
 namespace weft {
 namespace {
@@ -33,6 +36,35 @@ TEST(ByteTokenizer, RefusesForeignIds) {
   EXPECT_THROW(make_tokenizer("byte")->decode(std::vector<std::int32_t>{257}), Error);
   EXPECT_EQ(data_test::message_of(ExitCode::config, [] { make_tokenizer("dir/tokenizer.json"); }),
             "tokenizer \"dir/tokenizer.json\": neither \"byte\" nor the path of a tokenizer's file");
+}
+
+// A folder from elsewhere may not bring the machine's own files along.
+TEST(TokenizerFiles, LinksStayInsideTheFolder) {
+  namespace fs = std::filesystem;
+  const data_test::TemporaryFolder outside;
+  const fs::path folder = outside / "snapshots/revision";
+  fs::create_directories(folder);
+  fs::create_directory(outside / "blobs");
+  fs::copy_file("tests/golden/tokenizers/smollm.json", outside / "blobs/0123");
+  fs::create_symlink("../../blobs/0123", folder / "tokenizer.json");
+  std::ofstream(folder / "template") << "{{ messages }}";
+  fs::create_symlink("template", folder / "chat_template.jinja");
+  const TokenizerBundle taken = open_tokenizer(folder.string());
+  ASSERT_EQ(taken.files.size(), 2U);
+  EXPECT_EQ(taken.files[1].content, "{{ messages }}");
+
+  std::ofstream(outside / "secret") << "{}";
+  const auto problem = [&] {
+    return data_test::message_of(ExitCode::storage, [&] { open_tokenizer(folder.string()); });
+  };
+  for (const char* name : {"chat_template.jinja", "special_tokens_map.json", "generation_config.json", "config.json",
+                           "tokenizer_config.json", "tokenizer.json"}) {
+    fs::remove(folder / name);
+    fs::create_symlink("../../secret", folder / name);
+    EXPECT_EQ(problem(), fmt::format("{}: \"{}\" is a link to {}, outside the model's folder", folder.string(), name,
+                                     fs::canonical(outside / "secret").string()));
+    if (std::string_view(name) != "tokenizer.json") fs::remove(folder / name);
+  }
 }
 
 TEST(StreamDecoder, HoldsPartsOfCharactersBack) {
