@@ -392,6 +392,8 @@ TEST_F(GgufTest, SentencePieceVocabulariesThatAreNotUnderstoodAreRefused) {
   refused(pieces(texts, scores, {1, 1, 1}), "0 pieces of type unknown, expected one");
   refused(pieces({"<unk>", "a", "a"}, scores, types), "pieces 1 and 2 are both \"a\"");
   refused(pieces({"<unk>", "a", ""}, scores, types), "piece 2 is empty");
+  // Neither scores nor types are looked at.
+  refused(pieces(std::vector<std::string>(2'000'001, "a"), {}, {}), "tokens: more than 2000000 pieces");
   refused(pieces(texts, scores, {2, 1, 3}), "of type control, but the library finds single characters");
   refused(pieces(texts, scores, {2, 1, 6}), "is of type byte, but not <0xNN>");
   refused(pieces(texts, {0, -1, std::numeric_limits<float>::infinity()}, types), "piece 2 has the score inf");

@@ -122,6 +122,10 @@ std::vector<TokenizerFile> sentencepiece_files(const GgufMetadata& metadata) {
                   metadata.source());
   }
   const auto& tokens = metadata.require<std::vector<std::string>>("tokenizer.ggml.tokens");
+  // Before pieces take memory, of which each takes several times its bytes in the file.
+  if (tokens.size() > kMaxSentencePieces) {
+    storage_error("{}: tokenizer.ggml.tokens: more than {} pieces", metadata.source(), kMaxSentencePieces);
+  }
   const auto& scores = metadata.require<std::vector<double>>("tokenizer.ggml.scores");
   metadata.require<std::vector<std::int64_t>>("tokenizer.ggml.token_type");
   const std::vector<TokenType> types = token_types(metadata, tokens.size());
@@ -133,6 +137,7 @@ std::vector<TokenizerFile> sentencepiece_files(const GgufMetadata& metadata) {
   model.algorithm = SentencePieceModel::Algorithm::bpe;
   SentencePieceIds ids;
   for (std::size_t id = 0; id < tokens.size(); ++id) {
+    if (tokens[id].empty()) storage_error("{}: piece {} is empty", metadata.source(), id);
     model.pieces.push_back(
         {.text = tokens[id], .score = static_cast<float>(scores[id]), .type = static_cast<PieceType>(types[id])});
     if (types[id] == TokenType::byte) model.byte_fallback = true;

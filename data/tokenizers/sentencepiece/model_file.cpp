@@ -14,7 +14,6 @@ namespace weft {
 
 namespace {
 
-constexpr std::size_t kMaxPieces = 2'000'000;
 // The library looks for every piece at every place of a text.
 constexpr std::size_t kMaxPieceBytes = 1024;
 // Field numbers of sentencepiece's ModelProto, TrainerSpec, NormalizerSpec and SentencePiece.
@@ -50,7 +49,8 @@ class ModelParser {
     for (ProtobufField field; reader.next(field);) {
       switch (field.number) {
         case kPieces:
-          if (model_.pieces.size() == kMaxPieces) storage_error("{}: more than {} pieces", source_, kMaxPieces);
+          if (model_.pieces.size() == kMaxSentencePieces)
+            storage_error("{}: more than {} pieces", source_, kMaxSentencePieces);
           parse_piece(reader.message(field, "pieces"));
           break;
         case kTrainer:

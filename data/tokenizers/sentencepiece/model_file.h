@@ -1,6 +1,7 @@
 // tokenizer.model, read and checked before the sentencepiece library sees any of it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -15,6 +16,9 @@ struct SentencePiece {
   float score = 0;
   PieceType type = PieceType::normal;
 };
+
+// The most that a model may have.
+constexpr std::size_t kMaxSentencePieces = 2'000'000;
 
 struct SentencePieceModel {
   enum class Algorithm : std::uint8_t { unigram = 1, bpe = 2 };
