@@ -320,6 +320,19 @@ TEST(ExportedTokenizer, OfBytesIsTheSameTokenizer) {
   EXPECT_EQ(written->vocab_size(), bytes->vocab_size());
 }
 
+// Users are told to trust the code in an export: it is weft's alone.
+TEST(ExportedTokenizer, NamesNoForeignCode) {
+  const data_test::TemporaryFolder folder;
+  TokenizerBundle bundle = open_tokenizer("byte");
+  bundle.files = {{"tokenizer_config.json",
+                   R"({"z": 1, "auto_map": {"AutoTokenizer": ["someone/else--tokens.Own", null]}, "a": [2]})"}};
+  write_tokenizer(bundle, 64, folder / "");
+  EXPECT_EQ(bytes_of(folder / "tokenizer_config.json"), "{\n  \"z\": 1,\n  \"a\": [\n    2\n  ]\n}\n");
+  bundle.files = {{"tokenizer_config.json", R"({"z": 1,  "a": [2]})"}};
+  write_tokenizer(bundle, 64, folder / "");
+  EXPECT_EQ(bytes_of(folder / "tokenizer_config.json"), bundle.files[0].content);
+}
+
 // Embedding keeps every byte, and every mixer can be exported.
 TEST(Export, HasAPythonFileForEveryMixer) {
   for (const MixerType* type : mixer_types()) {

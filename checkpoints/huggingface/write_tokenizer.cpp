@@ -14,6 +14,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr const char* kDescription = "tokenizer_config.json";
 constexpr const char* kEndOfDocument = "<|endoftext|>";
 
 // BPE without merges: every byte is a token.
@@ -49,18 +50,25 @@ void write_json(const fs::path& path, const Json& json) {
   write_file_atomically(path, json.dump(2) + "\n");
 }
 
+// tokenizer_config.json, but for the Python that it may name: users of an export are told to trust the code in it.
+std::string without_code(const TokenizerFile& file) {
+  Json config = Json::parse(file.content);
+  return config.is_object() && config.erase("auto_map") > 0 ? config.dump(2) + "\n" : file.content;
+}
+
 }  // namespace
 
 void write_tokenizer(const TokenizerBundle& bundle, std::int64_t max_positions, const fs::path& folder) {
   const Tokenizer& tokenizer = *bundle.tokenizer;
   for (const TokenizerFile& file : bundle.files) {
-    if (file.name != "generation_config.json") write_file_atomically(folder / file.name, file.content);
+    if (file.name == "generation_config.json") continue;
+    write_file_atomically(folder / file.name, file.name == kDescription ? without_code(file) : file.content);
   }
   if (tokenizer.name() == "byte") write_file_atomically(folder / "tokenizer.json", byte_tokenizer_json());
   Json special = Json::object();
   if (const auto bos = content_of(tokenizer, tokenizer.bos_id())) special["bos_token"] = *bos;
   if (const auto eos = content_of(tokenizer, tokenizer.eos_id())) special["eos_token"] = *eos;
-  const fs::path map = folder / "special_tokens_map.json", description = folder / "tokenizer_config.json";
+  const fs::path map = folder / "special_tokens_map.json", description = folder / kDescription;
   if (!fs::exists(map)) write_json(map, special);
   if (fs::exists(description)) return;
   Json config = special;
