@@ -102,8 +102,9 @@ TEST(Import, LeavesNothingOfAModelThatCannotBeRead) {
 TEST(Export, LeavesNothingWhenItIsStopped) {
   const Workspace workspace;
   run_json({"import", "tests/golden/models/llama_mha", "--out", workspace / "model", "--json"});
-  const std::string python = workspace / "python", started = workspace / "started";
-  write_text(python, "#!/bin/sh\n[ \"$1\" = -c ] && exit 0\ntouch " + started + "\nexec sleep 60\n");
+  const std::string python = workspace / "python", started = workspace / "started", id = workspace / "id";
+  write_text(python,
+             "#!/bin/sh\n[ \"$1\" = -c ] && exit 0\necho $$ > " + id + "\ntouch " + started + "\nexec sleep 60\n");
   fs::permissions(python, fs::perms::owner_all);
   Program exporting({WEFT_PROGRAM, "export", workspace / "model", "--out", workspace / "out", "--verify", "python",
                      "--python", python});
@@ -115,6 +116,7 @@ TEST(Export, LeavesNothingWhenItIsStopped) {
   for (const auto& entry : fs::directory_iterator(workspace.path())) {
     EXPECT_FALSE(entry.path().filename().string().starts_with("out")) << entry.path();
   }
+  EXPECT_NE(kill(std::stoi(read_text(id)), 0), 0) << "the interpreter goes on";
 }
 
 TEST(Import, RefusesTensorsThatTheIndexForgot) {

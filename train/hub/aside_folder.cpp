@@ -11,6 +11,7 @@
 
 #include "autograd/check.h"
 #include "data/storage/file.h"
+#include "train/verbs/child.h"
 
 namespace weft {
 namespace fs = std::filesystem;
@@ -68,6 +69,7 @@ class AsideFolder::Watch {
     }
     if (number == kEnd) return;
     const std::scoped_lock lock(deciding_);
+    end_children();  // they write there too
     if (!named_) remove();
     _exit(128 + number);
   }

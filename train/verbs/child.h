@@ -22,4 +22,8 @@ ChildResult run_self(const std::vector<std::string>& arguments, const std::files
 ChildResult run_program(std::vector<std::string> command, const std::vector<std::string>& variables,
                         const std::filesystem::path& out, const std::filesystem::path& err);
 
+// For a process that is about to end: kills the programs that run, and returns when they are gone. Who waits for one,
+// or starts another, waits forever.
+void end_children();
+
 }  // namespace weft
