@@ -17,7 +17,7 @@ namespace weft {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::array kSignals = {SIGINT, SIGTERM};
+constexpr std::array kSignals = {SIGINT, SIGTERM, SIGHUP};
 constexpr char kEnd = 0;  // in place of a signal's number
 
 // The handler hands the signal to a thread, which may do what handlers must not.
@@ -42,7 +42,11 @@ class AsideFolder::Watch {
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);
-    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &previous_[i]);
+    for (std::size_t i = 0; i < kSignals.size(); ++i) {
+      sigaction(kSignals[i], nullptr, &previous_[i]);
+      // As nohup and scripts want of what they start.
+      if (previous_[i].sa_handler != SIG_IGN) sigaction(kSignals[i], &action, nullptr);
+    }
   }
   // Does not return if a signal came before.
   ~Watch() {

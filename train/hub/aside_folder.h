@@ -7,8 +7,9 @@
 
 namespace weft {
 
-// While one lives, SIGINT and SIGTERM remove what it has written, say so, and end the process with 128 + signal:
-// nothing is left of a run that a user stopped. One at a time in a process.
+// While one lives, SIGINT, SIGTERM and SIGHUP remove what it has written, say so, and end the process with 128 +
+// signal: nothing is left of a run that a user stopped. Those that the process ignores stay ignored. One at a time in a
+// process.
 class AsideFolder {
  public:
   // Makes OUT.LABEL-NONCE, and the folders above it. Error (config) if OUT is there already; Error (storage).

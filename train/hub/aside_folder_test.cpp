@@ -58,9 +58,10 @@ TEST_F(AsideFolderTest, NothingIsReplaced) {
 using AsideFolderDeathTest = AsideFolderTest;
 
 TEST_F(AsideFolderDeathTest, SignalsLeaveNothing) {
-  for (const int signal : {SIGINT, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
     EXPECT_EXIT(
         {
+          ::signal(signal, SIG_DFL);  // whatever the tests were started with
           AsideFolder aside(folder_ / "out", "unverified");
           aside.keep();
           fs::create_directory(aside.path() / "inner");
@@ -83,6 +84,24 @@ TEST_F(AsideFolderDeathTest, WhatHasItsNameStays) {
         while (true) pause();
       },
       ::testing::ExitedWithCode(128 + SIGTERM), "");
+  EXPECT_EQ(names_in(folder_ / ""), std::vector<std::string>{"out"});
+}
+
+TEST_F(AsideFolderDeathTest, IgnoredSignalsStayIgnored) {
+  EXPECT_EXIT(
+      {
+        for (const int ignored : {SIGINT, SIGHUP}) signal(ignored, SIG_IGN);
+        AsideFolder aside(folder_ / "out", "tmp");
+        for (const int ignored : {SIGINT, SIGHUP}) {
+          struct sigaction action = {};
+          sigaction(ignored, nullptr, &action);
+          if (action.sa_handler != SIG_IGN) std::exit(1);
+          raise(ignored);
+        }
+        aside.take_name();
+        std::exit(0);
+      },
+      ::testing::ExitedWithCode(0), "");
   EXPECT_EQ(names_in(folder_ / ""), std::vector<std::string>{"out"});
 }
 
