@@ -1,6 +1,8 @@
 #include "train/hub/aside_folder.h"
 
 #include <array>
+#include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <fcntl.h>
 #include <mutex>
@@ -20,13 +22,27 @@ namespace {
 constexpr std::array kSignals = {SIGINT, SIGTERM, SIGHUP};
 constexpr char kEnd = 0;  // in place of a signal's number
 
-// The handler hands the signal to a thread, which may do what handlers must not.
-int pipe_end = -1;
+// The handler hands the signal to a thread, which may do what handlers must not. Of the process and never closed: a
+// handler that another thread is in may write after a watch has ended, and must not find another file there.
+std::atomic<int> read_end = -1, write_end = -1;
+static_assert(std::atomic<int>::is_always_lock_free, "for handlers");
 
 void on_signal(int signal) {
+  const int saved = errno;
   const auto number = static_cast<char>(signal);
-  [[maybe_unused]] const ssize_t written = write(pipe_end, &number, 1);
+  [[maybe_unused]] const ssize_t written = write(write_end, &number, 1);
+  errno = saved;
 }
+
+void open_pipe(const fs::path& folder) {
+  if (write_end >= 0) return;
+  std::array<int, 2> ends = {-1, -1};
+  if (pipe2(ends.data(), O_CLOEXEC) != 0) storage_error("{}: no pipe can be made", folder.string());
+  read_end = ends[0];
+  write_end = ends[1];
+}
+
+std::atomic<bool> watching = false;
 
 }  // namespace
 
@@ -34,10 +50,10 @@ void on_signal(int signal) {
 class AsideFolder::Watch {
  public:
   Watch(fs::path folder, fs::path out) : folder_(std::move(folder)), out_(std::move(out)) {
-    WEFT_CHECK(pipe_end < 0, "two folders are written aside at once");
-    if (pipe2(ends_.data(), O_CLOEXEC) != 0) storage_error("{}: no pipe can be made", folder_.string());
-    pipe_end = ends_[1];
+    WEFT_CHECK(!watching, "two folders are written aside at once");
+    open_pipe(folder_);
     thread_ = std::thread([this] { run(); });
+    watching = true;
     struct sigaction action = {};
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;
@@ -51,10 +67,9 @@ class AsideFolder::Watch {
   // Does not return if a signal came before.
   ~Watch() {
     for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &previous_[i], nullptr);
-    [[maybe_unused]] const ssize_t written = write(ends_[1], &kEnd, 1);
+    [[maybe_unused]] const ssize_t written = write(write_end, &kEnd, 1);
     thread_.join();
-    pipe_end = -1;
-    for (const int end : ends_) close(end);
+    watching = false;
   }
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
@@ -69,7 +84,7 @@ class AsideFolder::Watch {
  private:
   void run() {
     char number = kEnd;
-    while (read(ends_[0], &number, 1) < 0) {
+    while (read(read_end, &number, 1) < 0) {
     }
     if (number == kEnd) return;
     const std::scoped_lock lock(deciding_);
@@ -90,7 +105,6 @@ class AsideFolder::Watch {
   }
 
   fs::path folder_, out_;
-  std::array<int, 2> ends_ = {-1, -1};
   std::array<struct sigaction, kSignals.size()> previous_ = {};
   std::mutex deciding_;
   bool named_ = false;
