@@ -74,6 +74,14 @@ class AsideFolder::Watch {
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
 
+  // Or not at all, if a signal came before.
+  void make_folder() {
+    const std::scoped_lock lock(deciding_);
+    std::error_code error;
+    fs::create_directories(folder_, error);
+    if (error) storage_error("{}: cannot be created: {}", folder_.string(), error.message());
+  }
+
   // Either the name is given, or the folder removed.
   void take_name() {
     const std::scoped_lock lock(deciding_);
@@ -115,10 +123,9 @@ AsideFolder::AsideFolder(const fs::path& out, std::string_view label) : out_(fs:
   if (!out_.has_filename()) out_ = out_.parent_path();  // "runs/x/"
   if (fs::exists(out_)) config_error("{}: exists already; choose another --out", out.string());
   aside_ = fmt::format("{}.{}-{}", out_.string(), label, random_nonce());
-  std::error_code error;
-  fs::create_directories(aside_, error);
-  if (error) storage_error("{}: cannot be created: {}", aside_.string(), error.message());
+  // First, so that nothing is made that is not watched.
   watch_ = std::make_unique<Watch>(aside_, out_);
+  watch_->make_folder();
 }
 
 AsideFolder::~AsideFolder() {

@@ -48,6 +48,13 @@ TEST_F(AsideFolderTest, GoesUnlessKept) {
   EXPECT_TRUE(names_in(folder_ / "").front().starts_with("out.unverified-"));
 }
 
+TEST_F(AsideFolderTest, MakesNothingThatIsNotWatched) {
+  const AsideFolder aside(folder_ / "out", "tmp");
+  const std::string refused = message_of(ExitCode::internal, [&] { AsideFolder(folder_ / "other", "tmp"); });
+  EXPECT_TRUE(refused.find("two folders are written aside at once") != refused.npos) << refused;
+  EXPECT_EQ(names_in(folder_ / ""), std::vector<std::string>{aside.path().filename()});
+}
+
 TEST_F(AsideFolderTest, NothingIsReplaced) {
   AsideFolder aside(folder_ / "out", "tmp");
   fs::create_directory(folder_ / "out");
