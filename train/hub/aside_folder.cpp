@@ -97,7 +97,12 @@ class AsideFolder::Watch {
     if (number == kEnd) return;
     const std::scoped_lock lock(deciding_);
     end_children();  // they write there too
-    if (!named_) remove();
+    if (named_) {
+      fmt::print(stderr, "\nweft: stopped; {} is complete\n", out_.string());
+      std::fflush(stderr);
+    } else {
+      remove();
+    }
     _exit(128 + number);
   }
 

@@ -90,7 +90,7 @@ TEST_F(AsideFolderDeathTest, WhatHasItsNameStays) {
         kill(getpid(), SIGTERM);
         while (true) pause();
       },
-      ::testing::ExitedWithCode(128 + SIGTERM), "");
+      ::testing::ExitedWithCode(128 + SIGTERM), "weft: stopped; .*/out is complete");
   EXPECT_EQ(names_in(folder_ / ""), std::vector<std::string>{"out"});
 }
 
