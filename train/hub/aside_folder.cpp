@@ -85,9 +85,13 @@ class AsideFolder::Watch {
   // Either the name is given, or the folder removed.
   void take_name() {
     const std::scoped_lock lock(deciding_);
-    rename_durably(folder_, out_);
+    if (rename(folder_.c_str(), out_.c_str()) != 0) {
+      fail_with_errno(fmt::format("rename {} to", folder_.string()), out_, errno);
+    }
     named_ = true;
+    fsync_directory(out_.parent_path());
   }
+  bool named() const { return named_; }
 
  private:
   void run() {
@@ -142,6 +146,10 @@ AsideFolder::~AsideFolder() {
 void AsideFolder::take_name() {
   if (fs::exists(out_)) config_error("{}: has appeared meanwhile; nothing was replaced", out_.string());
   watch_->take_name();
+}
+
+bool AsideFolder::named() const {
+  return watch_->named();
 }
 
 }  // namespace weft

@@ -22,6 +22,8 @@ class AsideFolder {
   const std::filesystem::path& path() const { return aside_; }
   // Error (config) if something has appeared under the name meanwhile.
   void take_name();
+  // Even if take_name() failed afterwards, since it could not be made durable.
+  bool named() const;
   // It stays where it is, for a user to look at, unless the process is stopped.
   void keep() { kept_ = true; }
 

@@ -29,7 +29,9 @@ TEST_F(AsideFolderTest, GetsItsNameWhenAllIsWell) {
     AsideFolder aside(folder_ / "a/b/", "tmp");
     EXPECT_TRUE(aside.path().filename().string().starts_with("b.tmp-"));
     std::ofstream(aside.path() / "file") << "x";
+    EXPECT_FALSE(aside.named());
     aside.take_name();
+    EXPECT_TRUE(aside.named());
   }
   EXPECT_EQ(names_in(folder_ / "a"), std::vector<std::string>{"b"});
   EXPECT_TRUE(fs::exists(folder_ / "a/b/file"));

@@ -95,6 +95,7 @@ void print_result(const ExportArguments& arguments, const HubTarget& target, con
 
 // Keeps what was written, and says so.
 std::string left_over(const ExportArguments& arguments, AsideFolder& aside) {
+  if (aside.named()) return fmt::format("\n{} is complete, but may be lost if the machine fails now", arguments.out);
   aside.keep();
   return fmt::format("\n{} was not made; what was written stays in {}", arguments.out, aside.path().string());
 }
