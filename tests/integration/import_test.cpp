@@ -1,6 +1,7 @@
 // Models of other libraries as runs, and runs that begin with the parameters of others.
 
 #include <algorithm>
+#include <cstring>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <signal.h>
@@ -96,6 +97,24 @@ TEST(Import, LeavesNothingOfAModelThatCannotBeRead) {
   for (const auto& entry : fs::directory_iterator(workspace.path())) left.push_back(entry.path().filename());
   std::ranges::sort(left);
   EXPECT_EQ(left, (std::vector<std::string>{"broken", "infinite"}));
+}
+
+// Some files of this class have another name for it.
+TEST(Import, NamesATensorThatIsNotFiniteAsItsFileDoes) {
+  const Workspace workspace;
+  fs::copy("tests/golden/models/kimi_linear", workspace / "infinite");
+  const std::string file = workspace / "infinite/model.safetensors";
+  const std::string tensor = "model.layers.0.block_sparse_moe.down_proj.weight";
+  std::string weights = read_text(file);
+  std::uint64_t header = 0;
+  std::memcpy(&header, weights.data(), sizeof(header));
+  const std::size_t begin = json::parse(weights.substr(8, header)).at(tensor).at("data_offsets").at(0);
+  weights.replace(8 + header + begin, 2, "\x80\x7f");  // infinity, as bf16
+  write_text(file, weights);
+  const ProgramResult refused = weft({"import", workspace / "infinite", "--out", workspace / "model"});
+  EXPECT_EQ(refused.exit_code, 3);
+  EXPECT_TRUE(refused.err.starts_with("weft: " + file + ": 1 of ")) << refused.err;
+  EXPECT_NE(refused.err.find(" values of " + tensor + " are not finite"), std::string::npos) << refused.err;
 }
 
 // An interpreter that does not come back.

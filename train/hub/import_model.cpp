@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -40,16 +41,13 @@ void count_nonfinite(const TensorMap& map, const TensorSource& source, const std
                      std::span<const float> values) {
   const auto bad = std::ranges::count_if(values, [](float v) { return !std::isfinite(v); });
   if (bad == 0) return;
-  std::string tensors;
+  std::vector<std::string> tensors;
   for (const TensorRule& rule : map.rules()) {
-    for (const Piece& piece : rule.pieces) {
-      if (piece.parameter == parameter && tensors.find(rule.name) == std::string::npos) {
-        tensors += (tensors.empty() ? "" : ", ") + rule.name;
-      }
-    }
+    const auto holds = [&](const Piece& piece) { return piece.parameter == parameter; };
+    if (std::ranges::any_of(rule.pieces, holds)) tensors.push_back(TensorMap::name_in(source, rule));
   }
   fail(ExitCode::nonfinite, "{}: {} of {} values of {} are not finite; the file is damaged, or its type was too small",
-       source.where(tensors), bad, values.size(), tensors);
+       source.where(tensors.front()), bad, values.size(), fmt::join(tensors, ", "));
 }
 
 // Each parameter is read when the checkpoint's writer comes to it.
