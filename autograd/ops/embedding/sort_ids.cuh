@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kChunk) sort_digit_kernel(DigitPass a) {
   constexpr int kWarps = kChunk / 32;
   __shared__ std::int32_t offsets[kDigits];  // where the tile's next token of a digit goes
   __shared__ std::int32_t warp_sums[kDigits / 32];
-  __shared__ std::uint16_t counts[kWarps][kDigits];  // of a chunk; then of the warps before
+  alignas(4) __shared__ std::uint16_t counts[kWarps][kDigits];  // of a chunk; then of the warps before
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
 
   // Of digit `thread`, in earlier tiles and in all. Two threads share out the tiles of a digit.
