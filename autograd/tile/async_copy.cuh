@@ -11,6 +11,15 @@ __device__ inline void copy16_async(void* shared, const void* global, bool valid
                "r"(valid ? 16 : 0)
                : "memory");
 }
+// Rows (of 16-byte pieces) from global to shared memory without waiting; zeros from row n on.
+template <int kWidth, int kThreads>
+__device__ inline void copy_rows_async(bf16* to, int ld_to, const bf16* from, std::int64_t ld_from, int rows, int n) {
+  constexpr int kPieces = kWidth / 8;
+  for (int e = threadIdx.x; e < rows * kPieces; e += kThreads) {
+    const int i = e / kPieces, x = e % kPieces * 8;
+    copy16_async(to + i * ld_to + x, i < n ? from + i * ld_from + x : from, i < n);
+  }
+}
 __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "autograd/cuda/cuda_target.h"
+#include "autograd/cuda/pieces.h"
 #include "modules/families/attention/attention_cached.cuh"
 #include "modules/families/attention/attention_hopper.cuh"
 #include "modules/families/attention/attention_portable.cuh"
@@ -9,23 +10,6 @@
 namespace weft {
 namespace attention_cuda {
 namespace {
-
-// Pieces of a workspace, each on 256 bytes; with a null base it only counts.
-class Pieces {
- public:
-  explicit Pieces(void* base) : base_(static_cast<std::byte*>(base)) {}
-  template <class T>
-  T* take(std::int64_t count) {
-    std::byte* piece = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (static_cast<std::size_t>(count) * sizeof(T) + 255) / 256 * 256;
-    return reinterpret_cast<T*>(piece);
-  }
-  std::size_t used() const { return used_; }
-
- private:
-  std::byte* base_;
-  std::size_t used_ = 0;
-};
 
 struct ForwardWorkspace {
   int* counter;
@@ -36,7 +20,7 @@ struct ForwardWorkspace {
     Pieces pieces(base);
     counter = pieces.take<int>(1);
     tiles = pieces.take<AttentionQueryTile>(std::max(a.row.long_tiles.count, a.row.short_tiles.count));
-    bytes = pieces.used();
+    bytes = pieces.bytes();
   }
 };
 
@@ -59,7 +43,7 @@ struct BackwardWorkspace {
     stats = pieces.take<float>(sizes.stats);
     dq_sum = pieces.take<float>(sizes.dq_sum);
     turns = pieces.take<int>(sizes.turns);
-    bytes = pieces.used();
+    bytes = pieces.bytes();
   }
 };
 

@@ -5,16 +5,25 @@
 #pragma once
 
 #include "autograd/tile/async_copy.cuh"
-#include "autograd/tile/mma.cuh"
+#include "autograd/tile/pairs.cuh"
 #include "modules/families/delta_rule/delta_chunk.cuh"
 
 namespace weft::delta_tensor {
 
 using tile::bf16;
+using tile::copy_rows_async;
+using tile::exp2_pair;
 using tile::FragmentA;
 using tile::FragmentB;
 using tile::FragmentC;
 using tile::SharedMatrix;
+using tile::operator*;
+using tile::operator+;
+using tile::operator-;
+using tile::fragment_column;
+using tile::fragment_row;
+using tile::load_pair;
+using tile::store_pair;
 
 inline constexpr int kD = 128, kC = 64, kBlock = 16, kBlocks = kC / kBlock;
 inline constexpr int kLd = kD + 8, kSquareLd = kC + 8;  // rows of tiles
@@ -87,30 +96,6 @@ __device__ __forceinline__ void log2_decays(const ChunkRows& chunk, int first, i
     const bool valid = first + r < chunk.n;
     decays[r] = {valid ? log2_decay(decays[r].x) : 0.0f, valid ? log2_decay(decays[r].y) : 0.0f};
   }
-}
-__device__ inline float2 exp2_pair(float2 x) {
-  return {tile::exp2_fast(x.x), tile::exp2_fast(x.y)};
-}
-__device__ inline float2 operator*(float2 a, float2 b) {
-  return {a.x * b.x, a.y * b.y};
-}
-__device__ inline float2 operator*(float a, float2 b) {
-  return {a * b.x, a * b.y};
-}
-__device__ inline float2 operator+(float2 a, float2 b) {
-  return {a.x + b.x, a.y + b.y};
-}
-__device__ inline float2 operator-(float2 a, float2 b) {
-  return {a.x - b.x, a.y - b.y};
-}
-__device__ inline float2 load_pair(const bf16* from) {
-  return tile::unpack(*reinterpret_cast<const std::uint32_t*>(from));
-}
-__device__ inline void store_pair(bf16* to, float2 value) {
-  *reinterpret_cast<std::uint32_t*>(to) = tile::pack(value.x, value.y);
-}
-__device__ inline float2 load_pair(const float* from) {
-  return *reinterpret_cast<const float2*>(from);
 }
 
 // Fills `tiles` and `decays` of one chunk, by kC / kRows x D / 2 threads: kRows rows, a block or half of one, of two
@@ -192,24 +177,6 @@ __device__ __forceinline__ void make_levels(const ChunkRows& chunk, const bf16* 
     store_pair(&operands->q_entry[i * kD + x], entry * queries);
     store_pair(&operands->k_exit[i * kD + x], exit * columns);
   }
-}
-
-// Rows (of 16-byte pieces) from global to shared memory without waiting; zeros from row n on.
-template <int kWidth, int kThreads>
-__device__ inline void copy_rows_async(bf16* to, int ld_to, const bf16* from, std::int64_t ld_from, int rows, int n) {
-  constexpr int kPieces = kWidth / 8;
-  for (int e = threadIdx.x; e < rows * kPieces; e += kThreads) {
-    const int i = e / kPieces, x = e % kPieces * 8;
-    tile::copy16_async(to + i * ld_to + x, i < n ? from + i * ld_from + x : from, i < n);
-  }
-}
-
-// Row and column of register e of an accumulator [16 x 8]; e and e + 1 are neighbours for even e.
-__device__ inline int fragment_row(int e) {
-  return static_cast<int>(threadIdx.x) % 32 / 4 + e / 2 * 8;
-}
-__device__ inline int fragment_column() {
-  return static_cast<int>(threadIdx.x) % 4 * 2;
 }
 
 // Launches of one kernel each; `records` is [chunk_count, H].

@@ -8,6 +8,11 @@
 
 namespace weft::delta_tensor::gradients {
 
+using tile::add;
+using tile::at;
+using tile::for_pair;
+using tile::put;
+
 inline constexpr int kThreads = 512;
 inline constexpr int kChannels = 32, kTiles = kChannels / 8;  // of a warp
 inline constexpr int kLdSums = kD + 4;
@@ -80,27 +85,6 @@ __device__ inline void multiply_columns(const Shared& shared, int row, const bf1
       mma(writer[t], dB, k[t]);
     }
   }
-}
-
-// f(tile of the pair, register, row in the block, channel) for two tiles of channels.
-template <class F>
-__device__ inline void for_pair(int channel, F&& f) {
-#pragma unroll
-  for (int t = 0; t < 2; ++t) {
-#pragma unroll
-    for (int e = 0; e < 4; e += 2) f(t, e, fragment_row(e), channel + 8 * t + fragment_column());
-  }
-}
-__device__ inline float2 at(const FragmentC& c, int e) {
-  return {c.x[e], c.x[e + 1]};
-}
-__device__ inline void put(FragmentC& c, int e, float2 value) {
-  c.x[e] = value.x;
-  c.x[e + 1] = value.y;
-}
-__device__ inline void add(FragmentC& c, int e, float2 value) {
-  c.x[e] += value.x;
-  c.x[e + 1] += value.y;
 }
 
 // The pairs of a block whose decays have no common reference: one by one.

@@ -49,41 +49,16 @@ struct Shared {
   float left[kBlocks][D];  // what the keys of a block leave in the exit state, for dg
 };
 
+using tile::add;
+using tile::at;
+using tile::for_pair;
+using tile::put;
+
 // What a warp gathers for 16 rows and 16 channels.
 struct Gathered {
   FragmentC dq[2], dk[2];
   FragmentC rows[2];  // dg is suffix sums of these
 };
-
-// f(tile of the pair, register, row in the block, channel) for two tiles of channels.
-template <class F>
-__device__ inline void for_pair(int channel, F&& f) {
-#pragma unroll
-  for (int t = 0; t < 2; ++t) {
-#pragma unroll
-    for (int e = 0; e < 4; e += 2) f(t, e, fragment_row(e), channel + 8 * t + fragment_column());
-  }
-}
-__device__ inline float2 at(const FragmentC& c, int e) {
-  return {c.x[e], c.x[e + 1]};
-}
-__device__ inline void put(FragmentC& c, int e, float2 value) {
-  c.x[e] = value.x;
-  c.x[e + 1] = value.y;
-}
-__device__ inline void add(FragmentC& c, int e, float2 value) {
-  c.x[e] += value.x;
-  c.x[e + 1] += value.y;
-}
-
-template <int kWidth>
-__device__ inline void copy_rows(bf16* to, const bf16* from, std::int64_t stride, int rows, int n) {
-  constexpr int kPieces = kWidth / 8;
-  for (int e = threadIdx.x; e < rows * kPieces; e += kThreads) {
-    const int i = e / kPieces, x = e % kPieces * 8;
-    tile::copy16_async(to + i * (kWidth + 8) + x, i < n ? from + i * stride + x : from, i < n);
-  }
-}
 
 // dP = tril(dO V^T): one block [16 x 16] for a warp.
 template <int D, int E>
@@ -368,10 +343,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const std::int64_t values = (static_cast<std::int64_t>(entry.begin) * a.H + h) * E, stride = a.H * E;
   const std::int64_t state = (blockIdx.x * a.H + h) * D * E;
   if (thread < kBlocks) shared.decays.unbounded[thread] = 0;
-  copy_rows<E>(shared.columns.d_o, static_cast<const bf16*>(a.d_o) + values, stride, kC, chunk.n);
-  copy_rows<E>(shared.columns.v, static_cast<const bf16*>(a.v) + values, stride, kC, chunk.n);
-  copy_rows<E>(shared.columns.S, entries + state, E, D, D);
-  copy_rows<E>(shared.columns.dS, dexits + state, E, D, D);
+  tile::copy_rows_async<E, kThreads>(shared.columns.d_o, E + 8, static_cast<const bf16*>(a.d_o) + values, stride, kC,
+                                     chunk.n);
+  tile::copy_rows_async<E, kThreads>(shared.columns.v, E + 8, static_cast<const bf16*>(a.v) + values, stride, kC,
+                                     chunk.n);
+  tile::copy_rows_async<E, kThreads>(shared.columns.S, E + 8, entries + state, E, D, D);
+  tile::copy_rows_async<E, kThreads>(shared.columns.dS, E + 8, dexits + state, E, D, D);
   tile::commit_copies();
   tile::wait_copies<0>();
   __syncthreads();

@@ -1,6 +1,6 @@
 // Launchers for decays per key channel on tensor cores: the order of the stages, and their workspace.
+#include "autograd/cuda/pieces.h"
 #include "modules/families/gated_linear/gated_linear_channels.cuh"
-#include "modules/families/gated_linear/gated_linear_workspace.h"
 
 namespace weft::channels {
 namespace {

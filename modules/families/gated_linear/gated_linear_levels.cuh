@@ -7,16 +7,24 @@
 // middle would have smaller factors, but later tokens would change how earlier ones are rounded.
 #pragma once
 
-#include "autograd/tile/mma.cuh"
+#include "autograd/tile/pairs.cuh"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
 
 namespace weft::channels {
 
 using tile::bf16;
+using tile::exp2_pair;
 using tile::FragmentA;
 using tile::FragmentB;
 using tile::FragmentC;
 using tile::SharedMatrix;
+using tile::operator*;
+using tile::operator+;
+using tile::operator-;
+using tile::fragment_column;
+using tile::fragment_row;
+using tile::load_pair;
+using tile::store_pair;
 
 inline constexpr int kC = 64, kBlock = 16, kBlocks = kC / kBlock;
 // Log decay, base 2, from a block's first row to its last up to which factors and their products stay finite in bf16
@@ -24,38 +32,6 @@ inline constexpr int kC = 64, kBlock = 16, kBlocks = kC / kBlock;
 inline constexpr float kReach = 110.0f;
 // Nothing is left below; sums of larger numbers would lose the digits of the small ones.
 inline constexpr float kNothingLeft = -1000.0f;
-
-__device__ inline float2 exp2_pair(float2 x) {
-  return {tile::exp2_fast(x.x), tile::exp2_fast(x.y)};
-}
-__device__ inline float2 operator*(float2 a, float2 b) {
-  return {a.x * b.x, a.y * b.y};
-}
-__device__ inline float2 operator*(float a, float2 b) {
-  return {a * b.x, a * b.y};
-}
-__device__ inline float2 operator+(float2 a, float2 b) {
-  return {a.x + b.x, a.y + b.y};
-}
-__device__ inline float2 operator-(float2 a, float2 b) {
-  return {a.x - b.x, a.y - b.y};
-}
-__device__ inline float2 load_pair(const bf16* from) {
-  return tile::unpack(*reinterpret_cast<const std::uint32_t*>(from));
-}
-__device__ inline float2 load_pair(const float* from) {
-  return *reinterpret_cast<const float2*>(from);
-}
-__device__ inline void store_pair(bf16* to, float2 value) {
-  *reinterpret_cast<std::uint32_t*>(to) = tile::pack(value.x, value.y);
-}
-// Row and column of register e of an accumulator [16 x 8]; e and e + 1 are neighbours for even e.
-__device__ inline int fragment_row(int e) {
-  return static_cast<int>(threadIdx.x) % 32 / 4 + e / 2 * 8;
-}
-__device__ inline int fragment_column() {
-  return static_cast<int>(threadIdx.x) % 4 * 2;
-}
 
 // A chunk of a head: its first elements in [T, H, width]; rows are `stride` apart.
 template <int D>

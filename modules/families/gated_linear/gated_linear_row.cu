@@ -2,10 +2,9 @@
 // gradient of decays per token from what the walks sum up on their way.
 #include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_target.h"
+#include "autograd/cuda/pieces.h"
 #include "modules/families/gated_linear/gated_linear_channels.cuh"
-#include "modules/families/gated_linear/gated_linear_features.cuh"
 #include "modules/families/gated_linear/gated_linear_row.cuh"
-#include "modules/families/gated_linear/gated_linear_workspace.h"
 
 namespace weft::row {
 namespace {
@@ -20,43 +19,6 @@ __global__ void pass_empty_documents(std::int64_t size, const std::int32_t* cu_s
     to[base + e] = write == Write::accumulate ? to[base + e] + value : value;
   }
 }
-
-// dg_t = <S, dS> at the segment's end + sum over i >= t in it of (q dq - k dk)_i without the pairs j = i. A warp for
-// each segment and head; sums come in `blocks` and `parts`.
-__global__ void sum_dots(const Chunk* chunks, std::int64_t H, int blocks, const float* dots_q, const float* dots_k,
-                         int parts, const float* alive, float* dg, Write write) {
-  const Chunk chunk = chunks[blockIdx.x];
-  const std::int64_t h = blockIdx.y;
-  const int lane = threadIdx.x, n = chunk.end - chunk.begin;
-  if (n <= 0) return;
-  const auto sum_of = [](const float* parts, int count) {
-    float sum = 0.0f;
-    for (int i = 0; i < count; ++i) sum += parts[i];
-    return sum;
-  };
-  double carried = sum_of(alive + (blockIdx.x * H + h) * parts, parts);
-  for (int last = (n + 31) / 32 * 32; last > 0; last -= 32) {  // 32 tokens at a time, from the end
-    const int i = last - 1 - lane;
-    const std::int64_t row = (chunk.begin + i) * H + h;
-    double sum = 0.0;
-    if (i < n) sum = sum_of(dots_q + row * blocks, blocks) - sum_of(dots_k + row * blocks, blocks);
-    for (int step = 1; step < 32; step *= 2) {
-      const double other = __shfl_up_sync(0xffffffffu, sum, step);
-      if (lane >= step) sum += other;
-    }
-    sum += carried;
-    carried = __shfl_sync(0xffffffffu, sum, 31);
-    if (i < n) dg[row] = static_cast<float>(write == Write::accumulate ? dg[row] + sum : sum);
-  }
-}
-
-// The states [N, H, d_k, d_v] before and after documents, seen in the walk's direction; null: zero, not wanted.
-struct Ends {
-  const void* from = nullptr;
-  void* to = nullptr;
-  Write write = Write::overwrite;
-  bool transposed = false;  // rows are columns of z
-};
 
 template <int DX, Form kForm>
 void launch_kernel(const RowProblem& p, const RowMaps& maps, cudaStream_t stream) {
@@ -147,29 +109,15 @@ void launch_channels(RowProblem p, const GatedLinearProblem& a, const channels::
   pass_states(p, a, stream);
 }
 
-HeadRows rows(const void* data, std::int64_t heads, std::int64_t width, std::int64_t H) {
-  return {static_cast<const bf16*>(data), static_cast<int>(heads), static_cast<int>(width),
-          static_cast<int>(H / heads)};
-}
-
-// The tensors of a problem as walks take them.
-struct Rows {
-  explicit Rows(const GatedLinearProblem& a)
-      : q(rows(a.q, a.key_heads(), a.d_k, a.H)),
-        k(rows(a.k, a.key_heads(), a.d_k, a.H)),
-        v(rows(a.v, a.H, a.d_v, a.H)) {}
-  HeadRows q, k, v;
-};
-
 struct BackwardPlan {
   BackwardPlan(const GatedLinearBackward& a, void* workspace) : pieces(workspace), dots(a.kind == DecayKind::scalar) {
     const std::int64_t keys = a.T * a.H * a.d_k, state = a.H * a.d_k * a.d_v;
     const bool shared = a.heads_per_key() > 1;
-    if (shared && a.dq != nullptr) dq = pieces.take<float>(keys);
-    if (shared && a.dk != nullptr) dk = pieces.take<float>(keys);
+    if (shared && a.dq != nullptr) room.dq = pieces.take<float>(keys);
+    if (shared && a.dk != nullptr) room.dk = pieces.take<float>(keys);
     if (a.dg == nullptr) return;
-    dots_q = pieces.take<float>(keys / kColumns);
-    dots_k = pieces.take<float>(keys / kColumns);
+    room.dots_q = pieces.take<float>(keys / kColumns);
+    room.dots_k = pieces.take<float>(keys / kColumns);
     alive = pieces.take<float>(a.chunk_count * a.H * a.d_k / kColumns);
     meeting = pieces.take<float>((a.T + kChunk - 1) / kChunk * state);
     if (a.dst != nullptr) meeting_final = pieces.take<float>(a.N * state);
@@ -179,8 +127,8 @@ struct BackwardPlan {
   // Decays per token take their share from both walks, whether or not their gradient is wanted: the others' bits do not
   // depend on that.
   bool dots;
-  float *dq = nullptr, *dk = nullptr;  // for each head, where heads share keys
-  float *dots_q = nullptr, *dots_k = nullptr, *alive = nullptr, *meeting = nullptr, *meeting_final = nullptr;
+  walks::BackwardRoom room;
+  float *alive = nullptr, *meeting = nullptr, *meeting_final = nullptr;
 };
 
 }  // namespace
@@ -199,77 +147,21 @@ std::size_t backward_workspace(const GatedLinearBackward& args) {
 }
 
 void forward(const GatedLinearForward& args, const Launch& launch_on) {
-  cudaStream_t stream = cuda_stream(launch_on.stream);
-  const Rows in(args);
-  RowProblem p{};
-  p.x = in.q, p.y = in.k, p.z = in.v;
-  p.pair_scale = p.x_scale = static_cast<float>(args.scale);
-  p.y_scale = 1.0f;
-  p.out = args.o;
-  launch(p, args, {.from = args.s0, .to = args.st}, false, stream);
+  launch(walks::output_walk<RowProblem>(args), args, {.from = args.s0, .to = args.st}, false,
+         cuda_stream(launch_on.stream));
 }
 
 void backward(const GatedLinearBackward& args, const Launch& launch_on) {
   cudaStream_t stream = cuda_stream(launch_on.stream);
   const BackwardPlan plan(args, launch_on.workspace);
-  const Rows in(args);
-  const HeadRows d_o = rows(args.d_o, args.H, args.d_v, args.H);
-  const auto scale = static_cast<float>(args.scale);
-  const auto target = [&](RowProblem& p, void* gradient, Write write, float* staged) {
-    p.out = staged != nullptr ? staged : gradient;
-    p.out_f32 = staged != nullptr;
-    p.write = staged != nullptr ? Write::overwrite : write;
-  };
-
-  // dq_i = s sum_{j <= i} <dO_i, v_j> e^{G_i - G_j} k_j
-  if (args.dq != nullptr || args.dg != nullptr) {
-    RowProblem p{};
-    p.x = d_o, p.y = in.v, p.z = in.k;
-    p.pair_scale = p.x_scale = scale;
-    p.y_scale = 1.0f;
-    target(p, args.dq, args.write_dq, plan.dq);
-    p.w = in.q, p.dots = plan.dots_q;
-    p.meeting = plan.meeting, p.meeting_final = plan.meeting_final;
-    launch(p, args, {.from = args.s0, .transposed = true}, plan.dots, stream);
-  }
-  // dk_j = s sum_{i >= j} <v_j, dO_i> e^{G_i - G_j} q_i
-  if (args.dk != nullptr || args.dg != nullptr) {
-    RowProblem p{};
-    p.x = in.v, p.y = d_o, p.z = in.q;
-    p.backwards = true;
-    p.pair_scale = p.y_scale = scale;
-    p.x_scale = 1.0f;
-    target(p, args.dk, args.write_dk, plan.dk);
-    p.w = in.k, p.dots = plan.dots_k;
-    p.meeting = plan.meeting, p.meeting_final = plan.meeting_final, p.alive = plan.alive;
-    launch(p, args, {.from = args.dst, .transposed = true}, plan.dots, stream);
-  }
-  // dv_j = s sum_{i >= j} <k_j, q_i> e^{G_i - G_j} dO_i, and what it leaves at the start
-  if (args.dv != nullptr || args.ds0 != nullptr) {
-    RowProblem p{};
-    p.x = in.k, p.y = in.q, p.z = d_o;
-    p.backwards = true;
-    p.pair_scale = p.y_scale = scale;
-    p.x_scale = 1.0f;
-    p.out = args.dv, p.write = args.write_dv;
-    launch(p, args, {.from = args.dst, .to = args.ds0, .write = args.write_ds0}, false, stream);
-  }
-
-  if (args.dg != nullptr && args.chunk_count > 0 && args.H > 0) {
-    const auto blocks = static_cast<int>(args.d_k / kColumns);
-    sum_dots<<<dim3(static_cast<unsigned>(args.chunk_count), static_cast<unsigned>(args.H)), 32, 0, stream>>>(
-        args.chunks, args.H, blocks, plan.dots_q, plan.dots_k, blocks, plan.alive, static_cast<float*>(args.dg),
-        args.write_dg);
-    WEFT_CHECK_LAUNCH();
-  }
-  const auto add_heads = [&](const float* staged, void* gradient, Write write) {
-    if (staged == nullptr || args.T == 0) return;
-    const DeviceRows to = device_rows(gradient, args.dtype, args.key_heads(), args.d_k);
-    feature_rows_backward_cuda(FeatureMap::identity, args.T * args.key_heads(), args.heads_per_key(), args.d_k, to,
-                               nullptr, staged, to, write, stream);
-  };
-  add_heads(plan.dq, args.dq, args.write_dq);
-  add_heads(plan.dk, args.dk, args.write_dk);
+  walks::gradient_walks<RowProblem>(args, plan.room, [&](Gradient gradient, RowProblem p, const Ends& ends) {
+    if (gradient != Gradient::v) p.meeting = plan.meeting, p.meeting_final = plan.meeting_final;
+    if (gradient == Gradient::k) p.alive = plan.alive;
+    launch(p, args, ends, gradient != Gradient::v && plan.dots, stream);
+  });
+  const auto blocks = static_cast<int>(args.d_k / kColumns);
+  walks::sum_dots(args, plan.room, blocks, plan.alive, blocks, stream);
+  walks::sum_heads(args, plan.room, stream);
 }
 
 }  // namespace weft::row

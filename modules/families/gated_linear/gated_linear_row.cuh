@@ -19,7 +19,7 @@
 #include "autograd/tile/cluster.cuh"
 #include "autograd/tile/reduce.cuh"
 #include "autograd/tile/wgmma.cuh"
-#include "modules/families/gated_linear/gated_linear_cuda.h"
+#include "modules/families/gated_linear/gated_linear_walks.cuh"
 
 namespace weft::row {
 
@@ -27,6 +27,9 @@ using tile::Accumulator;
 using tile::bf16;
 using tile::RegisterOperand;
 using tile::SharedTile;
+using walks::Ends;
+using walks::Gradient;
+using walks::HeadRows;
 
 inline constexpr int R = 64;
 inline constexpr int kColumns = 32;
@@ -34,14 +37,6 @@ inline constexpr int kCluster = 2;
 inline constexpr int kGroup = 128;           // threads
 inline constexpr int kThreads = 4 * kGroup;  // loader and decays; state; outputs, twice
 inline constexpr int kStates = 4;            // of the ring
-
-// Rows of one head of [T, heads, width]; adjacent heads may share them.
-struct HeadRows {
-  const bf16* data;
-  int heads, width, sharing;
-
-  __device__ const bf16* at(std::int64_t t, int h) const { return data + (t * heads + h / sharing) * width; }
-};
 
 // What a kernel is made for.
 enum class Form {

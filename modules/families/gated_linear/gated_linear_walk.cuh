@@ -19,7 +19,7 @@
 #include "autograd/tile/reduce.cuh"
 #include "autograd/tile/tma.cuh"
 #include "autograd/tile/wgmma.cuh"
-#include "modules/families/gated_linear/gated_linear_cuda.h"
+#include "modules/families/gated_linear/gated_linear_walks.cuh"
 
 namespace weft::walk {
 
@@ -27,17 +27,12 @@ using tile::Accumulator;
 using tile::bf16;
 using tile::RegisterOperand;
 using tile::SharedTile;
+using walks::Ends;
+using walks::Gradient;
+using walks::HeadRows;
 
 inline constexpr int R = 128;
 inline constexpr int kThreads = 256;
-
-// Rows of one head of [T, heads, width]; adjacent heads may share them.
-struct HeadRows {
-  const bf16* data;
-  int heads, width, sharing;
-
-  __device__ const bf16* at(std::int64_t t, int h) const { return data + (t * heads + h / sharing) * width; }
-};
 
 struct WalkProblem {
   HeadRows x, y, z;  // copied through maps
