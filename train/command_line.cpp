@@ -269,7 +269,9 @@ void add_export(VerbList& verbs) {
       verbs.add<ExportArguments>("export", "A run or checkpoint as a directory that transformers loads", run_export);
   verb.add_option("model", a.path, "Run or checkpoint")->required();
   verb.add_option("--out", a.out, "Folder to make; must not exist")->required();
-  verb.add_option("--to", a.target, "Class of models: auto, or the name of one")->capture_default_str();
+  verb.add_option("--to", a.target,
+                  "Class of models: auto (the recipe's export_profile, or what expresses it exactly), or a name")
+      ->capture_default_str();
   verb.add_option("--dtype", a.dtype, "Of the weights: bf16, f16 or fp32")
       ->capture_default_str()
       ->check(CLI::IsMember({"bf16", "f16", "fp32"}));

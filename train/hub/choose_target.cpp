@@ -7,7 +7,7 @@
 namespace weft {
 namespace {
 
-// Those that nothing here can load, so that only who asks for them gets them.
+// Those that need a GPU to run, so that only who asks for them gets them.
 bool by_name_only(const HubTarget& target) {
   return target.name.starts_with("fla_");
 }
@@ -20,7 +20,8 @@ std::string lines_of(const std::vector<std::string>& obstacles) {
 
 }  // namespace
 
-const HubTarget& choose_target(const LanguageModelConfig& model, const std::string& name) {
+const HubTarget& choose_target(const LanguageModelConfig& model, const std::string& name, const std::string& profile) {
+  if (name == "auto" && profile != "none") return choose_target(model, profile, profile);
   if (name != "auto") {
     const HubTarget* target = find_hub_target(name);
     if (target == nullptr) {

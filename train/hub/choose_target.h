@@ -7,7 +7,8 @@
 
 namespace weft {
 
-// `name`: of a target, or "auto", the first that expresses the model exactly. Error (config) with every obstacle.
-const HubTarget& choose_target(const LanguageModelConfig& model, const std::string& name);
+// `name`: of a target, or "auto": the recipe's export_profile, or where that is "none" the first target that expresses
+// the model exactly. Error (config) with every obstacle.
+const HubTarget& choose_target(const LanguageModelConfig& model, const std::string& name, const std::string& profile);
 
 }  // namespace weft

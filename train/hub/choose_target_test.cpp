@@ -20,7 +20,7 @@ LanguageModelConfig model(const std::string& path, const std::vector<std::string
 
 std::string refusal(const LanguageModelConfig& config, const std::string& name) {
   try {
-    return "chosen: " + choose_target(config, name).name;
+    return "chosen: " + choose_target(config, name, "none").name;
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::config);
     return error.what();
@@ -28,11 +28,16 @@ std::string refusal(const LanguageModelConfig& config, const std::string& name) 
 }
 
 TEST(ChooseTarget, TakesTheFirstThatIsExact) {
-  EXPECT_EQ(choose_target(model("qwen3_next"), "auto").name, "qwen3_next");
-  EXPECT_EQ(choose_target(model("kimi_linear"), "auto").name, "kimi_linear");
-  EXPECT_EQ(choose_target(model("minimax_transformers"), "auto").name, "minimax");
-  EXPECT_EQ(choose_target(model("minimax_01"), "auto").name, "weft");
-  EXPECT_EQ(choose_target(model("titans_mag"), "auto").name, "weft");
+  EXPECT_EQ(choose_target(model("qwen3_next"), "auto", "none").name, "qwen3_next");
+  EXPECT_EQ(choose_target(model("kimi_linear"), "auto", "none").name, "kimi_linear");
+  EXPECT_EQ(choose_target(model("minimax_transformers"), "auto", "none").name, "minimax");
+  EXPECT_EQ(choose_target(model("minimax_01"), "auto", "none").name, "weft");
+  EXPECT_EQ(choose_target(model("titans_mag"), "auto", "none").name, "weft");
+}
+
+TEST(ChooseTarget, TakesTheProfileThatTheRecipeNames) {
+  EXPECT_EQ(choose_target(model("qwen3_next"), "auto", "weft").name, "weft");
+  EXPECT_EQ(choose_target(model("qwen3_next"), "qwen3_next", "weft").name, "qwen3_next");
 }
 
 TEST(ChooseTarget, SaysWhyNot) {

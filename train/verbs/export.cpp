@@ -106,7 +106,7 @@ void run_export(const ExportArguments& arguments) {
   if (arguments.verify == "python") require_python(arguments.python);
   LoadedModel loaded = load_model(arguments.path);
   const HubModel hub = hub_model_of(loaded);
-  const HubTarget& target = choose_target(hub.model, arguments.target);
+  const HubTarget& target = choose_target(hub.model, arguments.target, loaded.recipe.model.export_profile);
   const ExportSource source{.target = target,
                             .hub = hub,
                             .model = *loaded.model,
