@@ -5,6 +5,7 @@
 
 #include "autograd/check.h"
 #include "checkpoints/huggingface/obstacles.h"
+#include "data/storage/text.h"
 #include "modules/head_options.h"
 
 namespace weft {
@@ -71,7 +72,8 @@ std::vector<MixerChoice> read_layer_types(ConfigReader& config, std::int64_t lay
   std::vector<MixerChoice> choices;
   for (const std::string& type : config.texts("layer_types", layers)) {
     if (type != "linear_attention" && type != "full_attention") {
-      config.refuse("layer_types", fmt::format("expected linear_attention or full_attention, found \"{}\"", type));
+      config.refuse("layer_types",
+                    fmt::format("expected linear_attention or full_attention, found \"{}\"", printable(type)));
     }
     choices.push_back(type == "linear_attention" ? linear : full);
   }

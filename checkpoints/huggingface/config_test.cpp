@@ -233,6 +233,9 @@ TEST(HubConfig, RefusesWhatItDoesNotUnderstand) {
        ": layer_types = [\"full_attention\",\"full_attention\",\"full_attention\",\"full_at...: the class has the "
        "same"},
       {with(llama(), {{"\x1b[31m", 1}}), ": ?[31m = 1: a field that is not understood"},
+      {with(hybrid("qwen3_next"), {{"layer_types", json(std::vector<std::string>(4, "full\x7f"))}}),
+       ": layer_types = [\"full?\",\"full?\",\"full?\",\"full?\"]: expected linear_attention or full_attention, found "
+       "\"full?\""},
       {rope({{"rope_type", "dynamic"}, {"factor", 2.0}}),
        ": rope_parameters: rope_type = \"dynamic\": its frequencies follow the length of each text"},
       {rope({{"rope_type", "longrope"}}),

@@ -5,6 +5,7 @@
 
 #include "autograd/check.h"
 #include "data/storage/json.h"
+#include "data/storage/text.h"
 
 namespace weft {
 namespace {
@@ -39,7 +40,7 @@ std::optional<HubFacts> read_hub_facts(const nlohmann::json& provenance, const s
                  .eos = {}};
   for (const nlohmann::json& id : require_array(object, "eos", source)) {
     if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() > kMostId) {
-      storage_error("{}: key \"eos\" holds {}, token ids are expected", source, id.dump());
+      storage_error("{}: key \"eos\" holds {}, token ids are expected", source, printable(id.dump()));
     }
     facts.eos.push_back(id.get<std::int32_t>());
   }

@@ -9,6 +9,7 @@
 #include "autograd/check.h"
 #include "data/storage/json.h"
 #include "data/storage/links.h"
+#include "data/storage/text.h"
 
 namespace weft {
 
@@ -97,7 +98,7 @@ std::vector<std::int32_t> stop_ids(const TokenizerBundle& bundle) {
       for (const json& id : eos->is_array() ? *eos : json::array({*eos})) {
         // A model may have more ids than its tokenizer.
         if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() > (1 << 30)) {
-          storage_error("{}: \"eos_token_id\" holds {}, expected ids", file->name, id.dump());
+          storage_error("{}: \"eos_token_id\" holds {}, expected ids", file->name, printable(id.dump()));
         }
         ids.insert(id.get<std::int32_t>());
       }
