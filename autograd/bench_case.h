@@ -15,10 +15,11 @@ namespace weft {
 
 // The sizes that cases are made for, which a device keeps busy: H heads of D channels make up the width.
 struct BenchShape {
-  std::int64_t T;      // tokens
-  std::int64_t width;  // H * D
-  std::int64_t H, D;   // heads and their width
-  std::int64_t vocabulary;
+  std::int64_t T;           // tokens
+  std::int64_t width;       // H * D
+  std::int64_t H, D;        // heads and their width
+  std::int64_t vocabulary;  // rows of a table
+  std::int64_t classes;     // of a loss
 
   double row() const { return static_cast<double>(T * width); }  // elements of [T, width]
 };

@@ -114,8 +114,7 @@ BenchCase mixer_case(const MixerType& type, const BenchShape& s, const Place& pl
   }
   const MixerSite site{.width = s.width, .layers = 24, .layer = 1, .max_tokens = T};
   layer.mixer = type.create(ParameterScope(layer.parameters), site, options, "[mixer." + type.name + "]");
-  layer.parameters.initialise(1, DType::f32);
-  if (!place.on_cpu()) layer.parameters.move_to(place);
+  layer.parameters.initialise(1, place);
   layer.mixer->move_constants(place);
   const DocumentsPtr documents = Documents::single(T);
   const MixerCost cost = layer.mixer->cost(T, T);
@@ -138,8 +137,8 @@ double BenchRow::floor(const DeviceSpeed& speed) const {
 }
 
 BenchShape bench_shape(bool gpu) {
-  if (gpu) return {.T = 65536, .width = 2048, .H = 16, .D = 128, .vocabulary = 50304};
-  return {.T = 8192, .width = 512, .H = 8, .D = 64, .vocabulary = 8192};
+  if (gpu) return {.T = 65536, .width = 2048, .H = 16, .D = 128, .vocabulary = 50304, .classes = 131072};
+  return {.T = 8192, .width = 512, .H = 8, .D = 64, .vocabulary = 8192, .classes = 8192};
 }
 
 void bench(const BenchOptions& options, const std::function<void(const DeviceSpeed&)>& on_speed,

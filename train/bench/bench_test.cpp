@@ -7,7 +7,7 @@
 namespace weft {
 namespace {
 
-constexpr BenchShape kSmall{.T = 256, .width = 64, .H = 8, .D = 8, .vocabulary = 97};
+constexpr BenchShape kSmall{.T = 256, .width = 64, .H = 8, .D = 8, .vocabulary = 97, .classes = 97};
 
 std::vector<BenchRow> rows_of(const std::string& filter) {
   std::vector<BenchRow> rows;

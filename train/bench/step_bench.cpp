@@ -40,8 +40,7 @@ class Steps {
         batch_(random_batch(recipe, vocabulary)),
         vocabulary_(vocabulary) {
     const Place& place = compute.place();
-    model_.initialise(1, DType::f32);
-    if (!place.on_cpu()) model_.parameters().move_to(place);
+    model_.initialise(1, place);
     const OptimizerOptions options = optimizer_options(recipe);
     std::int64_t state_bytes = 0;
     for (const ParameterPlan& plan : plan_parameters(model_.parameters().all(), options)) {
