@@ -216,11 +216,14 @@ function(weft_header_check)
   target_link_libraries(header_check PRIVATE weft_train weft_test_support nlohmann_json::nlohmann_json weft::hdf5 MPI::MPI_CXX)
 endfunction()
 
-# Targets weft_bench: bench/, on Google Benchmark; encode_documents: for bench/tokenizers/compare.py. Built when asked for.
+# Targets weft_bench: bench/, on Google Benchmark; encode_documents, export_tokenizer: for the scripts of
+# bench/tokenizers. Built when asked for.
 function(weft_benchmarks)
   file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_SOURCE_DIR}/bench/*.cpp")
   add_executable(weft_bench EXCLUDE_FROM_ALL ${sources})
   target_link_libraries(weft_bench PRIVATE weft_train benchmark::benchmark_main)
   add_executable(encode_documents EXCLUDE_FROM_ALL bench/tokenizers/encode_documents.cpp)
   target_link_libraries(encode_documents PRIVATE weft_data)
+  add_executable(export_tokenizer EXCLUDE_FROM_ALL bench/tokenizers/export_tokenizer.cpp)
+  target_link_libraries(export_tokenizer PRIVATE weft_checkpoints)
 endfunction()

@@ -103,17 +103,19 @@ std::string first_difference(LanguageModel& expected, LanguageModel& found) {
 
 }  // namespace
 
-void write_export(const ExportSource& source, const ExportFiles& files, const fs::path& folder) {
+std::string write_export(const ExportSource& source, const ExportFiles& files, const fs::path& folder) {
   write_weights(source, files, folder);
   nlohmann::json config = source.target.write_config(source.hub);
   config["dtype"] = torch_name(files.dtype);
   write_json(folder / "config.json", config);
   write_json(folder / "generation_config.json", generation_config(source.hub, config));
-  if (source.tokenizer != nullptr) write_tokenizer(*source.tokenizer, source.hub.max_positions, folder);
+  std::string alone;
+  if (source.tokenizer != nullptr) alone = write_tokenizer(*source.tokenizer, source.hub.max_positions, folder);
   if (source.target.name == "weft") {
     for (const auto& [name, text] : remote_code(source.hub.model)) write_file_atomically(folder / name, text);
   }
   write_file_atomically(folder / "README.md", files.card);
+  return alone;
 }
 
 void round_to_files(const ExportSource& source, SafetensorsDType dtype) {

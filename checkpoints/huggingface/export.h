@@ -30,8 +30,8 @@ struct ExportFiles {
 };
 
 // Weights, config.json, generation_config.json, the tokenizer's files, Python files and the card, into a folder that
-// exists and is empty. The same source gives the same bytes.
-void write_export(const ExportSource& source, const ExportFiles& files, const std::filesystem::path& folder);
+// exists and is empty. The same source gives the same bytes. Returns what write_tokenizer does.
+std::string write_export(const ExportSource& source, const ExportFiles& files, const std::filesystem::path& folder);
 
 // Rounds the parameters, in place, to what files hold of them.
 void round_to_files(const ExportSource& source, SafetensorsDType dtype);

@@ -172,6 +172,8 @@ TEST(Normalizer, ComposesOnlyWhatChanges) {
   EXPECT_EQ(apply({nfkc}, "\ufb01\u00b2 \uff21"), "fi2 A");
   EXPECT_EQ(apply({nfc, NormalizePrepend{"_"}, NormalizeReplace{" ", "__"}}, "a  e\u0301"), "_a____\u00e9");
   EXPECT_EQ(apply({NormalizePrepend{"_"}}, ""), "");
+  const NormalizeReplaceMatches runs{Regex("(?<= ) +|y", "f"), ""};
+  EXPECT_EQ(apply({nfc, runs, NormalizeReplace{" ", "_"}}, "  a   e\u0301 yx"), "_a_\u00e9_x");
   // Marks and characters that are newer than Unicode 9 stay as and where they are.
   EXPECT_EQ(apply({nfc}, "x\u0eb8\u0eba\u0345\u0334 \u0eba\u0eb8"), "x\u0eb8\u0eba\u0334\u0345 \u0eba\u0eb8");
   EXPECT_EQ(apply({nfkc}, "\u32ff\u0345\u0334"), "\u32ff\u0334\u0345");

@@ -42,64 +42,24 @@ Json pre_tokenizer(WordStyle style) {
   return split_then_bytes(kQwen2Pattern);
 }
 
-Json post_processor(const ByteLevelVocabulary& vocabulary) {
-  if (vocabulary.style == WordStyle::uncut) return nullptr;
-  const Json bytes = byte_level(true, true);
+std::string post_processor(const ByteLevelVocabulary& vocabulary) {
+  if (vocabulary.style == WordStyle::uncut) return "null";
+  const std::string bytes = byte_level(true, true).dump();
   if (vocabulary.begin.empty()) return bytes;
-  Json single = Json::array(), pair = Json::array(), tokens = Json::object();
-  const auto append = [&](Json& to, int type_id) {
-    for (const ByteLevelVocabulary::Added& token : vocabulary.begin) {
-      to.push_back({{"SpecialToken", {{"id", token.content}, {"type_id", type_id}}}});
-      tokens[token.content] = {
-          {"id", token.content}, {"ids", Json::array({token.id})}, {"tokens", Json::array({token.content})}};
-    }
-    to.push_back({{"Sequence", {{"id", type_id == 0 ? "A" : "B"}, {"type_id", type_id}}}});
-  };
-  append(single, 0);
-  append(pair, 0);
-  append(pair, 1);
-  const Json frame = {{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", tokens}};
-  return {{"type", "Sequence"}, {"processors", Json::array({bytes, frame})}};
+  return fmt::format("{{\"type\":\"Sequence\",\"processors\":[{},{}]}}", bytes, begin_with(vocabulary.begin));
 }
 
 }  // namespace
 
-// By hand where there may be many entries: an ordered_json of them would take quadratic time.
 std::string write_tokenizer_json(const ByteLevelVocabulary& vocabulary) {
-  Json added = Json::array();
-  for (const ByteLevelVocabulary::Added& token : vocabulary.added) {
-    added.push_back({{"id", token.id},
-                     {"content", token.content},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", token.special}});
-  }
-  const Json normalizer = vocabulary.style == WordStyle::qwen2 ? Json({{"type", "NFC"}}) : Json(nullptr);
-  const Json decoder = byte_level(vocabulary.style != WordStyle::uncut, true);
-  std::string text = fmt::format(
-      "{{\n\"version\":\"1.0\",\n\"truncation\":null,\n\"padding\":null,\n\"added_tokens\":{},\n\"normalizer\":{},\n"
-      "\"pre_tokenizer\":{},\n\"post_processor\":{},\n\"decoder\":{},\n\"model\":{{\n",
-      added.dump(), normalizer.dump(), pre_tokenizer(vocabulary.style).dump(), post_processor(vocabulary).dump(),
-      decoder.dump());
-  text += fmt::format(
-      "\"type\":\"BPE\",\n\"dropout\":null,\n\"unk_token\":null,\n\"continuing_subword_prefix\":null,\n"
-      "\"end_of_word_suffix\":null,\n\"fuse_unk\":false,\n\"byte_fallback\":false,\n\"ignore_merges\":{},\n"
-      "\"vocab\":{{\n",
-      vocabulary.ignore_merges);
-  std::string_view between = "";
-  for (const ByteLevelVocabulary::Token& token : vocabulary.tokens) {
-    text += fmt::format("{}{}:{}", between, Json(token.content).dump(), token.id);
-    between = ",\n";
-  }
-  text += "},\n\"merges\":[\n";
-  between = "";
-  for (const std::string& merge : vocabulary.merges) {
-    text += fmt::format("{}{}", between, Json(merge).dump());
-    between = ",\n";
-  }
-  return text + "]\n}\n}\n";
+  return tokenizer_json(
+      {.added = vocabulary.added,
+       .normalizer = vocabulary.style == WordStyle::qwen2 ? R"({"type":"NFC"})" : "null",
+       .pre_tokenizer = pre_tokenizer(vocabulary.style).dump(),
+       .post_processor = post_processor(vocabulary),
+       .decoder = byte_level(vocabulary.style != WordStyle::uncut, true).dump(),
+       .model = json_of(BpeModelPart{
+           .ignore_merges = vocabulary.ignore_merges, .tokens = vocabulary.tokens, .merges = vocabulary.merges})});
 }
 
 }  // namespace weft

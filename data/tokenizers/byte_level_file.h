@@ -1,9 +1,11 @@
-// Writes the tokenizer.json of a byte-level BPE vocabulary.
+// The tokenizer.json of a byte-level BPE vocabulary.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include "data/tokenizers/tokenizer_json_file.h"
 
 namespace weft {
 
@@ -18,22 +20,12 @@ enum class WordStyle : std::uint8_t {
 };
 
 struct ByteLevelVocabulary {
-  struct Token {
-    std::int64_t id = 0;
-    std::string content;  // as the file spells it
-  };
-  struct Added {
-    std::int64_t id = 0;
-    std::string content;
-    bool special = true;
-  };
-
   WordStyle style = WordStyle::gpt2;
-  std::vector<Token> tokens = {};
+  std::vector<VocabularyToken> tokens = {};
   std::vector<std::string> merges = {};  // by rank, "left right"
-  std::vector<Added> added = {};
-  bool ignore_merges = false;     // a word that is a token is that token, whatever the merges say
-  std::vector<Added> begin = {};  // what every text begins with: BOS, or nothing
+  std::vector<AddedEntry> added = {};
+  bool ignore_merges = false;               // a word that is a token is that token, whatever the merges say
+  std::vector<VocabularyToken> begin = {};  // what every text begins with: BOS, or nothing
 };
 
 // The same vocabulary gives the same text.

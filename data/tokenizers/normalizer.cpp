@@ -80,6 +80,21 @@ bool normalize_unicode(UnicodeForm form, std::string_view text, std::string& out
   return true;
 }
 
+// False: there is no match, and `out` is not touched.
+bool replace_matches(const NormalizeReplaceMatches& step, std::string_view text, std::string& out) {
+  std::size_t copied = 0;
+  for (auto match = step.pattern.find(text, 0); match; match = step.pattern.find(text, match->end)) {
+    WEFT_CHECK(match->end > match->begin, "an empty match at byte {} of {}", match->begin, text.size());
+    if (copied == 0) out.clear();
+    out += text.substr(copied, match->begin - copied);
+    out += step.content;
+    copied = match->end;
+  }
+  if (copied == 0) return false;
+  out += text.substr(copied);
+  return true;
+}
+
 }  // namespace
 
 void replace_all(std::string_view text, std::string_view pattern, std::string_view content, std::string& out) {
@@ -104,6 +119,8 @@ std::string_view normalize(const std::vector<NormalizerStep>& steps, std::string
       spare = prepend->prefix;
       spare += text;
       changed = true;
+    } else if (const auto* matches = std::get_if<NormalizeReplaceMatches>(&step)) {
+      changed = replace_matches(*matches, text, spare);
     } else {
       const auto& replace = std::get<NormalizeReplace>(step);
       if (text.find(replace.pattern) != std::string_view::npos) {

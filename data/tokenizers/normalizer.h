@@ -6,6 +6,8 @@
 #include <variant>
 #include <vector>
 
+#include "data/tokenizers/regex.h"
+
 namespace weft {
 
 enum class UnicodeForm { nfc, nfkc };
@@ -22,7 +24,12 @@ struct NormalizeReplace {
   std::string pattern;
   std::string content;
 };
-using NormalizerStep = std::variant<NormalizeUnicode, NormalizePrepend, NormalizeReplace>;
+// Of a regular expression, whose matches are not empty.
+struct NormalizeReplaceMatches {
+  Regex pattern;
+  std::string content;
+};
+using NormalizerStep = std::variant<NormalizeUnicode, NormalizePrepend, NormalizeReplace, NormalizeReplaceMatches>;
 
 // `text` is valid UTF-8. The result is `text` itself if nothing changes, else `buffer`; `spare` is for steps between.
 std::string_view normalize(const std::vector<NormalizerStep>& steps, std::string_view text, std::string& buffer,

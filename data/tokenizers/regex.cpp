@@ -68,6 +68,12 @@ Regex::Regex(std::string_view pattern, const std::string& source) : source_(sour
   code_ = std::move(code);
 }
 
+std::size_t Regex::shortest_match() const {
+  std::uint32_t least = 0;
+  pcre2_pattern_info(code_->pattern, PCRE2_INFO_MINLENGTH, &least);
+  return least;
+}
+
 std::optional<RegexMatch> Regex::find(std::string_view text, std::size_t from) const {
   thread_local Workspace workspace;
   constexpr std::size_t kLeastSteps = 10'000'000;

@@ -24,6 +24,8 @@ class Regex {
   // The leftmost match that begins at or after `from`. `text` is valid UTF-8 of less than 4 GiB. A search that takes
   // more steps than are reasonable for the length of the text is an Error (config).
   std::optional<RegexMatch> find(std::string_view text, std::size_t from) const;
+  // No match has fewer characters.
+  std::size_t shortest_match() const;
 
  private:
   struct Code;

@@ -9,6 +9,7 @@
 #include "data/storage/links.h"
 #include "data/tokenizers/byte_tokenizer.h"
 #include "data/tokenizers/probe.h"
+#include "data/tokenizers/sentencepiece/tokenizer_json_of.h"
 
 namespace weft {
 
@@ -94,6 +95,20 @@ std::unique_ptr<Tokenizer> read_tokenizer(const fs::path& path, Reader read, Fac
   return same ? std::move(plain) : parse(std::string(plain->file()), path.string(), found);
 }
 
+// The tokenizer.model of a folder whose tokenizer.json is what weft writes of it, so that its datasets stay those of
+// the model; otherwise null.
+std::unique_ptr<Tokenizer> written_of_model(const fs::path& folder, const BoundaryIds& ids) {
+  if (!fs::exists(folder / "tokenizer.model")) return nullptr;
+  std::unique_ptr<Tokenizer> model =
+      read_tokenizer(folder / "tokenizer.model", read_model_file, parse_tokenizer_model, ids);
+  const json config = read_object(folder / "tokenizer_config.json").value_or(nullptr);
+  const SentencePieceJson written =
+      tokenizer_json_of(parse_sentencepiece_model(model->file(), (folder / "tokenizer.model").string()),
+                        tokenizer_json_choices(*model, config));
+  const bool same = written.text == read_model_file(folder / "tokenizer.json", kMaxTokenizerBytes);
+  return same ? std::move(model) : nullptr;
+}
+
 }  // namespace
 
 std::optional<bool> bos_in_prompts(const json& tokenizer_config, const std::string& source) {
@@ -107,6 +122,7 @@ std::unique_ptr<Tokenizer> make_tokenizer(const std::string& name, const Boundar
   fs::path path = name;
   if (fs::is_directory(path)) {
     if (fs::exists(path / "tokenizer.json")) {
+      if (std::unique_ptr<Tokenizer> original = written_of_model(path, ids)) return original;
       auto tokenizer = read_tokenizer(path / "tokenizer.json", read_model_file, parse_tokenizer_json, ids);
       if (fs::exists(path / "tokenizer.model")) {
         check_same_ids(*tokenizer,

@@ -73,7 +73,8 @@ class Tokenizer {
 };
 
 // `name` is "byte", or the path of a tokenizer.json or tokenizer.model, or of a folder that holds one (tokenizer.json
-// is preferred; a folder with both is refused if they differ on a thousand lines, see probe.h). BOS and EOS, unless
+// is preferred, unless it is what weft writes of the tokenizer.model beside it; a folder with both is refused if they
+// differ on a thousand lines, see probe.h). BOS and EOS, unless
 // `ids` gives them, are
 //   1. bos_token and eos_token of tokenizer_config.json, or else of special_tokens_map.json, beside the file;
 //   2. else bos_token_id and eos_token_id (the first of several) of generation_config.json, or else of config.json;

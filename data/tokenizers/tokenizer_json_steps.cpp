@@ -208,6 +208,22 @@ void read_template(const json& part, const JsonPlace& place, BpeDefinition& defi
   if (!text_seen) storage_error("{}: the template \"single\" has no place for the text", place.text());
 }
 
+NormalizerStep read_replace(const json& part, const JsonPlace& place, Growth& growth, json& recorded) {
+  Pattern pattern = read_pattern(part, place);
+  std::string content = require_string(part, "content", place.text());
+  recorded.push_back({{"type", "Replace"}, {pattern.regex ? "regex" : "pattern", pattern.text}, {"content", content}});
+  if (!pattern.regex) {
+    growth.take(pattern.text.size(), content.size(), place);
+    return NormalizeReplace{std::move(pattern.text), std::move(content)};
+  }
+  Regex regex(pattern.text, place.text());
+  if (regex.shortest_match() == 0) {
+    storage_error("{}: a Replace of a regular expression that matches where there is no character", place.text());
+  }
+  growth.take(regex.shortest_match(), content.size(), place);
+  return NormalizeReplaceMatches{std::move(regex), std::move(content)};
+}
+
 }  // namespace
 
 bool bool_or(const json& object, const char* key, bool fallback, const JsonPlace& place) {
@@ -238,11 +254,7 @@ json read_normalizer(const json& part, const JsonPlace& place, BpeDefinition& de
       definition.normalizer.push_back(NormalizePrepend{std::move(prefix)});
     } else if (type == "Replace") {
       check_keys(step, {"type", "pattern", "content"}, at.text());
-      std::string pattern = read_literal(step, "Replace", at);
-      std::string content = require_string(step, "content", at.text());
-      growth.take(pattern.size(), content.size(), at);
-      recorded.push_back({{"type", type}, {"pattern", pattern}, {"content", content}});
-      definition.normalizer.push_back(NormalizeReplace{std::move(pattern), std::move(content)});
+      definition.normalizer.push_back(read_replace(step, at, growth, recorded));
     } else {
       refuse_type("normalizer", type, "NFC, NFKC, Prepend, Replace, Sequence", at);
     }
