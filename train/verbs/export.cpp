@@ -78,6 +78,7 @@ void print_result(const ExportArguments& arguments, const HubTarget& target, con
   fmt::print("{}: {}, {}, {}B\n", arguments.out, target.name, arguments.dtype, short_count(static_cast<double>(bytes)));
   fmt::print("  reread by weft: every parameter equal, logits within {:.2g} (largest {:.3g})\n",
              reread.at("max_logit_difference").get<double>(), reread.at("largest_logit").get<double>());
+  if (verification.contains("tokenizer")) fmt::print("  {}\n", verification.at("tokenizer").get<std::string>());
   const nlohmann::json& python = verification.at("python");
   if (python.is_null()) {
     fmt::print("  not loaded in transformers; --verify python does that\n");
@@ -116,8 +117,9 @@ void run_export(const ExportArguments& arguments) {
   const fs::path& staging = aside.path();
   nlohmann::json verification = {{"python", nullptr}};
   try {
-    write_export(source, {.dtype = dtype, .shard_bytes = arguments.shard_bytes, .card = model_card(loaded, target)},
-                 staging);
+    const std::string alone = write_export(
+        source, {.dtype = dtype, .shard_bytes = arguments.shard_bytes, .card = model_card(loaded, target)}, staging);
+    if (!alone.empty()) verification["tokenizer"] = "tokenizer.model alone, which transformers converts: " + alone;
     round_to_files(source, dtype);
     verification["reread"] = reread_json(check_export(source, staging));
     if (arguments.verify == "python") {
