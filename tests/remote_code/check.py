@@ -234,6 +234,11 @@ class Subject:
             tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
             self.compare_ids(expected, "ids", lambda text: tokenizer.encode(text, add_special_tokens=False))
             self.compare_ids(expected, "prompt_ids", tokenizer.encode)
+            sentencepiece = package("sentencepiece")
+            # Readers of that file shall find the same tokenizer.
+            if sentencepiece and (self.directory / "tokenizer.model").exists():
+                model = sentencepiece.SentencePieceProcessor(str(self.directory / "tokenizer.model"))
+                self.compare_ids(expected, "ids", model.encode)
             return
         sentencepiece = package("sentencepiece")
         if sentencepiece:
