@@ -5,7 +5,6 @@
 #include <functional>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
-#include <regex>
 
 #include "autograd/philox.h"
 #include "data/dataset_test_support.h"
@@ -77,7 +76,9 @@ TEST(TokenizerJsonOf, RandomTexts) {
     for (int i = 0; i < 3000; ++i) {
       std::string text;
       for (std::uint64_t n = words.below(9); n > 0; --n) text += parts[words.below(parts.size())];
-      if (std::regex_match(text, std::regex(" *<tool> *"))) continue;  // which the header excepts
+      const std::size_t begin = std::min(text.find_first_not_of(' '), text.size());
+      const std::string trimmed = text.substr(begin, text.find_last_not_of(' ') + 1 - begin);
+      if (trimmed == "<tool>") continue;  // which the header excepts
       const std::vector<std::int32_t> ids = of.model->encode(text, EncodeMode::prompt);
       ASSERT_EQ(of.file->encode(text, EncodeMode::prompt), ids) << way << " \"" << text << '"';
       if (text.find("<s>") != text.npos || text.find("</s>") != text.npos) continue;
