@@ -320,6 +320,45 @@ TEST(ExportedTokenizer, OfBytesIsTheSameTokenizer) {
   EXPECT_EQ(written->vocab_size(), bytes->vocab_size());
 }
 
+// transformers takes the file as it is; what it says of tokens beyond it is dropped, or keeps the tokenizer.model
+// alone.
+TEST(ExportedTokenizer, OfSentencePieceIsAFileForTransformers) {
+  const std::string model = bytes_of("tests/golden/sentencepiece/bpe_bytes.model");
+  const auto write = [&](const std::string& config, std::string& alone) {
+    const data_test::TemporaryFolder folder;
+    const TokenizerBundle bundle{parse_tokenizer_model(model, "m"),
+                                 {{"tokenizer.model", model}, {"tokenizer_config.json", config}}};
+    alone = write_tokenizer(bundle, 64, folder / "");
+    EXPECT_EQ(std::filesystem::exists(folder / "tokenizer.json"), alone.empty());
+    EXPECT_EQ(bytes_of(folder / "tokenizer.model"), model);
+    EXPECT_EQ(make_tokenizer(folder / "")->fingerprint(), bundle.tokenizer->fingerprint());
+    return nlohmann::json::parse(bytes_of(folder / "tokenizer_config.json"));
+  };
+  std::string alone;
+  const nlohmann::json written =
+      write(R"({"tokenizer_class": "LlamaTokenizer", "unk_token": {"content": "<unk>"}, "chat_template": "t",
+                "added_tokens_decoder": {"1": {"content": "<s>", "normalized": true}}})",
+            alone);
+  EXPECT_EQ(alone, "");
+  EXPECT_EQ(written, nlohmann::json({{"tokenizer_class", "PreTrainedTokenizerFast"},
+                                     {"bos_token", "<s>"},
+                                     {"eos_token", "</s>"},
+                                     {"unk_token", "<unk>"},
+                                     {"chat_template", "t"},
+                                     {"add_bos_token", true},
+                                     {"add_eos_token", false},
+                                     {"clean_up_tokenization_spaces", false},
+                                     {"legacy", false},
+                                     {"model_max_length", 64}}));
+  const std::string extended = R"({"added_tokens_decoder": {"560": {"content": "<|user|>"}}})";
+  EXPECT_EQ(write(extended, alone), nlohmann::json::parse(extended));
+  EXPECT_EQ(alone, "its token 560 (\"<|user|>\") is none of its pieces");
+  write(R"({"pad_token": "[PAD]"})", alone);
+  EXPECT_EQ(alone, "its pad_token \"[PAD]\" is none of its pieces");
+  write(R"({"pad_token": "<tool>"})", alone);
+  EXPECT_EQ(alone, "its pad_token \"<tool>\" is no control piece");
+}
+
 // Users are told to trust the code in an export: it is weft's alone.
 TEST(ExportedTokenizer, NamesNoForeignCode) {
   const data_test::TemporaryFolder folder;
