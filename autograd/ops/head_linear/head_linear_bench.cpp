@@ -9,8 +9,7 @@ std::vector<BenchCase> head_linear_bench(const BenchShape& s) {
            .inputs = {{{s.T, s.H, s.D}}, bench_weight({s.H, s.D, s.D}, 0.1)},
            .function = [](Tape& tape, std::span<const Var> in) { return std::vector{head_linear(tape, in[0], in[1])}; },
            .forward = {.elements = 2 * s.row(), .flops = products},
-           // Two products, each of which reads dy.
-           .backward = {.elements = 4 * s.row(), .flops = 2 * products}}};
+           .backward = {.elements = 3 * s.row(), .flops = 2 * products}}};
 }
 
 }  // namespace weft

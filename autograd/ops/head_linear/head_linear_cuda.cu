@@ -1,6 +1,8 @@
-// CUDA launchers of head_linear.h: products batched over heads, on rows that are a token apart.
+// CUDA launchers of head_linear.h: products batched over heads, on rows that are a token apart. Where both gradients
+// are wanted, one kernel makes them if it can.
 #include "autograd/cuda/matmul.h"
 #include "autograd/ops/head_linear/head_linear.h"
+#include "autograd/ops/head_linear/head_linear_gradients.h"
 
 namespace weft {
 
@@ -28,11 +30,12 @@ void head_linear_forward_cuda(const HeadLinearForward& args, const Launch& launc
          launch);
 }
 
-std::size_t head_linear_backward_cuda_workspace(const HeadLinearBackward&) {
-  return kMatmulWorkspace;
+std::size_t head_linear_backward_cuda_workspace(const HeadLinearBackward& args) {
+  return head_linear_gradients_fit(args) ? head_linear_gradients_workspace(args) : kMatmulWorkspace;
 }
 
 void head_linear_backward_cuda(const HeadLinearBackward& args, const Launch& launch) {
+  if (head_linear_gradients_fit(args)) return head_linear_gradients(args, launch);
   if (args.dx != nullptr) {
     matmul({.m = args.T,
             .n = args.I,

@@ -12,7 +12,9 @@ OP_TEST(HeadLinear, GradientsAndPrecision) {
   struct Case {
     std::int64_t T, H, I, O;
   };
-  for (const auto& [T, H, I, O] : {Case{0, 2, 3, 4}, Case{1, 1, 1, 1}, Case{17, 3, 5, 2}, Case{130, 2, 16, 31}}) {
+  for (const auto& [T, H, I, O] :
+       {Case{0, 2, 3, 4}, Case{1, 1, 1, 1}, Case{17, 3, 5, 2}, Case{130, 2, 16, 31}, Case{1, 2, 64, 64},
+        Case{200, 3, 64, 128}, Case{64, 1, 128, 64}, Case{250, 2, 128, 128}}) {
     check_op(OpCase{
         .name = fmt::format("T {} H {} I {} O {}", T, H, I, O),
         .inputs = {normal({T, H, I}, 1), testing::weight(normal({H, O, I}, 2))},
