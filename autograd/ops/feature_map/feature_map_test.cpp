@@ -15,7 +15,8 @@ constexpr FeatureMap kMaps[] = {FeatureMap::taylor, FeatureMap::softmax_pair, Fe
 
 OP_TEST(FeatureMap, GradientsAndPrecision) {
   for (const FeatureMap map : kMaps) {
-    for (const Shape& x : {Shape{0, 2, 3}, Shape{1}, Shape{2, 3, 1}, Shape{15, 16}, Shape{65, 2, 7}, Shape{130, 64}}) {
+    for (const Shape& x : {Shape{0, 2, 3}, Shape{1}, Shape{2, 3, 1}, Shape{15, 16}, Shape{65, 2, 7}, Shape{130, 64},
+                           Shape{67, 2, 8}, Shape{257, 16}}) {
       check_op(OpCase{.name = fmt::format("map {} x {}", static_cast<int>(map), x.str()),
                       .inputs = {normal(x, 1)},
                       .function = [map](Tape& tape, std::span<const Var> in) {

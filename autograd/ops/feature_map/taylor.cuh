@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/map_rows.cuh"
@@ -29,7 +30,7 @@ __device__ inline int first_pair(int i, int D) {
   return i * (2 * D - i - 1) / 2;
 }
 
-// --- forward ---------------------------------------------------------------------------------------------------------
+// --- forward, any width ----------------------------------------------------------------------------------------------
 
 // Feature `at` is scale x_i x_j, where x_D = 1.
 class Feature {
@@ -98,18 +99,18 @@ struct Products {
 constexpr int kForwardThreads = 256;
 
 // A block takes `groups` groups of kN rows into shared memory, each row with its 1 behind it. A thread makes the same
-// pack of every group, so that it finds out only once what that is made of. kD is D, or 0 for any.
-template <class T, int kN, int kD>
+// pack of every group, so that it finds out only once what that is made of.
+template <class T, int kN>
 __global__ void __launch_bounds__(kForwardThreads)
-    forward_kernel(FeatureMapForward a, Scales scales, int W, int groups, Divider width) {
+    wide_forward_kernel(FeatureMapForward a, Scales scales, int W, int groups, Divider width) {
   extern __shared__ float rows[];
-  const int D = kD == 0 ? static_cast<int>(a.D) : kD, group_stride = kN * (D + 1);
+  const int D = static_cast<int>(a.D), group_stride = kN * (D + 1);
   const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * groups * kN;
   const int count = static_cast<int>(min(a.R - first_row, static_cast<std::int64_t>(groups) * kN));
   const T* x = static_cast<const T*>(a.x) + first_row * D;
 #pragma unroll 4
   for (int at = threadIdx.x; at < count * D; at += blockDim.x) {
-    const int row = kD == 0 ? static_cast<int>(width.quotient(static_cast<std::uint32_t>(at))) : at / D;
+    const auto row = static_cast<int>(width.quotient(static_cast<std::uint32_t>(at)));
     rows[at + row] = to_float(x[at]);
   }
   for (int row = threadIdx.x; row < count; row += blockDim.x) rows[row * (D + 1) + D] = 1.0f;
@@ -136,73 +137,178 @@ __global__ void __launch_bounds__(kForwardThreads)
   }
 }
 
-template <class T, int kN, int kD>
-void launch_forward(const FeatureMapForward& a, const Launch& launch) {
+template <class T, int kN>
+void launch_wide_forward(const FeatureMapForward& a, const Launch& launch) {
   constexpr std::int64_t kRows = 128, kBytes = 40 << 10;
   const std::int64_t W = feature_width(FeatureMap::taylor, a.D);
   const std::int64_t group_bytes = kN * (a.D + 1) * static_cast<std::int64_t>(sizeof(float));
   const std::int64_t groups = std::clamp<std::int64_t>(kBytes / group_bytes, 1, kRows / kN);
   const auto threads = static_cast<unsigned>(std::min<std::int64_t>(kForwardThreads, (W + 31) / 32 * 32));
   const auto blocks = static_cast<unsigned>((a.R + groups * kN - 1) / (groups * kN));
-  forward_kernel<T, kN, kD>
+  wide_forward_kernel<T, kN>
       <<<blocks, threads, static_cast<std::size_t>(groups * group_bytes), cuda_stream(launch.stream)>>>(
           a, Scales(a.D), static_cast<int>(W), static_cast<int>(groups), Divider(static_cast<std::uint32_t>(a.D)));
 }
 
+// --- forward, few channels -------------------------------------------------------------------------------------------
+
+// Puts the features of a row of kD channels into words of shared memory, two to a word in bf16. There rows of even
+// number begin with a word and rows of odd number (kOdd) in the middle of one, which holds the end of the row before:
+// that one writes both, since the first feature of any row is 1.
+template <class T, int kD, bool kOdd>
+__device__ void put_features(const float (&x)[kD], const Scales& scales, std::uint32_t* words) {
+  constexpr int kPerWord = 4 / sizeof(T);
+  float word[kPerWord];
+  int at = 0;  // known to the compiler, like all that follows from it
+  const auto put = [&](float feature) {
+    const int place = (at + (kOdd ? 1 : 0)) % kPerWord;
+    word[place] = feature;
+    if (place + 1 == kPerWord && !(kOdd && at == 0)) words[kPerWord == 1 ? at : (at - 1) / 2] = word_of(word, T{});
+    ++at;
+  };
+  put(1.0f);
+#pragma unroll
+  for (int i = 0; i < kD; ++i) put(scales.linear * x[i]);
+#pragma unroll
+  for (int i = 0; i < kD; ++i) put(scales.square * x[i] * x[i]);
+#pragma unroll
+  for (int i = 0; i < kD; ++i) {
+    const float left = scales.pair * x[i];
+#pragma unroll
+    for (int j = i + 1; j < kD; ++j) put(left * x[j]);
+  }
+  if (kPerWord == 2 && !kOdd) put(1.0f);
+}
+
+// A thread for each row of kD channels, which it keeps in registers. In bf16 a warp takes rows of even number or of odd
+// number. Rows of one warp begin an odd number of words apart.
+template <class T, int kD>
+struct FewChannels {
+  static constexpr int W = 1 + kD + kD * (kD + 1) / 2, kN = 16 / sizeof(T);
+  static constexpr int kRows = 128 / sizeof(T), kPerWord = 4 / sizeof(T);
+  static_assert(W % 2 == 1 && kRows * W % kN == 0, "no two lanes meet in a bank; blocks begin with a pack");
+
+  __device__ static bool odd() { return threadIdx.x >= kRows / kPerWord; }
+  __device__ static int row() {
+    return static_cast<int>(threadIdx.x) % (kRows / kPerWord) * kPerWord + (odd() ? 1 : 0);
+  }
+  // The first word that is the row's own.
+  template <class Element>
+  __device__ static auto words(Element* features, int row) {
+    using Word = std::conditional_t<std::is_const_v<Element>, const std::uint32_t, std::uint32_t>;
+    return reinterpret_cast<Word*>(features) + (row * W + kPerWord - 1) / kPerWord;
+  }
+  __device__ static void load(const T* from, float (&x)[kD]) {
+#pragma unroll
+    for (int i = 0; i < kD; i += kN) {
+      float values[kN];
+      load_pack(from + i, values);
+#pragma unroll
+      for (int e = 0; e < kN; ++e) x[i + e] = values[e];
+    }
+  }
+};
+
+// The rows of a block go out together.
+template <class T, int kD>
+__global__ void __launch_bounds__(FewChannels<T, kD>::kRows) forward_kernel(FeatureMapForward a, Scales scales) {
+  using Shape = FewChannels<T, kD>;
+  constexpr int W = Shape::W, kN = Shape::kN, kRows = Shape::kRows;
+  __shared__ alignas(16) T features[kRows * W];
+  const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * kRows;
+  const int count = static_cast<int>(a.R - first_row < kRows ? a.R - first_row : kRows);
+  const int row = Shape::row();
+  if (row < count) {
+    float x[kD];
+    Shape::load(static_cast<const T*>(a.x) + (first_row + row) * kD, x);
+    if (Shape::odd()) {
+      put_features<T, kD, true>(x, scales, Shape::words(features, row));
+    } else {
+      put_features<T, kD, false>(x, scales, Shape::words(features, row));
+    }
+  }
+  __syncthreads();
+  T* y = static_cast<T*>(a.y) + first_row * W;
+  const int whole = count * W / kN * kN;
+#pragma unroll 4
+  for (int at = threadIdx.x * kN; at < whole; at += kRows * kN) {
+    *reinterpret_cast<uint4*>(y + at) = *reinterpret_cast<const uint4*>(features + at);
+  }
+  for (int at = whole + threadIdx.x; at < count * W; at += kRows) y[at] = features[at];
+}
+
+template <class T, int kD>
+void launch_forward(const FeatureMapForward& a, const Launch& launch) {
+  constexpr int kRows = FewChannels<T, kD>::kRows;
+  const auto blocks = static_cast<unsigned>((a.R + kRows - 1) / kRows);
+  forward_kernel<T, kD><<<blocks, kRows, 0, cuda_stream(launch.stream)>>>(a, Scales(kD));
+}
+
 // --- backward --------------------------------------------------------------------------------------------------------
 
-// A thread for each row of kD channels, which it keeps in registers; gradients of features come to it through shared
-// memory, where an odd stride keeps neighbours apart.
-constexpr int kBackwardRows = 64;
+// Gradients of the features of a row that put_features() would have put into the words; that of the first, which is
+// constant, is not read.
+template <class T, int kD, bool kOdd>
+__device__ void take_gradients(const float (&x)[kD], const Scales& scales, const std::uint32_t* words,
+                               float (&dx)[kD]) {
+  const auto gradient = [&](int at) {  // at is known to the compiler
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(words[at]);
+    } else {
+      const std::uint32_t word = words[kOdd ? (at - 1) / 2 : at / 2];
+      return __uint_as_float((at % 2 == 0) == kOdd ? word & 0xffff0000u : word << 16);
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < kD; ++i) {
+    dx[i] = scales.linear * gradient(1 + i) + 2.0f * scales.square * x[i] * gradient(1 + kD + i);
+  }
+  int at = 1 + 2 * kD;
+#pragma unroll
+  for (int i = 0; i < kD; ++i) {
+    const float left = scales.pair * x[i];
+    float sum = 0.0f;
+#pragma unroll
+    for (int j = i + 1; j < kD; ++j) {
+      const float slope = gradient(at++);
+      sum = fmaf(slope, x[j], sum);
+      dx[j] = fmaf(slope, left, dx[j]);
+    }
+    dx[i] = fmaf(scales.pair, sum, dx[i]);
+  }
+}
 
-template <class T, int kN, int kD>
-__global__ void __launch_bounds__(kBackwardRows) backward_kernel(FeatureMapBackward a, Scales scales) {
-  constexpr int W = 1 + kD + kD * (kD + 1) / 2, kRows = kBackwardRows;
+// Gradients of the features of a block's rows come through shared memory; a thread for each row, as forward.
+template <class T, int kD>
+__global__ void __launch_bounds__(FewChannels<T, kD>::kRows) backward_kernel(FeatureMapBackward a, Scales scales) {
+  using Shape = FewChannels<T, kD>;
+  constexpr int W = Shape::W, kN = Shape::kN, kRows = Shape::kRows;
   __shared__ alignas(16) T gradients[kRows * W];
   const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * kRows;
   const int count = static_cast<int>(a.R - first_row < kRows ? a.R - first_row : kRows);
   const T* from = static_cast<const T*>(a.dy) + first_row * W;
-  const int whole = kN == 1 ? 0 : count * W / kN * kN;
-  if constexpr (kN > 1) {
-    for (int at = threadIdx.x * kN; at < whole; at += kRows * kN) tile::copy16_async(gradients + at, from + at, true);
-    tile::commit_copies();
-  }
+  const int whole = count * W / kN * kN;
+  for (int at = threadIdx.x * kN; at < whole; at += kRows * kN) tile::copy16_async(gradients + at, from + at, true);
+  tile::commit_copies();
   for (int at = whole + threadIdx.x; at < count * W; at += kRows) gradients[at] = from[at];
-  const bool valid = threadIdx.x < count;
-  const std::int64_t row = first_row + threadIdx.x;
-  float x[kD], dx[kD] = {};
-#pragma unroll
-  for (int i = 0; i < kD; i += kN) {
-    float values[kN] = {};
-    if (valid) load_pack(static_cast<const T*>(a.x) + row * kD + i, values);
-#pragma unroll
-    for (int e = 0; e < kN; ++e) x[i + e] = values[e];
-  }
-  if constexpr (kN > 1) tile::wait_copies<0>();
+  const int row = Shape::row();
+  float x[kD], dx[kD];
+  if (row < count) Shape::load(static_cast<const T*>(a.x) + (first_row + row) * kD, x);
+  tile::wait_copies<0>();
   __syncthreads();
-  if (!valid) return;
-  const T* dy = gradients + threadIdx.x * W;
-  const T* pair = dy + 1 + 2 * kD;
-#pragma unroll
-  for (int i = 0; i < kD; ++i) {
-#pragma unroll
-    for (int j = i + 1; j < kD; ++j) {
-      const float slope = to_float(*pair++);
-      dx[i] = fmaf(slope, x[j], dx[i]);
-      dx[j] = fmaf(slope, x[i], dx[j]);
-    }
+  if (row >= count) return;
+  if (Shape::odd()) {
+    take_gradients<T, kD, true>(x, scales, Shape::words(gradients, row), dx);
+  } else {
+    take_gradients<T, kD, false>(x, scales, Shape::words(gradients, row), dx);
   }
-#pragma unroll
-  for (int i = 0; i < kD; ++i) {
-    dx[i] = scales.pair * dx[i] + scales.linear * to_float(dy[1 + i]) +
-            2.0f * scales.square * x[i] * to_float(dy[1 + kD + i]);
-  }
+  T* to = static_cast<T*>(a.dx) + (first_row + row) * kD;
 #pragma unroll
   for (int i = 0; i < kD; i += kN) {
     float values[kN];
 #pragma unroll
     for (int e = 0; e < kN; ++e) values[e] = dx[i + e];
-    store_pack(static_cast<T*>(a.dx) + row * kD + i, values, a.write_dx);
+    store_pack(to + i, values, a.write_dx);
   }
 }
 
@@ -231,11 +337,11 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
 }
 
-template <class T, int kN, int kD>
+template <class T, int kD>
 void launch_backward(const FeatureMapBackward& a, const Launch& launch) {
-  constexpr int kRows = kBackwardRows;
+  constexpr int kRows = FewChannels<T, kD>::kRows;
   const auto blocks = static_cast<unsigned>((a.R + kRows - 1) / kRows);
-  backward_kernel<T, kN, kD><<<blocks, kRows, 0, cuda_stream(launch.stream)>>>(a, Scales(a.D));
+  backward_kernel<T, kD><<<blocks, kRows, 0, cuda_stream(launch.stream)>>>(a, Scales(kD));
 }
 
 // --- launchers -------------------------------------------------------------------------------------------------------
@@ -248,9 +354,12 @@ template <class T>
 void forward(const FeatureMapForward& a, const Launch& launch) {
   check(a.D);
   constexpr int kN = 16 / sizeof(T);
-  if (!packs_fit<kN>(static_cast<const T*>(a.y), 0)) return launch_forward<T, 1, 0>(a, launch);
-  if (a.D == 16) return launch_forward<T, kN, 16>(a, launch);
-  launch_forward<T, kN, 0>(a, launch);
+  if (!packs_fit<kN>(static_cast<const T*>(a.y), 0)) return launch_wide_forward<T, 1>(a, launch);
+  if (packs_fit<kN>(static_cast<const T*>(a.x), 0)) {
+    if (a.D == 16) return launch_forward<T, 16>(a, launch);
+    if (a.D == 8) return launch_forward<T, 8>(a, launch);
+  }
+  launch_wide_forward<T, kN>(a, launch);
 }
 
 template <class T>
@@ -259,8 +368,8 @@ void backward(const FeatureMapBackward& a, const Launch& launch) {
   constexpr int kN = 16 / sizeof(T);
   const bool aligned = packs_fit<kN>(static_cast<const T*>(a.x), 0) && packs_fit<kN>(static_cast<const T*>(a.dy), 0) &&
                        packs_fit<kN>(static_cast<const T*>(a.dx), 0);
-  if (aligned && a.D == 16) return launch_backward<T, kN, 16>(a, launch);
-  if (aligned && a.D == 8) return launch_backward<T, kN, 8>(a, launch);
+  if (aligned && a.D == 16) return launch_backward<T, 16>(a, launch);
+  if (aligned && a.D == 8) return launch_backward<T, 8>(a, launch);
   const auto blocks = static_cast<unsigned>((a.R + kWarps - 1) / kWarps);
   wide_backward_kernel<T>
       <<<blocks, 32 * kWarps, 0, cuda_stream(launch.stream)>>>(a, Scales(a.D), feature_width(FeatureMap::taylor, a.D));
