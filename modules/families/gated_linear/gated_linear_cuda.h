@@ -1,7 +1,9 @@
 // The CUDA side of gated_linear.h: which kernels serve a problem, and their launchers.
 //
 //   general   any width, element type, decay, feature map and sharing of keys; fp32 on the ordinary pipeline
-//   walk      bf16, one decay for all key channels, widths that are multiples of 64: tensor cores
+//   walk      bf16, one decay for all key channels, widths of 64 and 128: tensor cores, by segments of documents
+//   row       the same for many heads; documents of one chunk are left to walk
+//   channels  bf16, a decay per key channel, the same widths: tensor cores
 #pragma once
 
 #include "modules/families/gated_linear/gated_linear.h"

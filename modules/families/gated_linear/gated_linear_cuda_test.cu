@@ -137,6 +137,13 @@ TEST_F(GatedLinearKernelsGpu, IsTheRecurrenceInBf16) {
   check_cases(sweep(64, 128), DType::bf16);
   cuda_whole_rows = true;
   check_cases(sweep(64, 128), DType::bf16);
+  // Documents that are walked as rows, between others, with a last tile of few tokens.
+  std::vector<CudaCase> cases;
+  for (const DecayKind kind : {DecayKind::constant, DecayKind::scalar}) {
+    cases.push_back({.lengths = {1025, 30, 1087, 1, 0, 1153}, .kind = kind, .d_v = 64, .gates = {0.02}});
+    cases.push_back({.lengths = {1024, 1151, 7, 2049}, .kind = kind, .d_k = 64, .gates = {0.02}});
+  }
+  check_cases(cases, DType::bf16);
   cuda_whole_rows = false;
 }
 

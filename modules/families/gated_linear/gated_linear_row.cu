@@ -20,6 +20,39 @@ __global__ void pass_empty_documents(std::int64_t size, const std::int32_t* cu_s
   }
 }
 
+// The chunks of documents of more than one chunk, and the documents of one; their index becomes the place in the
+// problem's table. One block.
+constexpr int kPartThreads = 1024;
+__global__ void __launch_bounds__(kPartThreads)
+    part_documents(const Chunk* chunks, const std::int32_t* chunk_count, const std::int32_t* cu_seqlens, Chunk* longer,
+                   Chunk* shorter, std::int32_t* counts) {
+  __shared__ int warps[kPartThreads / 32];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int count = *chunk_count;
+  int shorter_count = 0;
+  for (int first = 0; first < count; first += kPartThreads) {
+    const int at = first + thread;
+    Chunk chunk{};
+    bool is_short = false;
+    if (at < count) {
+      chunk = chunks[at];
+      chunk.index = at;
+      is_short = cu_seqlens[chunk.document + 1] - cu_seqlens[chunk.document] <= static_cast<int>(kChunk);
+    }
+    const unsigned votes = __ballot_sync(0xffffffffu, is_short);
+    if (lane == 0) warps[warp] = __popc(votes);
+    __syncthreads();
+    int before = shorter_count + __popc(votes & ((1u << lane) - 1));
+    for (int w = 0; w < kPartThreads / 32; ++w) {
+      shorter_count += warps[w];
+      before += w < warp ? warps[w] : 0;
+    }
+    if (at < count) (is_short ? shorter[before] : longer[at - before]) = chunk;
+    __syncthreads();
+  }
+  if (thread == 0) counts[0] = count - shorter_count, counts[1] = shorter_count;
+}
+
 template <int DX, Form kForm>
 void launch_kernel(const RowProblem& p, const RowMaps& maps, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared<DX, kForm>);
@@ -52,30 +85,60 @@ void pass_states(const RowProblem& p, const GatedLinearProblem& a, cudaStream_t 
   WEFT_CHECK_LAUNCH();
 }
 
-void launch(RowProblem p, const GatedLinearProblem& a, const Ends& ends, bool dots, cudaStream_t stream) {
-  if (a.H == 0) return;
+// Which documents this kernel walks and which it leaves to the one that walks segments, which reads documents of one
+// segment only once. It is a question of a document's length alone.
+class Division {
+ public:
+  Division(const GatedLinearProblem& a, Pieces& pieces)
+      : any_longer(a.T > kChunk), any_short(a.N != 1 || !any_longer), chosen_(a.N != 1) {
+    if (!chosen_) return;
+    longer_ = pieces.take<Chunk>(a.chunk_count);
+    short_ = pieces.take<Chunk>(a.chunk_count);
+    counts_ = pieces.take<std::int32_t>(2);
+  }
+  void divide(const GatedLinearProblem& a, cudaStream_t stream) const {
+    if (!chosen_ || a.chunk_count == 0) return;
+    part_documents<<<1, kPartThreads, 0, stream>>>(a.chunks, a.document_offset + a.N, a.cu_seqlens, longer_, short_,
+                                                   counts_);
+    WEFT_CHECK_LAUNCH();
+  }
+  void give_longer(const GatedLinearProblem& a, RowProblem& p) const {
+    p.chosen = chosen_;
+    p.chunks = chosen_ ? longer_ : a.chunks;
+    p.chunk_count = chosen_ ? counts_ : a.document_offset + a.N;
+  }
+  walk::ShortDocuments::Table shorter(const GatedLinearProblem& a) const {
+    if (!chosen_) return {a.chunks, a.document_offset + a.N};
+    return {short_, counts_ + 1};
+  }
+
+  const bool any_longer, any_short;  // that there may be
+
+ private:
+  const bool chosen_;  // on the device; a single document's length is known here
+  Chunk *longer_ = nullptr, *short_ = nullptr;
+  std::int32_t* counts_ = nullptr;
+};
+
+void launch(RowProblem p, const GatedLinearProblem& a, const Division& division, const Ends& ends, bool dots,
+            cudaStream_t stream) {
+  if (a.H == 0 || a.chunk_count == 0) return;
+  division.give_longer(a, p);
   p.per_token = a.kind == DecayKind::scalar;
   p.g = static_cast<const float*>(a.g);
   p.H = static_cast<int>(a.H);
   p.blocks = p.z.width / kColumns;
-  p.chunks = a.chunks;
-  p.chunk_count = a.document_offset + a.N;
   p.before = static_cast<const float*>(ends.from);
   p.after = static_cast<float*>(ends.to);
   p.write_after = ends.write;
   p.row_stride = ends.transposed ? 1 : p.z.width;
   p.column_stride = ends.transposed ? p.x.width : 1;
-  if (a.chunk_count > 0 && a.T > 0) {
-    const auto map = [&](const HeadRows& rows) {
-      return tile::make_head_map<R>(rows.data, a.T, rows.heads, rows.width);
-    };
-    const RowMaps maps{map(p.x), map(p.y), map(p.z), {}};
-    const auto walk = [&]<int DX>() {
-      dots ? launch_kernel<DX, Form::dots>(p, maps, stream) : launch_kernel<DX, Form::plain>(p, maps, stream);
-    };
-    p.x.width == 128 ? walk.template operator()<128>() : walk.template operator()<64>();
-  }
-  pass_states(p, a, stream);
+  const auto map = [&](const HeadRows& rows) { return tile::make_head_map<R>(rows.data, a.T, rows.heads, rows.width); };
+  const RowMaps maps{map(p.x), map(p.y), map(p.z), {}};
+  const auto walk = [&]<int DX>() {
+    dots ? launch_kernel<DX, Form::dots>(p, maps, stream) : launch_kernel<DX, Form::plain>(p, maps, stream);
+  };
+  p.x.width == 128 ? walk.template operator()<128>() : walk.template operator()<64>();
 }
 
 void launch_channels(RowProblem p, const GatedLinearProblem& a, const channels::Records& from,
@@ -109,8 +172,21 @@ void launch_channels(RowProblem p, const GatedLinearProblem& a, const channels::
   pass_states(p, a, stream);
 }
 
+struct ForwardPlan {
+  ForwardPlan(const GatedLinearForward& a, void* workspace)
+      : pieces(workspace), division(a, pieces), shorter(a, division.any_short, pieces) {}
+
+  Pieces pieces;
+  Division division;
+  walk::ShortDocuments shorter;
+};
+
 struct BackwardPlan {
-  BackwardPlan(const GatedLinearBackward& a, void* workspace) : pieces(workspace), dots(a.kind == DecayKind::scalar) {
+  BackwardPlan(const GatedLinearBackward& a, void* workspace)
+      : pieces(workspace),
+        division(a, pieces),
+        shorter(a, division.any_short, pieces),
+        dots(a.kind == DecayKind::scalar) {
     const std::int64_t keys = a.T * a.H * a.d_k, state = a.H * a.d_k * a.d_v;
     const bool shared = a.heads_per_key() > 1;
     if (shared && a.dq != nullptr) room.dq = pieces.take<float>(keys);
@@ -119,11 +195,14 @@ struct BackwardPlan {
     room.dots_q = pieces.take<float>(keys / kColumns);
     room.dots_k = pieces.take<float>(keys / kColumns);
     alive = pieces.take<float>(a.chunk_count * a.H * a.d_k / kColumns);
+    if (!division.any_longer) return;
     meeting = pieces.take<float>((a.T + kChunk - 1) / kChunk * state);
     if (a.dst != nullptr) meeting_final = pieces.take<float>(a.N * state);
   }
 
   Pieces pieces;
+  Division division;
+  walk::ShortDocuments shorter;
   // Decays per token take their share from both walks, whether or not their gradient is wanted: the others' bits do not
   // depend on that.
   bool dots;
@@ -138,8 +217,8 @@ bool serves(const GatedLinearProblem& p) {
   return hopper_kernels() && p.dtype == DType::bf16 && p.map == FeatureMap::identity && fits(p.d_k) && fits(p.d_v);
 }
 
-std::size_t forward_workspace(const GatedLinearForward&) {
-  return 0;
+std::size_t forward_workspace(const GatedLinearForward& args) {
+  return ForwardPlan(args, nullptr).pieces.bytes();
 }
 
 std::size_t backward_workspace(const GatedLinearBackward& args) {
@@ -147,19 +226,30 @@ std::size_t backward_workspace(const GatedLinearBackward& args) {
 }
 
 void forward(const GatedLinearForward& args, const Launch& launch_on) {
-  launch(walks::output_walk<RowProblem>(args), args, {.from = args.s0, .to = args.st}, false,
-         cuda_stream(launch_on.stream));
+  cudaStream_t stream = cuda_stream(launch_on.stream);
+  const ForwardPlan plan(args, launch_on.workspace);
+  plan.division.divide(args, stream);
+  if (plan.division.any_longer) {
+    launch(walks::output_walk<RowProblem>(args), args, plan.division, {.from = args.s0, .to = args.st}, false, stream);
+  }
+  if (plan.division.any_short) plan.shorter.forward(args, plan.division.shorter(args), stream);
 }
 
 void backward(const GatedLinearBackward& args, const Launch& launch_on) {
   cudaStream_t stream = cuda_stream(launch_on.stream);
   const BackwardPlan plan(args, launch_on.workspace);
-  walks::gradient_walks<RowProblem>(args, plan.room, [&](Gradient gradient, RowProblem p, const Ends& ends) {
-    if (gradient != Gradient::v) p.meeting = plan.meeting, p.meeting_final = plan.meeting_final;
-    if (gradient == Gradient::k) p.alive = plan.alive;
-    launch(p, args, ends, gradient != Gradient::v && plan.dots, stream);
-  });
+  plan.division.divide(args, stream);
   const auto blocks = static_cast<int>(args.d_k / kColumns);
+  if (plan.division.any_longer) {
+    walks::gradient_walks<RowProblem>(args, plan.room, [&](Gradient gradient, RowProblem p, const Ends& ends) {
+      if (gradient != Gradient::v) p.meeting = plan.meeting, p.meeting_final = plan.meeting_final;
+      if (gradient == Gradient::k) p.alive = plan.alive;
+      launch(p, args, plan.division, ends, gradient != Gradient::v && plan.dots, stream);
+    });
+  }
+  if (plan.division.any_short) {
+    plan.shorter.backward(args, plan.division.shorter(args), plan.room, plan.alive, blocks, stream);
+  }
   walks::sum_dots(args, plan.room, blocks, plan.alive, blocks, stream);
   walks::sum_heads(args, plan.room, stream);
 }

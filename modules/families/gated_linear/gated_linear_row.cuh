@@ -54,6 +54,7 @@ struct RowProblem {
   int H, blocks;                       // blocks of kColumns columns of z
   const Chunk* chunks;
   const std::int32_t* chunk_count;  // those with tokens, which come first
+  bool chosen;                      // not all of the problem's: index is the place in its table
 
   void* out;  // [T, H, blocks kColumns], bf16 or f32; null: not wanted
   bool out_f32;
@@ -149,7 +150,7 @@ class Cursor {
   __device__ bool starts_chunk() const { return tile == 0; }
   __device__ bool ends_chunk() const { return tile + 1 == tiles; }
   __device__ bool ends_document() const { return ends_chunk() && (entry + 1 >= count || next.document != document); }
-  __device__ int chunk_at() const { return p.backwards ? count - 1 - entry : entry; }
+  __device__ int chunk_at() const { return p.chosen ? chunk.index : p.backwards ? count - 1 - entry : entry; }
   __device__ int chunk_begin() const { return chunk.begin; }
 
   int h, block;  // of columns

@@ -1,7 +1,8 @@
 // Launchers of gated_linear_walk.cuh: the recurrence and its gradients as walks over three of its tensors, and the
 // gradient of decays per token from what the walks sum up on their way.
+#include <limits>
+
 #include "autograd/cuda/cuda_check.cuh"
-#include "autograd/cuda/pieces.h"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
 #include "modules/families/gated_linear/gated_linear_walk.cuh"
 
@@ -16,9 +17,12 @@ __device__ std::int64_t document_element(int e, int width_z, bool transposed) {
   return transposed ? z * DX + x : x * width_z + z;
 }
 
+// States of documents of more than `most` tokens are left alone.
 template <int DX, int DZ>
-__global__ void load_states(int width_z, bool transposed, const float* from, float* initial) {
-  const std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * DX * width_z;
+__global__ void load_states(int width_z, bool transposed, const std::int32_t* cu_seqlens, int most, const float* from,
+                            float* initial) {
+  if (cu_seqlens[blockIdx.x + 1] - cu_seqlens[blockIdx.x] > most) return;
+  const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * DX * width_z;
   for (int e = threadIdx.x; e < DX * width_z; e += blockDim.x) {
     initial[base + e] = from[base + document_element<DX, DZ>(e, width_z, transposed)];
   }
@@ -26,10 +30,12 @@ __global__ void load_states(int width_z, bool transposed, const float* from, flo
 
 // `to` takes the state after each document; that of a document without tokens is the one before it.
 template <int DX, int DZ>
-__global__ void store_states(int width_z, bool transposed, const std::int32_t* cu_seqlens, const float* final,
+__global__ void store_states(int width_z, bool transposed, const std::int32_t* cu_seqlens, int most, const float* final,
                              const float* from, float* to, Write write) {
+  const int length = cu_seqlens[blockIdx.x + 1] - cu_seqlens[blockIdx.x];
+  if (length > most) return;
   const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * DX * width_z;
-  const bool any = cu_seqlens[blockIdx.x] < cu_seqlens[blockIdx.x + 1];
+  const bool any = length > 0;
   for (int e = threadIdx.x; e < DX * width_z; e += blockDim.x) {
     const std::int64_t at = base + document_element<DX, DZ>(e, width_z, transposed);
     const float value = any ? final[base + e] : from == nullptr ? 0.0f : from[at];
@@ -49,17 +55,24 @@ int parts_of(std::int64_t width_x, std::int64_t width_z) {
 
 // What one walk needs besides its tensors.
 struct Room {
+  Room(float* initial_states, float* final_states) : initial(initial_states), final(final_states) {}
   Room(const GatedLinearProblem& a, bool starts, bool ends, Pieces& pieces)
       : slots((a.T + kSegment - 1) / kSegment),
         flag_count(slots * a.H * (a.d_k + a.d_v) / 64),
         flags(pieces.take<int>(flag_count)),
         states(pieces.take<float>(slots * a.H * a.d_k * a.d_v)),
-        initial(starts ? pieces.take<float>(a.N * a.H * a.d_k * a.d_v) : nullptr),
-        final(ends ? pieces.take<float>(a.N * a.H * a.d_k * a.d_v) : nullptr) {}
+        initial(starts ? document_states(a, pieces) : nullptr),
+        final(ends ? document_states(a, pieces) : nullptr) {}
+  static float* document_states(const GatedLinearProblem& a, Pieces& pieces) {
+    return pieces.take<float>(a.N * a.H * a.d_k * a.d_v);
+  }
 
-  std::int64_t slots, flag_count;
-  int* flags;
-  float *states, *initial, *final;
+  // Between segments.
+  std::int64_t slots = 0, flag_count = 0;
+  int* flags = nullptr;
+  float* states = nullptr;
+  // Of documents.
+  float *initial, *final;
 };
 
 template <int DX, int DZ, bool kDots>
@@ -86,36 +99,42 @@ template <int DX, int DZ>
 void launch_walk(WalkProblem& p, const GatedLinearProblem& a, const Room& room, const Ends& ends, bool keep_final,
                  bool dots, cudaStream_t stream) {
   const dim3 documents(static_cast<unsigned>(a.N), static_cast<unsigned>(a.H));
+  const int most = p.short_documents ? static_cast<int>(kSegment) : std::numeric_limits<int>::max();
   p.blocks = p.z.width / DZ;
   if (ends.from != nullptr && a.N > 0) {
     p.initial = room.initial;
-    load_states<DX, DZ><<<documents.x * documents.y, 256, 0, stream>>>(
-        p.z.width, ends.transposed, static_cast<const float*>(ends.from), room.initial);
+    load_states<DX, DZ><<<documents, 256, 0, stream>>>(p.z.width, ends.transposed, a.cu_seqlens, most,
+                                                       static_cast<const float*>(ends.from), room.initial);
     WEFT_CHECK_LAUNCH();
   }
   if (a.chunk_count > 0 && a.T > 0) {
-    WEFT_CUDA_CALL(cudaMemsetAsync(room.flags, 0, static_cast<std::size_t>(room.flag_count) * sizeof(int), stream));
+    if (room.flag_count > 0) {
+      WEFT_CUDA_CALL(cudaMemsetAsync(room.flags, 0, static_cast<std::size_t>(room.flag_count) * sizeof(int), stream));
+    }
     if (ends.to != nullptr || keep_final) p.final = room.final;
     dots ? launch_kernel<DX, DZ, true>(p, a.T, a.chunk_count, stream)
          : launch_kernel<DX, DZ, false>(p, a.T, a.chunk_count, stream);
   }
   if (ends.to != nullptr && a.N > 0) {
-    store_states<DX, DZ><<<documents, 256, 0, stream>>>(p.z.width, ends.transposed, a.cu_seqlens, room.final,
+    store_states<DX, DZ><<<documents, 256, 0, stream>>>(p.z.width, ends.transposed, a.cu_seqlens, most, room.final,
                                                         static_cast<const float*>(ends.from),
                                                         static_cast<float*>(ends.to), ends.write);
     WEFT_CHECK_LAUNCH();
   }
 }
 
-// keep_final: the states after documents stay in the room.
-void launch(WalkProblem p, const GatedLinearProblem& a, const Room& room, const Ends& ends, bool keep_final, bool dots,
-            cudaStream_t stream) {
+using Table = ShortDocuments::Table;
+
+// keep_final: the states after documents stay in the room. Without a table, all chunks are walked.
+void launch(WalkProblem p, const GatedLinearProblem& a, const Table& table, const Room& room, const Ends& ends,
+            bool keep_final, bool dots, cudaStream_t stream) {
   if (a.H == 0) return;
   p.per_token = a.kind == DecayKind::scalar;
   p.g = static_cast<const float*>(a.g);
   p.H = static_cast<int>(a.H);
-  p.chunks = a.chunks;
-  p.chunk_count = a.document_offset + a.N;
+  p.short_documents = table.chunks != nullptr;
+  p.chunks = p.short_documents ? table.chunks : a.chunks;
+  p.chunk_count = p.short_documents ? table.count : a.document_offset + a.N;
   p.flags = room.flags;
   p.states = room.states;
   const auto walk = [&]<int DX, int DZ>() { launch_walk<DX, DZ>(p, a, room, ends, keep_final, dots, stream); };
@@ -126,26 +145,51 @@ void launch(WalkProblem p, const GatedLinearProblem& a, const Room& room, const 
   }
 }
 
+bool keeps_dots(const GatedLinearBackward& a) {
+  return a.kind == DecayKind::scalar;
+}
+// Which states of documents a backward walk needs in the order of registers.
+bool needs_initial(const GatedLinearBackward& a) {
+  return a.s0 != nullptr || a.dst != nullptr;
+}
+bool needs_final(const GatedLinearBackward& a) {
+  return a.ds0 != nullptr || (keeps_dots(a) && a.dst != nullptr);
+}
+
+// `other`: of the walk for keys, which meets what the one for queries left in `room`.
+void walk_back(const GatedLinearBackward& args, const Table& table, const Room& room, const Room& other,
+               const walks::BackwardRoom& gradients, int dot_parts, float* alive, int alive_parts,
+               cudaStream_t stream) {
+  const bool dots = keeps_dots(args);
+  walks::gradient_walks<WalkProblem>(args, gradients, [&](Gradient gradient, WalkProblem p, const Ends& ends) {
+    const bool keep_final = gradient == Gradient::q && dots && args.dst != nullptr;
+    p.dot_parts = dot_parts;
+    if (gradient == Gradient::k) {
+      p.other_states = room.states, p.other_final = room.final, p.alive = alive, p.alive_parts = alive_parts;
+    }
+    launch(p, args, table, gradient == Gradient::k ? other : room, ends, keep_final, gradient != Gradient::v && dots,
+           stream);
+  });
+}
+
 struct BackwardPlan {
   BackwardPlan(const GatedLinearBackward& a, void* workspace)
       : pieces(workspace),
-        dots(a.kind == DecayKind::scalar),
-        room(a, a.s0 != nullptr || a.dst != nullptr, a.ds0 != nullptr || (dots && a.dst != nullptr), pieces),
-        other(dots ? Room(a, a.dst != nullptr, false, pieces) : room) {
+        room(a, needs_initial(a), needs_final(a), pieces),
+        other(keeps_dots(a) ? Room(a, a.dst != nullptr, false, pieces) : room) {
     const std::int64_t keys = a.T * a.H * a.d_k;
     const bool shared = a.heads_per_key() > 1;
     if (shared && a.dq != nullptr) gradients.dq = pieces.take<float>(keys);
     if (shared && a.dk != nullptr) gradients.dk = pieces.take<float>(keys);
-    if (!dots) return;
+    // Decays per token take their share from both walks, whether or not their gradient is wanted: the others' bits do
+    // not depend on that.
+    if (!keeps_dots(a)) return;
     gradients.dots_q = pieces.take<float>(keys / block_of(a.d_k));
     gradients.dots_k = pieces.take<float>(keys / block_of(a.d_k));
     alive = pieces.take<float>(a.chunk_count * a.H * parts_of(a.d_v, a.d_k));
   }
 
   Pieces pieces;
-  // Decays per token take their share from both walks, whether or not their gradient is wanted: the others' bits do not
-  // depend on that.
-  bool dots;
   Room room, other;
   walks::BackwardRoom gradients;
   float* alive = nullptr;
@@ -166,24 +210,41 @@ std::size_t backward_workspace(const GatedLinearBackward& args) {
 void forward(const GatedLinearForward& args, const Launch& launch_on) {
   Pieces pieces(launch_on.workspace);
   const Room room(args, args.s0 != nullptr, args.st != nullptr, pieces);
-  launch(walks::output_walk<WalkProblem>(args), args, room, {.from = args.s0, .to = args.st}, false, false,
+  launch(walks::output_walk<WalkProblem>(args), args, {}, room, {.from = args.s0, .to = args.st}, false, false,
          cuda_stream(launch_on.stream));
 }
 
 void backward(const GatedLinearBackward& args, const Launch& launch_on) {
   cudaStream_t stream = cuda_stream(launch_on.stream);
   const BackwardPlan plan(args, launch_on.workspace);
-  walks::gradient_walks<WalkProblem>(args, plan.gradients, [&](Gradient gradient, WalkProblem p, const Ends& ends) {
-    const bool keep_final = gradient == Gradient::q && plan.dots && args.dst != nullptr;
-    if (gradient == Gradient::k) {
-      p.other_states = plan.room.states, p.other_final = plan.room.final, p.alive = plan.alive;
-    }
-    launch(p, args, gradient == Gradient::k ? plan.other : plan.room, ends, keep_final,
-           gradient != Gradient::v && plan.dots, stream);
-  });
-  walks::sum_dots(args, plan.gradients, static_cast<int>(args.d_k / block_of(args.d_k)), plan.alive,
-                  parts_of(args.d_v, args.d_k), stream);
+  const auto blocks = static_cast<int>(args.d_k / block_of(args.d_k));
+  const int parts = parts_of(args.d_v, args.d_k);
+  walk_back(args, {}, plan.room, plan.other, plan.gradients, blocks, plan.alive, parts, stream);
+  walks::sum_dots(args, plan.gradients, blocks, plan.alive, parts, stream);
   walks::sum_heads(args, plan.gradients, stream);
+}
+
+ShortDocuments::ShortDocuments(const GatedLinearForward& a, bool any, Pieces& pieces) {
+  if (!any) return;
+  if (a.s0 != nullptr) initial_ = Room::document_states(a, pieces);
+  if (a.st != nullptr) final_ = Room::document_states(a, pieces);
+}
+
+ShortDocuments::ShortDocuments(const GatedLinearBackward& a, bool any, Pieces& pieces) {
+  if (!any) return;
+  if (needs_initial(a)) initial_ = Room::document_states(a, pieces);
+  if (needs_final(a)) final_ = Room::document_states(a, pieces);
+  other_initial_ = keeps_dots(a) && a.dst != nullptr ? Room::document_states(a, pieces) : initial_;
+}
+
+void ShortDocuments::forward(const GatedLinearForward& args, const Table& table, cudaStream_t stream) const {
+  launch(walks::output_walk<WalkProblem>(args), args, table, Room(initial_, final_), {.from = args.s0, .to = args.st},
+         false, false, stream);
+}
+
+void ShortDocuments::backward(const GatedLinearBackward& args, const Table& table, const walks::BackwardRoom& gradients,
+                              float* alive, int parts, cudaStream_t stream) const {
+  walk_back(args, table, Room(initial_, final_), Room(other_initial_, nullptr), gradients, parts, alive, parts, stream);
 }
 
 }  // namespace weft::walk

@@ -43,6 +43,7 @@ struct WalkProblem {
   int H, blocks;                       // blocks of DZ columns of z
   const Chunk* chunks;
   const std::int32_t* chunk_count;  // those with tokens, which come first
+  bool short_documents;             // chunks are ShortDocuments::Table
 
   void* out;  // [T, H, blocks DZ], bf16 or f32; null: not wanted
   bool out_f32;
@@ -54,10 +55,13 @@ struct WalkProblem {
 
   // For the gradient of a decay per token: dots[t, h, block] = sum over columns of out w, without pairs j = i.
   HeadRows w;
-  float* dots;
-  // And the sum over S times the state that the walk in the other direction left there: [chunks, H, blocks, owners].
+  float* dots;    // null: not wanted
+  int dot_parts;  // numbers of a token and head; those behind the blocks are zero
+  // And the sum over S times the state that the walk in the other direction left there: [chunks, H, blocks, owners], or
+  // more for a chunk and head, likewise.
   float *other_states, *other_final;
   float* alive;
+  int alive_parts;
 };
 
 // Where states lie: [slots, H, blocks, owners, a group's part].
@@ -261,8 +265,9 @@ class Walk {
     // the row: that names the state between the two.
     constexpr int kLength = static_cast<int>(kSegment);
     const bool last = item.chunk_at + 1 >= m.chunks || after.document != chunk.document;
-    const int left = chunk.index == 0 ? -1 : chunk.begin / kLength - 1;
+    const int left = p.short_documents || chunk.index == 0 ? -1 : chunk.begin / kLength - 1;
     const int right = last ? -1 : chunk.begin / kLength;
+    if (p.short_documents) item.chunk_at = chunk.index;
     item.receive = p.backwards ? right : left;
     item.leave = p.backwards ? left : right;
     item.steps = item.leave < 0 ? 0 : item.tiles - skipped(item);
@@ -499,7 +504,10 @@ class Walk {
       float* sums = m.sums + 4 * group;
       if (lane() == 0) sums[thread / 32] = alive;
       tile::barrier_sync<128>(1 + group);
-      if (thread == 0) p.alive[index_of(item.chunk_at, item)] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      const int parts = p.blocks * Slots::kOwners, part = item.block * Slots::kOwners + group;
+      float* to = p.alive + (static_cast<std::int64_t>(item.chunk_at) * p.H + item.h) * p.alive_parts;
+      if (thread == 0) to[part] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      if (part == 0 && thread > 0 && thread <= p.alive_parts - parts) to[parts + thread - 1] = 0.0f;
     }
   }
   // S rounded, as the operand of what rows read from it; a barrier must follow.
@@ -660,8 +668,11 @@ class Walk {
         o[1] = fmaf(diagonal, other.y, o[1]);
       }
       dot = tile::reduce_quad<tile::Sum>(dot);
-      if (lane() % 4 == 0 && valid) {
-        p.dots[(static_cast<std::int64_t>(t + r) * p.H + item.h) * p.blocks + item.block] = dot;
+      if (lane() % 4 == 0 && valid && p.dots != nullptr) {
+        float* to = p.dots + (static_cast<std::int64_t>(t + r) * p.H + item.h) * p.dot_parts;
+        to[item.block] = dot;
+        if (item.block > 0) continue;
+        for (int part = p.blocks; part < p.dot_parts; ++part) to[part] = 0.0f;
       }
     }
   }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/pieces.h"
 #include "autograd/tile/numeric.cuh"
 #include "modules/families/gated_linear/gated_linear_cuda.h"
 #include "modules/families/gated_linear/gated_linear_features.cuh"
@@ -119,3 +120,30 @@ void sum_dots(const GatedLinearBackward& args, const BackwardRoom& room, int blo
 void sum_heads(const GatedLinearBackward& args, const BackwardRoom& room, cudaStream_t stream);
 
 }  // namespace weft::walks
+
+namespace weft::walk {
+
+// The walk over documents of at most one segment, empty ones among them, for a kernel that takes the others.
+class ShortDocuments {
+ public:
+  // `count` of the chunks are such documents; their index is the place in the problem's table.
+  struct Table {
+    const Chunk* chunks = nullptr;
+    const std::int32_t* count = nullptr;
+  };
+
+  // any: whether there may be such documents.
+  ShortDocuments(const GatedLinearForward& args, bool any, Pieces& pieces);
+  ShortDocuments(const GatedLinearBackward& args, bool any, Pieces& pieces);
+
+  void forward(const GatedLinearForward& args, const Table& table, cudaStream_t stream) const;
+  // Leaves what sum_dots() reads in the first of `parts` numbers; the others are zero.
+  void backward(const GatedLinearBackward& args, const Table& table, const walks::BackwardRoom& room, float* alive,
+                int parts, cudaStream_t stream) const;
+
+ private:
+  // States of documents; null where there are none.
+  float *initial_ = nullptr, *other_initial_ = nullptr, *final_ = nullptr;
+};
+
+}  // namespace weft::walk
