@@ -1,8 +1,9 @@
 // CUDA kernels of embedding.h.
 //
 // The backward sorts the tokens by id, keeping their order, and cuts the sorted row into windows of kWindow. A window
-// sums the runs of equal ids in it. A run that lies in one window goes straight to the table; the parts of one that
-// crosses windows go to lines of the workspace, which a second kernel adds up: each row of the table has one writer.
+// sums the runs of equal ids that begin in it, beyond its end if they end in the next one, and adds them to the table.
+// The parts of a longer run, one of each window, go to lines of the workspace, which a second kernel adds up: each row
+// of the table has one writer.
 #include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/map_rows.cuh"
 #include "autograd/cuda/row_tile.cuh"
@@ -34,8 +35,8 @@ struct Gather {
   }
 };
 
-// ids [T] sorted, order [T] where each of them stood, parts [windows, 2, D]: sums of the run that began before the
-// window, and of the one that begins in it and goes on after it.
+// ids [T] sorted, order [T] where each of them stood, parts [windows, 2, D]: sums of the long run that began before
+// the window, and of the one that begins in it.
 struct Runs {
   std::int64_t T, V, D;
   const std::int32_t* ids;
@@ -46,47 +47,59 @@ struct Runs {
 
 template <class T, int kN>
 __global__ void __launch_bounds__(kThreads) sum_windows_kernel(Runs a, const T* dy) {
-  __shared__ std::int32_t ids[kWindow + 2], rows[kWindow];
+  static_assert(kWindow <= kThreads);
+  __shared__ std::int32_t shared_ids[2 * kWindow + 2], rows[2 * kWindow];
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.y) * kWindow;
-  const int n = static_cast<int>(a.T - begin < kWindow ? a.T - begin : kWindow);
-  // ids[i + 1] is that of entry i; -1 beyond either end of the row.
-  for (int i = threadIdx.x; i < kWindow + 2; i += kThreads) {
+  // Entries from `begin` on, of this window and the next; -1 beyond either end of the row.
+  const std::int32_t* const ids = shared_ids + 1;
+  for (int i = threadIdx.x; i < 2 * kWindow + 2; i += kThreads) {
     const std::int64_t at = begin + i - 1;
-    ids[i] = at >= 0 && at < a.T ? a.ids[at] : -1;
-    if (i < n) rows[i] = a.order[begin + i];
+    shared_ids[i] = at >= 0 && at < a.T ? a.ids[at] : -1;
+    if (i < 2 * kWindow) rows[i] = begin + i < a.T ? a.order[begin + i] : 0;
   }
+  const std::int32_t before_last = begin > kWindow ? a.ids[begin - kWindow - 1] : -1;  // before the window before
   __syncthreads();
+  const int n = static_cast<int>(a.T - begin < kWindow ? a.T - begin : kWindow);
+  const std::int32_t front = ids[0], back = ids[n - 1];
+  const int i = threadIdx.x;
+  // The run that goes on from the window before belongs to that one if it is short.
+  bool began_before = ids[-1] == front;
+  const bool others = began_before && before_last != front && ids[kWindow] != front;
+  const int first = __syncthreads_count(others && i < n && ids[i] == front);
+  if (others) began_before = false;
+  // The last run is followed into the next window if it ends there.
+  const bool own = !(began_before && back == front) && first < n && ids[2 * kWindow] != back;
+  const int end = n + __syncthreads_count(own && i < kWindow && ids[kWindow + i] == back);
+
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kN;
   if (column >= a.D) return;
   // The rows of the table that runs of a few tokens end in are read along with these, not one after another.
-  constexpr int kAhead = 4;
+  constexpr int kAhead = 8;
   float sum[kN] = {};
-  bool began_before = ids[0] == ids[1];
-  for (int first = 0; first < n; first += kAhead) {
+  for (int from = first; from < end; from += kAhead) {
     HeldPack<T, kN> ahead[kAhead];
-    HeldPack<float, kN> target[kAhead];
+    float target[kAhead][kN];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int at = first + i;
-      ahead[i] = at < n ? HeldPack<T, kN>::load(dy + rows[at] * a.D + column) : HeldPack<T, kN>::zero();
-      const std::int32_t id = at < n ? ids[at + 1] : -1;
-      const bool ends = id >= 0 && id < a.V && ids[at + 2] != id;
-      target[i] = ends ? HeldPack<float, kN>::load(a.dtable + id * a.D + column) : HeldPack<float, kN>::zero();
+    for (int k = 0; k < kAhead; ++k) {
+      const int at = from + k;
+      ahead[k] = at < end ? HeldPack<T, kN>::load(dy + rows[at] * a.D + column) : HeldPack<T, kN>::zero();
+      const std::int32_t id = at < end ? ids[at] : -1;
+      if (id >= 0 && id < a.V && ids[at + 1] != id) load_pack(a.dtable + id * a.D + column, target[k]);
     }
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int at = first + i;
-      if (at >= n) break;
+    for (int k = 0; k < kAhead; ++k) {
+      const int at = from + k;
+      if (at >= end) break;
 #pragma unroll
-      for (int c = 0; c < kN; ++c) sum[c] += ahead[i][c];
-      const std::int32_t id = ids[at + 1];
-      const bool goes_on = ids[at + 2] == id;
-      if (goes_on && at + 1 < n) continue;
+      for (int c = 0; c < kN; ++c) sum[c] += ahead[k][c];
+      const std::int32_t id = ids[at];
+      const bool goes_on = ids[at + 1] == id;
+      if (goes_on && at + 1 < end) continue;
       if (began_before || goes_on) {
         store_pack(a.parts + (blockIdx.y * std::int64_t{2} + (began_before ? 0 : 1)) * a.D + column, sum);
       } else if (id >= 0 && id < a.V) {
 #pragma unroll
-        for (int c = 0; c < kN; ++c) sum[c] += target[i][c];
+        for (int c = 0; c < kN; ++c) sum[c] += target[k][c];
         store_pack(a.dtable + id * a.D + column, sum);
       }
       began_before = false;
@@ -96,24 +109,26 @@ __global__ void __launch_bounds__(kThreads) sum_windows_kernel(Runs a, const T* 
   }
 }
 
-// One past the run of `id` that entry `low` is in: a warp probes 32 entries at a time.
-__device__ std::int64_t end_of_run(const Runs& a, std::int64_t low, std::int32_t id) {
+// The window where the run of `id` ends that holds the first entry of window `low`. A warp probes 32 windows at a time:
+// the nearest ones, then wider and narrower steps.
+__device__ std::int64_t last_of_run(const Runs& a, std::int64_t low, std::int32_t id) {
   const int lane = threadIdx.x % 32;
-  std::int64_t high = a.T;
+  std::int64_t high = (a.T + kWindow - 1) / kWindow, step = 1;  // low is in the run, high is not
   while (high - low > 1) {
-    const std::int64_t step = (high - low + 31) / 32, probe = low + (lane + 1) * step;
-    const unsigned inside = __ballot_sync(0xffffffffu, probe < high && a.ids[probe] == id);
+    const std::int64_t probe = low + (lane + 1) * step;
+    const unsigned inside = __ballot_sync(0xffffffffu, probe < high && a.ids[probe * kWindow] == id);
     low += __popc(inside) * step;
-    high = low + step < high ? low + step : high;
+    if (inside != 0xffffffffu) high = low + step < high ? low + step : high;
+    step = (high - low + 31) / 32;
   }
-  return high;
+  return low;
 }
 
 constexpr int kJoinWarps = 16;
 constexpr int kAlone = 4;  // windows that a warp adds up by itself
 
-// Each warp looks after one window: where a crossing run begins in it, the warp adds the parts of that run, and all
-// warps of the block share those of a long one.
+// Each warp looks after one window: where a long run begins in it, the warp adds the parts of that run, or all warps of
+// the block share them.
 template <int kN>
 __global__ void __launch_bounds__(32 * kJoinWarps) join_windows_kernel(Runs a) {
   __shared__ std::int64_t long_runs[kJoinWarps];  // the window where it ends; 0: none begins here
@@ -132,11 +147,11 @@ __global__ void __launch_bounds__(32 * kJoinWarps) join_windows_kernel(Runs a) {
   const std::int64_t first_window = static_cast<std::int64_t>(blockIdx.x) * kJoinWarps;
   const std::int64_t window = first_window + warp, begin = window * kWindow, end = begin + kWindow;
   std::int64_t last = 0;
-  if (end < a.T) {
-    const std::int32_t id = a.ids[end - 1], next = a.ids[end], front = a.ids[begin];
+  if (end + kWindow < a.T) {
+    const std::int32_t id = a.ids[end - 1], beyond = a.ids[end + kWindow], front = a.ids[begin];
     const std::int32_t before = begin > 0 ? a.ids[begin - 1] : -1;
     const bool began_before = front == id && before == id;
-    if (next == id && !began_before && id >= 0 && id < a.V) last = (end_of_run(a, end, id) - 1) / kWindow;
+    if (beyond == id && !began_before && id >= 0 && id < a.V) last = last_of_run(a, window + 2, id);
     if (last > 0 && last - window <= kAlone) {
       if (column < a.D) {
         float sum[kN];

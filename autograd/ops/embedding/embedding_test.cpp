@@ -37,6 +37,7 @@ OP_TEST(Embedding, GradientsAndPrecision) {
   check_op(embedding_case(20, 1, 4));
   check_op(embedding_case(3, 5000, 2));
   check_op(embedding_case(3000, 900, 64));
+  for (const std::int64_t V : {13, 17, 29, 45}) check_op(embedding_case(3000, V, 8));  // runs of 50 to 110
 }
 
 TEST(Embedding, RowsAreThoseOfTheTable) {
