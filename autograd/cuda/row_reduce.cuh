@@ -16,18 +16,20 @@ struct ColumnBlocks {
   std::int64_t count;  // of blocks = lines of the workspace
 };
 
-// Enough blocks to fill a device, but lines that cost little next to the rows.
-inline ColumnBlocks column_blocks(std::int64_t R, std::int64_t W) {
-  constexpr std::int64_t kBlocks = 2048, kColumns = 256, kFewestRows = 64;
+// Blocks that fill an H100 once, four on each of its processors, so that there are few lines. Sums in double take more
+// registers: there fewer fit, and several rounds even out.
+template <class Sum = float>
+ColumnBlocks column_blocks(std::int64_t R, std::int64_t W) {
+  constexpr std::int64_t kBlocks = sizeof(Sum) == sizeof(float) ? 528 : 2048, kColumns = 256, kFewestRows = 64;
   const auto parts = [](std::int64_t n, std::int64_t size) { return (n + size - 1) / size; };
-  const std::int64_t most = std::max<std::int64_t>(1, kBlocks / std::max<std::int64_t>(1, parts(W, kColumns)));
+  const std::int64_t most = std::max<std::int64_t>(1, kBlocks * kColumns / std::max<std::int64_t>(W, kColumns / 4));
   const std::int64_t rows = std::max(kFewestRows, parts(R, most));
   return {rows, std::max<std::int64_t>(1, parts(R, rows))};
 }
 
 template <class Sum = float>
 std::size_t column_sums_workspace(std::int64_t R, std::int64_t W, int sums) {
-  return static_cast<std::size_t>(column_blocks(R, W).count * W * sums) * sizeof(Sum);
+  return static_cast<std::size_t>(column_blocks<Sum>(R, W).count * W * sums) * sizeof(Sum);
 }
 
 namespace detail {
@@ -134,7 +136,7 @@ struct ColumnPacks {
 template <int kN, int kSums, class Sum, class F>
 void column_sums(const Launch& launch, std::int64_t R, std::int64_t W, Sum* lines, const F& f) {
   if (W == 0) return;
-  const ColumnBlocks blocks = column_blocks(R, W);
+  const ColumnBlocks blocks = column_blocks<Sum>(R, W);
   const dim3 grid(static_cast<unsigned>((W + 32 * kN - 1) / (32 * kN)), static_cast<unsigned>(blocks.count));
   detail::column_sums_kernel<kN, kSums>
       <<<grid, detail::kColumnThreads, 0, cuda_stream(launch.stream)>>>(R, W, blocks.rows, lines, f);

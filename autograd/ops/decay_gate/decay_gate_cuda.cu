@@ -139,7 +139,7 @@ std::size_t decay_gate_backward_cuda_workspace(const DecayGateBackward& a) {
 }
 
 void decay_gate_backward_cuda(const DecayGateBackward& a, const Launch& launch) {
-  const std::int64_t C = a.H * a.W, count = column_blocks(a.T, C).count;
+  const std::int64_t C = a.H * a.W, count = column_blocks<double>(a.T, C).count;
   auto* lines = static_cast<double*>(launch.workspace);
   dispatch_cuda(a.dtype, "decay_gate", [&]<class T>() {
     dispatch_decay_function(a, [&]<class Function>(Function function) {

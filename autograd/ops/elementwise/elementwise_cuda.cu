@@ -2,6 +2,7 @@
 #include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/map_rows.cuh"
 #include "autograd/cuda/row_reduce.cuh"
+#include "autograd/cuda/sum_rows.h"
 #include "autograd/ops/elementwise/elementwise.h"
 
 namespace weft {
@@ -48,15 +49,15 @@ struct WithRow {
   }
 };
 
-// drow, and dx on the way.
+// drow of a product, and dx on the way.
 template <class T>
 struct RowGradients {
   RowBackward a;
 
   template <int kN>
   __device__ ColumnPacks<kN> prepare(std::int64_t column) const {
-    ColumnPacks<kN> row{};
-    if (a.function == RowFunction::mul) load_pack(static_cast<const float*>(a.row) + column, row.data[0]);
+    ColumnPacks<kN> row;
+    load_pack(static_cast<const float*>(a.row) + column, row.data[0]);
     return row;
   }
 
@@ -65,11 +66,6 @@ struct RowGradients {
     const std::int64_t at = r * a.D + column;
     float dy[kN];
     load_pack(static_cast<const T*>(a.dy) + at, dy);
-    if (a.function == RowFunction::add) {
-#pragma unroll
-      for (int i = 0; i < kN; ++i) sums[0][i] += dy[i];
-      return;
-    }
     float x[kN];
     load_pack(static_cast<const T*>(a.x) + at, x);
 #pragma unroll
@@ -132,6 +128,9 @@ std::size_t row_backward_cuda_workspace(const RowBackward& a) {
 }
 
 void row_backward_cuda(const RowBackward& a, const Launch& launch) {
+  if (a.function == RowFunction::add && a.drow != nullptr) {
+    return sum_rows_cuda(a.dtype, a.dy, a.R, a.D, static_cast<float*>(a.drow), a.write_drow, launch);
+  }
   dispatch_cuda(a.dtype, "row", [&]<class T>() {
     constexpr int kN = 16 / sizeof(T);
     const bool aligned = fits<T>(a.x, a.D) && fits<T>(a.dy, a.D) && fits<T>(a.dx, a.D) && fits<float>(a.row, a.D);
