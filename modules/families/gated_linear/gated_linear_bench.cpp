@@ -12,15 +12,17 @@ std::vector<BenchCase> gated_linear_bench(const BenchShape& s) {
     const double x = static_cast<double>(tokens * H * s.D),
                  g = learned ? static_cast<double>(decay.shape.numel()) : 0.0;
     const BenchInput heads{{tokens, H, s.D}, BenchInput::Kind::activation, 0.3};
-    return BenchCase{.name = fmt::format("gated_linear, {}, {} tokens", name, tokens),
-                     .inputs = {heads, heads, heads, decay},
-                     .function =
-                         [row, learned](Tape& tape, std::span<const Var> in) {
-                           const Var g_in = learned ? in[3] : Tape::constant(in[3].value);
-                           return std::vector{gated_linear(tape, in[0], in[1], in[2], g_in, {}, row, 0.1).o};
-                         },
-                     .forward = {.elements = 4 * x, .wide = g},
-                     .backward = {.elements = 7 * x, .wide = 2 * g}};
+    return BenchCase{
+        .name = fmt::format("gated_linear, {}, {} tokens", name, tokens),
+        .inputs = {heads, heads, heads, decay},
+        .function =
+            [row, learned](Tape& tape, std::span<const Var> in) {
+              const Var g_in = learned ? in[3] : Tape::constant(in[3].value);
+              // As in training, which wants no final states.
+              return std::vector{gated_linear(tape, in[0], in[1], in[2], g_in, {}, row, 0.1, {.final_state = false}).o};
+            },
+        .forward = {.elements = 4 * x, .wide = g},
+        .backward = {.elements = 7 * x, .wide = 2 * g}};
   };
   // Decays are logarithms, of numbers below 1.
   return {recurrence("constant decays", T, 1, bench_vector({H}, 0.0, -0.01), false),
