@@ -24,8 +24,10 @@ struct alignas(1024) SharedTile {
   bf16 data[Rows * Cols];
 
   // Byte offset of an element; elements of an aligned group of 8 columns are contiguous.
+  // Neither is negative: said to the compiler, which then divides by shifts alone.
   __device__ static constexpr int offset(int row, int column) {
-    return column / kPanel * kPanelBytes + row * 128 + (((column % kPanel) / 8) ^ (row % 8)) * 16 + column % 8 * 2;
+    const unsigned r = static_cast<unsigned>(row), c = static_cast<unsigned>(column);
+    return static_cast<int>(c / kPanel * kPanelBytes + r * 128 + ((c % kPanel / 8) ^ (r % 8)) * 16 + c % 8 * 2);
   }
   __device__ bf16& at(int row, int column) {
     return *reinterpret_cast<bf16*>(reinterpret_cast<char*>(data) + offset(row, column));

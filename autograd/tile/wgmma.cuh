@@ -238,13 +238,13 @@ __device__ inline void store_rounded(const Accumulator<N>& c, SharedTile<Rows, C
                                      int thread) {
   static_assert(N % 16 == 0 && N <= Cols && Rows >= 64, "the accumulator fits into the tile");
 #ifdef WEFT_HOPPER
-  const int lane = thread % kWarp;
-  const int own_row = row + thread / kWarp * 16 + lane % 16;
+  const unsigned lane = static_cast<unsigned>(thread) % kWarp;
+  const int own_row = row + static_cast<int>(static_cast<unsigned>(thread) / kWarp * 16 + lane % 16);
 #pragma unroll
   for (int n = 0; n < N; n += 16) {
     const float* x = c.x + n / 2;
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                     tile.address(own_row, column + n + lane / 16 * 8)),
+                     tile.address(own_row, column + n + static_cast<int>(lane / 16 * 8))),
                  "r"(pack(x[0], x[1])), "r"(pack(x[2], x[3])), "r"(pack(x[4], x[5])), "r"(pack(x[6], x[7]))
                  : "memory");
   }
@@ -258,12 +258,12 @@ __device__ inline void store_operand(const RegisterOperand<K>& a, SharedTile<Row
                                      int thread) {
   static_assert(K <= Cols && Rows >= 64, "the operand fits into the tile");
 #ifdef WEFT_HOPPER
-  const int lane = thread % kWarp;
-  const int own_row = row + thread / kWarp * 16 + lane % 16;
+  const unsigned lane = static_cast<unsigned>(thread) % kWarp;
+  const int own_row = row + static_cast<int>(static_cast<unsigned>(thread) / kWarp * 16 + lane % 16);
 #pragma unroll
   for (int s = 0; s < K / 16; ++s) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                     tile.address(own_row, column + 16 * s + lane / 16 * 8)),
+                     tile.address(own_row, column + 16 * s + static_cast<int>(lane / 16 * 8))),
                  "r"(a.x[s][0]), "r"(a.x[s][1]), "r"(a.x[s][2]), "r"(a.x[s][3])
                  : "memory");
   }
