@@ -42,7 +42,7 @@ struct BackwardArgs {
   float transform, unit;  // as in the forward kernel
   float scale;            // of logits
   const float* stats;     // [H_Q][tiles][2][kQueries]: lse in powers of 2, delta
-  float* dq_sum;          // [H_Q][tiles][2][kPiece]
+  float* dq_sum;          // [H_Q][tiles][2][kPiece], not yet scaled
   int* turns;             // [H_Q][tiles], start at 0
   int* counter;           // starts at 0
   tile::bf16 *dq, *dk, *dv;
@@ -135,7 +135,7 @@ struct BackwardMemory {
       q_empty[i].init(kWarps);
       dz_full[i].init(kWarps);
       dz_empty[i].init(kWarps);
-      dq_full[i].init(2 * tile::kWarpgroup);
+      dq_full[i].init(kWarps);
     }
     for (tile::Barrier& barrier : dq_empty) barrier.init(1);
     tile::fence_barrier_init();

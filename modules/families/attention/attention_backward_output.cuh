@@ -64,9 +64,13 @@ __device__ inline void transpose_quad(std::uint32_t (&x)[4]) {
   }
 }
 
-// Rounds dq of one tile of queries of one head; by one warp, each lane of which reads what one thread handed over.
+// Rounds `scale` times dq of one tile of queries of one head; by one warp, each lane of which reads what one thread
+// handed over. All reads of a batch are on their way before the first is used: they come from afar, and what is stored
+// might be what is read for all that the compiler knows.
 template <int D>
-__device__ inline void round_sums(const float* sums, tile::bf16* dq, int rows, int stride, int width, Write write) {
+__device__ inline void round_sums(const float* sums, float scale, tile::bf16* dq, int rows, int stride, int width,
+                                  Write write) {
+  constexpr int kPacks = kHalf<D> / 8, kBatch = D <= 128 ? 4 : 2;  // of a lane's float4 in 16 rows; times 16 rows
   const int lane = anew(static_cast<int>(threadIdx.x) % tile::kWarp);
   const auto store = [&](int row, int column, const std::uint32_t(&x)[4]) {
     if (row >= rows || column >= width) return;
@@ -75,25 +79,37 @@ __device__ inline void round_sums(const float* sums, tile::bf16* dq, int rows, i
     if (write == Write::accumulate) value = sum_of(tile::load16(to), value);
     tile::store16(to, value);
   };
-#pragma unroll 2
-  for (int i = 0; i < 8; ++i) {
-    const int row = i % 4 * 16 + lane / 4, piece = i / 4;
-    const float* const from = sums + piece * kPiece<D> + piece_offset(i % 4 * tile::kWarp + lane, 0);
+#pragma unroll 1
+  for (int i = 0; i < 8; i += kBatch) {
+    const int piece = i / 4;
+    float4 x[kBatch][kPacks];
 #pragma unroll
-    for (int c = 0; c < kHalf<D> / 8; c += 4) {
-      alignas(16) std::uint32_t upper[4], lower[4];  // 8 rows further down
+    for (int j = 0; j < kBatch; ++j) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const float4 x = __ldcg(reinterpret_cast<const float4*>(from + piece_offset(0, c + k)));
-        upper[k] = tile::pack(x.x, x.y);
-        lower[k] = tile::pack(x.z, x.w);
+      for (int c = 0; c < kPacks; ++c) {
+        const int at = piece * kPiece<D> + piece_offset((i + j) % 4 * tile::kWarp + lane, c);
+        x[j][c] = __ldcg(reinterpret_cast<const float4*>(sums + at));
       }
-      transpose_quad(upper);
-      transpose_quad(lower);
-      // A half of 192 columns is a panel of 64 and half of the third.
-      const int first = c < 8 ? piece * (D <= 128 ? kHalf<D> : 64) + c * 8 : 128 + piece * 32;
-      store(row, first + lane % 4 * 8, upper);
-      store(row + 8, first + lane % 4 * 8, lower);
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int row = (i + j) % 4 * 16 + lane / 4;
+#pragma unroll
+      for (int c = 0; c < kPacks; c += 4) {
+        alignas(16) std::uint32_t upper[4], lower[4];  // 8 rows further down
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float4& own = x[j][c + k];
+          upper[k] = tile::pack(own.x * scale, own.y * scale);
+          lower[k] = tile::pack(own.z * scale, own.w * scale);
+        }
+        transpose_quad(upper);
+        transpose_quad(lower);
+        // A half of 192 columns is a panel of 64 and half of the third.
+        const int first = c < 8 ? piece * (D <= 128 ? kHalf<D> : 64) + c * 8 : 128 + piece * 32;
+        store(row, first + lane % 4 * 8, upper);
+        store(row + 8, first + lane % 4 * 8, lower);
+      }
     }
   }
 }
@@ -117,8 +133,9 @@ __device__ inline void finish_queries(const KeyItem& item, const BackwardArgs& a
       }
     }
     __syncwarp();
-    round_sums<D>(a.dq_sum + at * 2 * kPiece<D>, a.dq + (static_cast<std::int64_t>(t.row) * a.H_Q + head) * a.D,
-                  t.count, a.H_Q * a.D, a.D, a.write_dq);
+    round_sums<D>(a.dq_sum + at * 2 * kPiece<D>, a.scale,
+                  a.dq + (static_cast<std::int64_t>(t.row) * a.H_Q + head) * a.D, t.count, a.H_Q * a.D, a.D,
+                  a.write_dq);
   }
 }
 

@@ -28,14 +28,6 @@ struct HalfSum {
     }
   }
   __device__ float get(int i) const { return i < kWide / 2 ? first.x[i] : rest.x[i - kWide / 2]; }
-  __device__ void scale(float by) {
-#pragma unroll
-    for (float& x : first.x) x *= by;
-    if constexpr (kHalf<D> == 96) {
-#pragma unroll
-      for (float& x : rest.x) x *= by;
-    }
-  }
 };
 
 // A warpgroup that computes.
@@ -109,7 +101,6 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     const auto hand_over = [&](std::uint32_t from) {
       const int to = kSumBuffers == 2 ? from % 2 : 0;
       release(m.dz_empty[from % 2]);
-      dq.scale(a.scale);
       m.dq_empty[to].wait(from / kSumBuffers % 2 ^ 1);
 #pragma unroll
       for (int c = 0; c < D / 16; ++c) {
@@ -121,7 +112,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
         *reinterpret_cast<float4*>(&m.dq[to][group][piece_offset(thread, c)]) = x;
       }
       tile::fence_async_shared();
-      m.dq_full[from % 2].arrive();
+      release(m.dq_full[from % 2]);
     };
 
     // The end of step n, whose dk is being made: dq of the step before (which is late so that the warpgroups need not
