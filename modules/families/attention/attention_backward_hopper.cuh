@@ -119,6 +119,10 @@ struct BackwardMemory {
   tile::Barrier q_full[2], q_empty[2], d_o_full[kGradientStages], d_o_empty[kGradientStages];
   tile::Barrier dz_full[2], dz_empty[2];
   tile::Barrier dq_full[2], dq_empty[kSumBuffers];  // full: of even and of odd steps
+  // Sums that come back to be rounded, of each warpgroup and warp, and how often they did.
+  static constexpr int kGroupWarps = tile::kWarpgroup / tile::kWarp;
+  tile::Barrier sums_here[kSumBuffers][2][kGroupWarps];
+  std::uint32_t rounds[2][kGroupWarps];
 
   __device__ void init() {
     constexpr int kWarps = 2 * tile::kWarpgroup / tile::kWarp;
@@ -138,6 +142,10 @@ struct BackwardMemory {
       dq_full[i].init(kWarps);
     }
     for (tile::Barrier& barrier : dq_empty) barrier.init(1);
+    for (int i = 0; i < kWarps; ++i) {
+      for (auto& of_buffer : sums_here) of_buffer[i / kGroupWarps][i % kGroupWarps].init(1);
+      rounds[i / kGroupWarps][i % kGroupWarps] = 0;
+    }
     tile::fence_barrier_init();
   }
 };

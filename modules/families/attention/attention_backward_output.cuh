@@ -64,13 +64,11 @@ __device__ inline void transpose_quad(std::uint32_t (&x)[4]) {
   }
 }
 
-// Rounds `scale` times dq of one tile of queries of one head; by one warp, each lane of which reads what one thread
-// handed over. All reads of a batch are on their way before the first is used: they come from afar, and what is stored
-// might be what is read for all that the compiler knows.
+// A warp's share of dq of one tile of queries of one head, which lies at `sums` as its threads hand sums over: 16 rows
+// of one half of the columns. Rounds `scale` times that.
 template <int D>
-__device__ inline void round_sums(const float* sums, float scale, tile::bf16* dq, int rows, int stride, int width,
-                                  Write write) {
-  constexpr int kPacks = kHalf<D> / 8, kBatch = D <= 128 ? 4 : 2;  // of a lane's float4 in 16 rows; times 16 rows
+__device__ inline void round_sums(const float* sums, float scale, tile::bf16* dq, int piece, int first_row, int rows,
+                                  int stride, int width, Write write) {
   const int lane = anew(static_cast<int>(threadIdx.x) % tile::kWarp);
   const auto store = [&](int row, int column, const std::uint32_t(&x)[4]) {
     if (row >= rows || column >= width) return;
@@ -79,64 +77,98 @@ __device__ inline void round_sums(const float* sums, float scale, tile::bf16* dq
     if (write == Write::accumulate) value = sum_of(tile::load16(to), value);
     tile::store16(to, value);
   };
-#pragma unroll 1
-  for (int i = 0; i < 8; i += kBatch) {
-    const int piece = i / 4;
-    float4 x[kBatch][kPacks];
+  const int row = first_row + lane / 4;
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
+  for (int c = 0; c < kHalf<D> / 8; c += 4) {
+    alignas(16) std::uint32_t upper[4], lower[4];  // 8 rows further down
 #pragma unroll
-      for (int c = 0; c < kPacks; ++c) {
-        const int at = piece * kPiece<D> + piece_offset((i + j) % 4 * tile::kWarp + lane, c);
-        x[j][c] = __ldcg(reinterpret_cast<const float4*>(sums + at));
-      }
+    for (int k = 0; k < 4; ++k) {
+      const float4 x = *reinterpret_cast<const float4*>(sums + piece_offset(lane, c + k));
+      upper[k] = tile::pack(x.x * scale, x.y * scale);
+      lower[k] = tile::pack(x.z * scale, x.w * scale);
     }
-#pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      const int row = (i + j) % 4 * 16 + lane / 4;
-#pragma unroll
-      for (int c = 0; c < kPacks; c += 4) {
-        alignas(16) std::uint32_t upper[4], lower[4];  // 8 rows further down
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const float4& own = x[j][c + k];
-          upper[k] = tile::pack(own.x * scale, own.y * scale);
-          lower[k] = tile::pack(own.z * scale, own.w * scale);
-        }
-        transpose_quad(upper);
-        transpose_quad(lower);
-        // A half of 192 columns is a panel of 64 and half of the third.
-        const int first = c < 8 ? piece * (D <= 128 ? kHalf<D> : 64) + c * 8 : 128 + piece * 32;
-        store(row, first + lane % 4 * 8, upper);
-        store(row + 8, first + lane % 4 * 8, lower);
-      }
-    }
+    transpose_quad(upper);
+    transpose_quad(lower);
+    // A half of 192 columns is a panel of 64 and half of the third.
+    const int first = c < 8 ? piece * (D <= 128 ? kHalf<D> : 64) + c * 8 : 128 + piece * 32;
+    store(row, first + lane % 4 * 8, upper);
+    store(row + 8, first + lane % 4 * 8, lower);
   }
 }
 
-// Rounds dq of the tiles to which an item adds last, while the sums are in the cache; by all computing warps.
-template <int D>
-__device__ inline void finish_queries(const KeyItem& item, const BackwardArgs& a, int thread) {
+// Rounds dq of the tiles to which an item adds last; by all computing warps, after `n` steps in all. The copy engine
+// brings the sums to where they were handed over, every warp's to its own places, so that nobody else is waited for;
+// the caches next to the processor are too small for as many reads as must be on their way.
+template <int D, int D_V, Makes kMakes>
+__device__ inline void finish_queries(BackwardMemory<D, D_V, kMakes>& m, const KeyItem& item, const BackwardArgs& a,
+                                      std::uint32_t n, int group, int thread) {
+  constexpr int kBuffers = BackwardMemory<D, D_V, kMakes>::kSumBuffers, kParts = kHalf<D> / 8;
+  constexpr std::uint32_t kPartBytes = 4 * tile::kWarp * sizeof(float);
   if (a.dq == nullptr) return;
   thread = anew(thread);
-  const int G = a.H_Q / a.H_KV;
+  const int G = a.H_Q / a.H_KV, lane = thread % tile::kWarp, warp = uniform(thread / tile::kWarp);
+  const auto place = [&](int i) {  // of tile i % 2 of head i / 2 of the group
+    return static_cast<std::int64_t>(item.kv_head * G + i / 2) * a.query_count + item.tile.query_tile + item.first +
+           i % 2;
+  };
+  std::uint32_t round = m.rounds[group][warp];
 #pragma unroll 1
-  for (int i = thread / tile::kWarp; i < 2 * G; i += 2 * tile::kWarpgroup / tile::kWarp) {
-    const int index = item.first + i % 2;
-    if (index > item.last) continue;
-    const AttentionQueryTile& t = a.query_tiles[item.tile.query_tile + index];
-    if (t.count <= 0 || !is_last(item.tile, t)) continue;
-    const int head = item.kv_head * G + i / 2;
-    const std::int64_t at = static_cast<std::int64_t>(head) * a.query_count + item.tile.query_tile + index;
-    if (threadIdx.x % tile::kWarp == 0) {
-      while (load_acquire(a.turns + at) != kComplete) {
+  for (int begin = 0; begin < 2 * G; begin += tile::kWarp) {
+    // Every lane looks after one tile.
+    const int own = begin + lane;
+    int row = 0, rows = 0;
+    if (own < 2 * G && item.first + own % 2 <= item.last) {
+      const AttentionQueryTile& t = a.query_tiles[item.tile.query_tile + item.first + own % 2];
+      if (t.count > 0 && is_last(item.tile, t)) {
+        row = t.row;
+        rows = t.count;
+        while (load_acquire(a.turns + place(own)) != kComplete) {
+        }
       }
     }
+    const std::uint32_t tiles = __ballot_sync(0xffffffffu, rows > 0);
     __syncwarp();
-    round_sums<D>(a.dq_sum + at * 2 * kPiece<D>, a.scale,
-                  a.dq + (static_cast<std::int64_t>(t.row) * a.H_Q + head) * a.D, t.count, a.H_Q * a.D, a.D,
-                  a.write_dq);
+    tile::fence_async_global();
+    const auto load = [&](int i, std::uint32_t round) {
+      const int buffer = round % kBuffers;
+      tile::Barrier& here = m.sums_here[buffer][group][warp];
+      __syncwarp();  // all lanes have read what was there before
+      if (lane == 0) here.arrive_expect(kParts * kPartBytes);
+      __syncwarp();
+      if (lane < kParts) {
+        tile::load_bytes(&m.dq[buffer][group][piece_offset(warp * tile::kWarp, lane)],
+                         a.dq_sum + (place(begin + i) * 2 + group) * kPiece<D> + piece_offset(warp * tile::kWarp, lane),
+                         kPartBytes, here);
+      }
+    };
+    std::uint32_t to_load = tiles, loaded = round;
+    const auto load_next = [&] {
+      if (to_load == 0) return;
+      load(__ffs(static_cast<int>(to_load)) - 1, loaded++);
+      to_load &= to_load - 1;
+    };
+    if (tiles != 0) {
+      // What was handed over has been added.
+#pragma unroll
+      for (std::uint32_t from = n; from < n + kBuffers; ++from) {
+        m.dq_empty[from % kBuffers].wait(from / kBuffers % 2 ^ 1);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBuffers; ++i) load_next();
+#pragma unroll 1
+    for (std::uint32_t left = tiles; left != 0; left &= left - 1, ++round) {
+      const int i = __ffs(static_cast<int>(left)) - 1, buffer = round % kBuffers;
+      m.sums_here[buffer][group][warp].wait(round / kBuffers % 2);
+      const std::int64_t first_row = __shfl_sync(0xffffffffu, row, i);
+      round_sums<D>(&m.dq[buffer][group][piece_offset(warp * tile::kWarp, 0)], a.scale,
+                    a.dq + (first_row * a.H_Q + item.kv_head * G + (begin + i) / 2) * a.D, group, warp * 16,
+                    __shfl_sync(0xffffffffu, rows, i), a.H_Q * a.D, a.D, a.write_dq);
+      load_next();
+    }
   }
+  __syncwarp();
+  if (lane == 0) m.rounds[group][warp] = round;
 }
 
 }  // namespace weft::attention_cuda

@@ -54,7 +54,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
   // Rounds dq of what the item before has completed: by now nobody's turn is waited for.
   const auto finish_item_before = [&] {
     if constexpr (kKeys) {
-      if (items > 0) finish_queries<D>(m.item[(items - 1) % Memory::kItems], a, group * tile::kWarpgroup + thread);
+      if (items > 0) finish_queries(m, m.item[(items - 1) % Memory::kItems], a, n, group, thread);
     }
   };
 
