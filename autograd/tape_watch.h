@@ -20,9 +20,11 @@ class TapeWatch {
     Tensor tensor;               // undefined where there is none
     const Parameter* parameter;  // null if it is none
   };
-  virtual void computed(const char* op, std::span<const Value> inputs, std::span<const Value> outputs) = 0;
+  virtual void computed(const char* /*op*/, std::span<const Value> /*inputs*/, std::span<const Value> /*outputs*/) {}
   // Gradients of outputs, and of inputs as far as the tape has summed them up.
-  virtual void differentiated(const char* op, std::span<const Value> from, std::span<const Value> to) = 0;
+  virtual void differentiated(const char* /*op*/, std::span<const Value> /*from*/, std::span<const Value> /*to*/) {}
+  // Indices that an operation chose, which jump where its inputs move: what is written into them is used instead.
+  virtual void chosen(const char* /*op*/, const Tensor& /*choice*/) {}
 
   static TapeWatch* current();
 };

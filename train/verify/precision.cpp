@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "autograd/random_tensor.h"
+#include "autograd/tape_watch.h"
 #include "autograd/transfer.h"
 
 namespace weft {
@@ -80,11 +81,85 @@ class Excerpt {
   const ComparedTokens& compared_;
 };
 
+// What operations choose, such as the blocks that a query attends to, jumps where rounding decides between two that are
+// as good. So fp64 follows what the device chose; how often it would have chosen otherwise is a result of its own.
+class Choices final : public TapeWatch {
+ public:
+  struct Choice {
+    std::string op;
+    Tensor indices;  // i32 [T, ..., n] in host memory, -1: none
+  };
+
+  explicit Choices(const Stream& stream) : stream_(stream) {}
+  // On the CPU.
+  explicit Choices(const std::vector<Choice>& followed) : followed_(&followed) {}
+
+  // Those of the run itself, not those that it followed.
+  const std::vector<Choice>& made() const { return made_; }
+
+  void chosen(const char* op, const Tensor& choice) override {
+    made_.push_back({op, to_host(choice, stream_).clone()});
+    if (followed_ == nullptr) return;
+    WEFT_CHECK(made_.size() <= followed_->size(), "{} chooses once more than it did on the device", op);
+    const Tensor& from = (*followed_)[made_.size() - 1].indices;
+    const std::int64_t rows = choice.numel() / choice.shape().back();
+    const std::int64_t n = choice.shape().back(), given = from.shape().back();
+    WEFT_CHECK(from.numel() == rows * given, "{}: {} for {}", op, from.shape().str(), choice.shape().str());
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t i = 0; i < n; ++i) {
+        choice.data<std::int32_t>()[r * n + i] = i < given ? from.data<std::int32_t>()[r * given + i] : -1;
+      }
+    }
+  }
+
+ private:
+  Stream stream_;
+  const std::vector<Choice>* followed_ = nullptr;
+  std::vector<Choice> made_;
+};
+
+// The share of what the reference chose that the other did not.
+double disagreement(const Tensor& choice, const Tensor& reference) {
+  const auto chosen = [](const Tensor& list, std::int64_t row) {
+    const std::int64_t n = list.shape().back();
+    std::vector<std::int32_t> indices(list.data<std::int32_t>() + row * n, list.data<std::int32_t>() + (row + 1) * n);
+    std::erase(indices, -1);
+    std::ranges::sort(indices);
+    return indices;
+  };
+  std::int64_t all = 0, missing = 0;
+  for (std::int64_t row = 0; row < reference.numel() / reference.shape().back(); ++row) {
+    const std::vector<std::int32_t> mine = chosen(choice, row);
+    for (const std::int32_t index : chosen(reference, row)) {
+      ++all;
+      if (!std::ranges::binary_search(mine, index)) ++missing;
+    }
+  }
+  return all > 0 ? static_cast<double>(missing) / static_cast<double>(all) : 0.0;
+}
+
+std::vector<Distance> disagreements(const std::vector<Choices::Choice>& made,
+                                    const std::vector<Choices::Choice>& reference) {
+  WEFT_CHECK(made.size() == reference.size(), "{} choices, {} in the reference", made.size(), reference.size());
+  std::vector<Distance> list;
+  for (std::size_t i = 0; i < made.size(); ++i) {
+    const double share = disagreement(made[i].indices, reference[i].indices);
+    list.push_back({share, share});
+  }
+  return list;
+}
+
 // Everything a specimen gives, in one list with the names.
 std::vector<Tensor> all_of(const SpecimenResult& r) {
   std::vector<Tensor> list = r.outputs;
   list.insert(list.end(), r.inputs.begin(), r.inputs.end());
   list.insert(list.end(), r.parameters.begin(), r.parameters.end());
+  return list;
+}
+
+std::vector<Distance> distances(const std::vector<Tensor>& values, const std::vector<Tensor>& reference) {
+  std::vector<Distance> list;
+  for (std::size_t i = 0; i < values.size(); ++i) list.push_back(distance(values[i], reference[i]));
   return list;
 }
 
@@ -99,12 +174,23 @@ std::vector<std::string> names_of(const PrecisionCase& c, Specimen& specimen) {
 struct Exact {
   std::vector<Tensor> inputs, seeds;
   SpecimenRow row;
+  std::vector<Choices::Choice> followed;
 };
 
+// What fp64 makes of it.
+struct Reference {
+  std::vector<Tensor> values;
+  std::vector<Choices::Choice> choices;
+};
+Reference reference_of(Specimen& fp64, const Exact& exact) {
+  Choices choices(exact.followed);
+  return {all_of(fp64.backward(exact.inputs, exact.row, exact.seeds)), choices.made()};
+}
+
 // How far fp64 moves when what rounding changes moves: inputs in fp32; in bf16, where every projection rounds,
-// parameters and seeds as well, the largest of three draws.
+// parameters and seeds as well, the largest of three draws. Of the values, then of the choices.
 std::vector<Distance> conditions(const PrecisionCase& c, const Specimen& specimen, const Exact& exact,
-                                 const std::vector<Tensor>& reference) {
+                                 const Reference& reference) {
   const bool single = specimen.place().dtype != DType::bf16;
   const double unit = single ? 0x1p-24 : 0x1p-9;
   std::uint64_t seed = kDisturbance;
@@ -116,20 +202,21 @@ std::vector<Distance> conditions(const PrecisionCase& c, const Specimen& specime
     }
     return result;
   };
-  std::vector<Distance> worst(reference.size());
+  std::vector<Distance> worst(reference.values.size() + reference.choices.size());
   for (int draw = 0; draw < (single ? 1 : 3); ++draw) {
     Specimen other(c.declare, specimen);
-    std::vector<Tensor> inputs, seeds;
-    for (const Tensor& x : exact.inputs) inputs.push_back(moved(x));
+    Exact nearby{.inputs = {}, .seeds = {}, .row = exact.row, .followed = exact.followed};
+    for (const Tensor& x : exact.inputs) nearby.inputs.push_back(moved(x));
     if (!single) {
       for (const Parameter* p : other.parameters().all()) p->value.copy_from(moved(p->value));
     }
     // The seed of a loss is 1 by definition.
-    for (const Tensor& dy : exact.seeds) seeds.push_back(single || dy.numel() == 1 ? dy : moved(dy));
-    const std::vector<Tensor> nearby = all_of(other.backward(inputs, exact.row, seeds));
+    for (const Tensor& dy : exact.seeds) nearby.seeds.push_back(single || dy.numel() == 1 ? dy : moved(dy));
+    const Reference result = reference_of(other, nearby);
+    std::vector<Distance> far = distances(result.values, reference.values);
+    for (const Distance& d : disagreements(result.choices, reference.choices)) far.push_back(d);
     for (std::size_t i = 0; i < worst.size(); ++i) {
-      const Distance d = distance(nearby[i], reference[i]);
-      worst[i] = {std::max(worst[i].rel_f, d.rel_f), std::max(worst[i].rel_max, d.rel_max)};
+      worst[i] = {std::max(worst[i].rel_f, far[i].rel_f), std::max(worst[i].rel_max, far[i].rel_max)};
     }
   }
   return worst;
@@ -153,30 +240,39 @@ std::vector<PrecisionResult> compare_with_double(const PrecisionCase& c, Specime
   std::vector<Tensor> inputs, seeds;
   for (const Tensor& x : c.inputs) inputs.push_back(to_host(x, dtype, {}));
   for (const Tensor& dy : c.seeds) seeds.push_back(excerpt.alone(to_host(dy, dtype, {})));
-  SpecimenResult device =
-      specimen.backward(inputs, {.documents = c.row.documents, .labels = excerpt.labels(c.row.labels)}, seeds);
+  SpecimenResult device;
+  std::vector<Choices::Choice> choices;
+  {
+    Choices noted(specimen.place().stream);
+    device = specimen.backward(inputs, {.documents = c.row.documents, .labels = excerpt.labels(c.row.labels)}, seeds);
+    for (const Choices::Choice& choice : noted.made()) choices.push_back({choice.op, excerpt.of(choice.indices)});
+  }
   device.outputs = excerpt.of(device.outputs);
   device.inputs = excerpt.of(device.inputs);
 
   const Exact exact{.inputs = excerpt.of(inputs),
                     .seeds = excerpt.of(seeds),
-                    .row = {.documents = excerpt.documents(), .labels = excerpt.of(c.row.labels)}};
+                    .row = {.documents = excerpt.documents(), .labels = excerpt.of(c.row.labels)},
+                    .followed = choices};
   Specimen fp64(c.declare, specimen);
-  const std::vector<Tensor> reference = all_of(fp64.backward(exact.inputs, exact.row, exact.seeds));
-  const std::vector<Tensor> values = all_of(device);
-  const std::vector<std::string> names = names_of(c, specimen);
-  WEFT_CHECK(names.size() == values.size(), "{} names for {} results", names.size(), values.size());
+  const Reference reference = reference_of(fp64, exact);
+  std::vector<Distance> errors = distances(all_of(device), reference.values);
+  std::vector<std::string> names = names_of(c, specimen);
+  const std::size_t outputs = device.outputs.size(), parameters = outputs + device.inputs.size();
+  const std::size_t values = errors.size();
+  for (const Distance& d : disagreements(choices, reference.choices)) errors.push_back(d);
+  for (const Choices::Choice& choice : choices) names.push_back(choice.op);
+  WEFT_CHECK(names.size() == errors.size(), "{} names for {} results", names.size(), errors.size());
 
   std::vector<PrecisionResult> results;
-  const std::size_t outputs = device.outputs.size(), parameters = outputs + device.inputs.size();
-  for (std::size_t i = 0; i < values.size(); ++i) {
+  for (std::size_t i = 0; i < errors.size(); ++i) {
+    const bool forward = i < outputs || i >= values;
     // Gradients of parameters are sums over tokens.
-    const bool sums = i >= parameters && dtype == DType::bf16;
+    const bool sums = i >= parameters && i < values && dtype == DType::bf16;
     const double backward = std::max(c.tolerance.backward, sums ? kBf16TokenSums.backward : 0.0);
     const double max = std::max(c.tolerance.max, sums ? kBf16TokenSums.max : 0.0);
-    results.push_back({.quantity = names[i],
-                       .error = distance(values[i], reference[i]),
-                       .limit = {i < outputs ? c.tolerance.forward : backward, max}});
+    results.push_back(
+        {.quantity = names[i], .error = errors[i], .limit = {forward ? c.tolerance.forward : backward, max}});
   }
   if (std::ranges::all_of(results, &PrecisionResult::ok)) return results;
 

@@ -3,6 +3,8 @@
 // A part is a chain of kernels, each of which has its own tolerance. The whole must agree with fp64, evaluated with the
 // same rounded parameters and inputs, as closely as the table of tolerances asks or, where the chain magnifies
 // rounding, as closely as fp64 agrees with itself when inputs and parameters move by a few units of that rounding.
+// Where the part chooses, fp64 follows the device's choice, and the share of it that fp64 would not have made is a
+// result as well.
 #pragma once
 
 #include <optional>
@@ -32,7 +34,7 @@ struct PrecisionCase {
 };
 
 struct PrecisionResult {
-  std::string quantity;  // "output", "dx", "d wq"
+  std::string quantity;  // "output", "dx", "d wq"; an operation's name: its choices, both errors the share that differs
   Distance error;
   Distance limit;  // above the table's where the chain magnifies rounding
   bool ok() const { return error.rel_f <= limit.rel_f && error.rel_max <= limit.rel_max; }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "autograd/tape_watch.h"
 #include "modules/families/block_sparse/block_choice_cpu.h"
 #include "modules/families/block_sparse/block_sparse_cached.h"
 
@@ -76,6 +77,7 @@ Tensor choose(Tape& tape, const Tensor& q, const Tensor& k, std::int64_t H_KV, c
                          .lse = lse.defined() ? lse.raw() : nullptr,
                          .idx = idx.data<std::int32_t>()};
   kChoose.run(tape, args);
+  if (TapeWatch* watch = TapeWatch::current(); watch != nullptr && tape.recording()) watch->chosen(kChoose.op, idx);
   return idx;
 }
 
