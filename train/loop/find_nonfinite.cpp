@@ -4,29 +4,71 @@
 #include <optional>
 #include <string_view>
 
+#include "autograd/cuda/cuda_memory.h"
 #include "autograd/tape_watch.h"
+#include "train/loop/nonfinite_tally.h"
 
 namespace weft {
 namespace {
 
+template <class T>
+void count_nonfinite_cpu(const NonfiniteCount& a) {
+  const auto* x = static_cast<const T*>(a.x);
+  for (std::int64_t i = 0; i < a.N; ++i) {
+    if (std::isfinite(x[i])) continue;
+    if (a.tally->count++ == 0) a.tally->behind = static_cast<unsigned long long>(a.N - i);
+  }
+}
+
+constexpr Dispatch<NonfiniteCount> kCount{.op = "count of what is not finite",
+                                          .cpu =
+                                              [](const NonfiniteCount& args, const Launch&) {
+                                                dispatch_real(args.dtype, "count of what is not finite",
+                                                              [&]<class T>() { count_nonfinite_cpu<T>(args); });
+                                              },
+                                          .cuda = WEFT_ON_CUDA(count_nonfinite_cuda)};
+
 struct Nonfinite {
-  float first = 0.0F;
-  std::int64_t at = 0, count = 0;
+  float first;
+  std::int64_t at, count;
 };
 
-std::optional<Nonfinite> nonfinite_in(const Tensor& tensor, const Stream& stream) {
-  if (!tensor.defined() || tensor.numel() == 0) return {};
-  if (tensor.dtype() == DType::i32 || tensor.dtype() == DType::i64) return {};
-  const Tensor host = to_host(tensor, DType::f32, stream);
-  const std::span<const float> values = host.span<float>();
-  std::optional<Nonfinite> found;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    if (std::isfinite(values[i])) continue;
-    if (!found) found = {.first = values[i], .at = static_cast<std::int64_t>(i)};
-    ++found->count;
+// Looks where tensors are: of each a few bytes come to the host.
+class Inspection {
+ public:
+  explicit Inspection(const Place& place)
+      : place_(place),
+        tally_({2}, DType::i64, place.lasting),
+        on_host_({2}, DType::i64, place.on_cpu() ? heap_allocator() : pinned_allocator()) {
+    static_assert(sizeof(NonfiniteTally) == 2 * sizeof(std::int64_t));
   }
-  return found;
-}
+
+  std::optional<Nonfinite> of(const Tensor& tensor) const {
+    if (!tensor.defined() || tensor.numel() == 0) return {};
+    if (tensor.dtype() == DType::i32 || tensor.dtype() == DType::i64) return {};
+    // Sums of losses, a few numbers in a type that kernels do not compute in.
+    if (!place_.on_cpu() && tensor.dtype() == DType::f64) {
+      return Inspection(cpu_place(DType::f64, heap_allocator())).of(to_host(tensor, place_.stream));
+    }
+    fill_zero(tally_, place_.stream);
+    kCount({.dtype = tensor.dtype(),
+            .N = tensor.numel(),
+            .x = tensor.raw(),
+            .tally = static_cast<NonfiniteTally*>(tally_.raw())},
+           {.stream = place_.stream});
+    copy(on_host_, tally_, place_.stream);
+    synchronize(place_.stream);
+    const std::int64_t count = on_host_.data<std::int64_t>()[0], behind = on_host_.data<std::int64_t>()[1];
+    if (count == 0) return {};
+    const std::int64_t at = tensor.numel() - behind;
+    const Tensor first = tensor.reshape({tensor.numel()}).rows(at, at + 1);
+    return Nonfinite{*to_host(first, DType::f32, place_.stream).data<float>(), at, count};
+  }
+
+ private:
+  Place place_;
+  Tensor tally_, on_host_;
+};
 
 std::string describe(const Nonfinite& found, const Tensor& tensor) {
   return fmt::format("{} at element {} of {}, {} of {} values not finite", found.first, found.at, tensor.shape().str(),
@@ -44,7 +86,7 @@ std::string module_of(const std::string& parameter) {
 class Search final : public TapeWatch {
  public:
   enum class Of : std::uint8_t { forward, backward };
-  Search(const Stream& stream, Of pass) : stream_(stream), pass_(pass) {}
+  Search(const Inspection& inspection, Of pass) : inspection_(inspection), pass_(pass) {}
   const std::string& found() const { return found_; }
 
   void computed(const char* op, std::span<const Value> inputs, std::span<const Value> outputs) override {
@@ -66,10 +108,10 @@ class Search final : public TapeWatch {
       module_ = module_of(value.parameter->name);
     }
     for (const Value& made : to) {
-      const std::optional<Nonfinite> bad = nonfinite_in(made.tensor, stream_);
+      const std::optional<Nonfinite> bad = inspection_.of(made.tensor);
       if (!bad) continue;
       for (const Value& value : from) {
-        if (value.parameter == nullptr && nonfinite_in(value.tensor, stream_)) return;
+        if (value.parameter == nullptr && inspection_.of(value.tensor)) return;
       }
       found_ = fmt::format("{}, at {}: {}{} makes {} from finite inputs", pass, module_.empty() ? "the start" : module_,
                            op, parameters, describe(*bad, made.tensor));
@@ -77,7 +119,7 @@ class Search final : public TapeWatch {
     }
   }
 
-  Stream stream_;
+  const Inspection& inspection_;
   Of pass_;
   std::string module_;  // of the parameter that was met last
   std::string found_;
@@ -90,8 +132,9 @@ std::vector<std::string> find_nonfinite(LanguageModel& model, const std::vector<
   constexpr std::size_t kMost = 4;
   std::vector<std::string> lines;
   std::size_t more = 0;
+  const Inspection inspection(place);
   for (const Parameter* parameter : model.parameters().all()) {
-    const std::optional<Nonfinite> bad = nonfinite_in(parameter->value, place.stream);
+    const std::optional<Nonfinite> bad = inspection.of(parameter->value);
     if (!bad) continue;
     if (lines.size() == kMost) {
       ++more;
@@ -106,7 +149,7 @@ std::vector<std::string> find_nonfinite(LanguageModel& model, const std::vector<
     for (const Batch& batch : batches) {
       // What the pass before left in them would be taken for an origin.
       model.parameters().zero_gradients(place.stream);
-      Search search(place.stream, pass);
+      Search search(inspection, pass);
       Tape tape(place.arena, Tape::Mode::record, place.stream);
       const LossTerms terms =
           model.loss(tape, tape.here(batch.tokens), batch.documents, tape.here(batch.labels), tape.here(batch.weights),

@@ -5,6 +5,8 @@
 #include <limits>
 
 #include "autograd/cuda/cuda_memory.h"
+#include "autograd/transfer.h"
+#include "modules/mixer.h"
 #include "tests/support/gpu.h"
 #include "train/recipe/recipe.h"
 
@@ -45,6 +47,97 @@ void put(const Tensor& tensor, std::int64_t at, float value, const Place& place)
   copy(tensor, to_host(changed, tensor.dtype(), {}), place.stream);
 }
 
+// Passes its input on. Backward, the gradient that it hands on to its input or to its parameter is not finite.
+enum class Fault : std::uint8_t { input, parameter };
+Var fault(Tape& tape, const Var& x, Parameter& parameter, Fault where) {
+  struct Saved {
+    Fault where;
+    void backward(Backward& pass) const {
+      const Stream& stream = pass.tape().stream();
+      const Tensor dy = pass.grad(0);
+      const GradTarget dx = pass.target(0), dw = pass.target(1);
+      fill_zero(dw.tensor, stream);
+      if (dx.write == Write::overwrite) {
+        copy(dx.tensor, dy, stream);
+      } else {
+        add_into(dx.tensor, dy, stream);
+      }
+      const Tensor& bad = where == Fault::input ? dx.tensor : dw.tensor;
+      fill(bad.reshape({bad.numel()}).rows(7, 9), std::numeric_limits<double>::quiet_NaN(), stream);
+    }
+  };
+  return tape.record("fault", {x, tape.parameter(parameter)}, x.value, [&] { return Saved{where}; });
+}
+
+class FaultyMixer final : public Mixer {
+ public:
+  FaultyMixer(std::unique_ptr<Mixer> mixer, Parameter& parameter, Fault where)
+      : mixer_(std::move(mixer)), parameter_(parameter), where_(where) {}
+  Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override {
+    return mixer_->forward(tape, fault(tape, x, parameter_, where_), documents, state);
+  }
+  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override {
+    return mixer_->initial_state(sequences, place);
+  }
+  MixerCost cost(std::int64_t tokens, std::int64_t length) const override { return mixer_->cost(tokens, length); }
+  double state_bytes(std::int64_t length) const override { return mixer_->state_bytes(length); }
+
+ private:
+  std::unique_ptr<Mixer> mixer_;
+  Parameter& parameter_;
+  Fault where_;
+};
+
+// Attention with a fault in its second layer.
+template <Fault kWhere>
+MixerType faulty_mixer() {
+  MixerType type = *find_mixer("attention");
+  type.name = "faulty";
+  type.create = [](const ParameterScope& scope, const MixerSite& site, const Options& options,
+                   const std::string& where) -> std::unique_ptr<Mixer> {
+    std::unique_ptr<Mixer> mixer = find_mixer("attention")->create(scope, site, options, where);
+    if (site.layer != 1) return mixer;
+    Parameter& parameter = scope.declare("planted", {9}, ParameterKind::vector, Init::constant(1.0));
+    return std::make_unique<FaultyMixer>(std::move(mixer), parameter, kWhere);
+  };
+  return type;
+}
+
+void check_backward(const MixerType& type, const std::string& recompute, const std::string& made, const Place& place) {
+  SCOPED_TRACE(made + ", recompute " + recompute);
+  std::vector<const MixerType*> types = mixer_types();
+  types.push_back(&type);
+  const Recipe recipe = parse_recipe(R"(
+[run]
+steps = 1
+[model]
+width = 32
+layers = 3
+pattern = ["faulty"]
+[mixer.faulty]
+heads = 2
+[data]
+train = "nowhere"
+sequence_length = 256
+batch_tokens = 256
+)",
+                                     "test.toml", std::vector<std::string>{"model.recompute=" + recompute}, types);
+  LanguageModel model(language_model_config(recipe, kVocabulary));
+  model.initialise(3, place);
+  const std::vector<std::string> found = find_nonfinite(model, {batch()}, place, 100.0, 0.0);
+  ASSERT_EQ(found.size(), 1) << ::testing::PrintToString(found);
+  EXPECT_EQ(found[0], "backward, at layers.1.mixer: fault with layers.1.mixer.planted makes nan at element 7 of " +
+                          made + " values not finite from finite inputs");
+}
+
+void check_backward(const Place& place) {
+  static const MixerType input = faulty_mixer<Fault::input>(), parameter = faulty_mixer<Fault::parameter>();
+  for (const char* recompute : {"none", "selective", "block"}) {
+    check_backward(input, recompute, "[100, 32], 2 of 3200", place);
+    check_backward(parameter, recompute, "[9], 2 of 9", place);
+  }
+}
+
 void check(const std::string& mixer, const std::string& recompute, const Place& place) {
   SCOPED_TRACE(mixer + ", recompute " + recompute);
   const Recipe recipe = load_recipe("modules/mixers/" + mixer + "/tiny.toml",
@@ -69,6 +162,15 @@ TEST(FindNonfinite, NamesTheParameterAndTheOperation) {
     check("attention", recompute, cpu_place(DType::f32, heap_allocator()));
   }
   check("gla", "none", cpu_place(DType::f32, heap_allocator()));
+}
+
+TEST(FindNonfinite, NamesWhatIsWrongInBackward) {
+  check_backward(cpu_place(DType::f32, heap_allocator()));
+}
+
+TEST(FindNonfiniteGpu, NamesWhatIsWrongInBackward) {
+  WEFT_NEEDS_GPU();
+  for (const DType dtype : {DType::f32, DType::bf16}) check_backward(gpu_place(dtype));
 }
 
 TEST(FindNonfiniteGpu, NamesTheParameterAndTheOperation) {
