@@ -1,6 +1,7 @@
 #include "autograd/ops/linear/linear.h"
 
 #include "autograd/ops/linear/linear_cpu.h"
+#include "autograd/transfer.h"
 
 namespace weft {
 namespace {
@@ -31,7 +32,12 @@ struct LinearSaved {
   bool has_bias;
 
   void backward(Backward& pass) const {
-    const Tensor dy = pass.grad(0);
+    Tensor dy = pass.grad(0);
+    if (dy.dtype() != x.dtype()) {
+      const Tensor rounded = pass.tape().empty(dy.shape(), x.dtype());
+      convert(rounded, dy, pass.tape().stream());
+      dy = rounded;
+    }
     const GradTarget dx = pass.target(0);
     const GradTarget dweight = pass.target(1);
     const GradTarget dbias = has_bias ? pass.target(2) : GradTarget{};
@@ -85,6 +91,12 @@ Var linear(Tape& tape, const Var& x, const Var& weight) {
 
 Var linear(Tape& tape, const Var& x, const Var& weight, const Var& bias) {
   return tape.record("linear", {x, weight, bias}, forward(tape, x, weight, bias.value), [&] {
+    return LinearSaved{x.value, weight.value, true};
+  });
+}
+
+Var linear_unrounded(Tape& tape, const Var& x, const Var& weight, const Var& bias) {
+  return tape.record("linear", {x, weight, bias}, forward(tape, x, weight, bias.value, false), [&] {
     return LinearSaved{x.value, weight.value, true};
   });
 }

@@ -40,7 +40,10 @@ std::size_t linear_backward_cuda_workspace(const LinearBackward& args);
 // x [..., I], weight [O, I], bias [O] of accumulator_dtype(x). Returns y [..., O].
 Var linear(Tape& tape, const Var& x, const Var& weight);
 Var linear(Tape& tape, const Var& x, const Var& weight, const Var& bias);
-// y of accumulator_dtype(x). Nothing is recorded.
+// y of accumulator_dtype(x), for logits of gates and rates: a bias that is large beside what the row adds to it would
+// take the bits of that, and be rounded itself, in the same direction for every row. Backward rounds dy.
+Var linear_unrounded(Tape& tape, const Var& x, const Var& weight, const Var& bias);
+// The same without bias. Nothing is recorded.
 Tensor linear_unrounded(Tape& tape, const Tensor& x, const Tensor& weight);
 
 }  // namespace weft

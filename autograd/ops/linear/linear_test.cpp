@@ -1,5 +1,7 @@
 #include "autograd/ops/linear/linear.h"
 
+#include "autograd/transfer.h"
+#include "tests/support/gpu.h"
 #include "tests/support/op_check.h"
 
 namespace weft {
@@ -31,6 +33,30 @@ OP_TEST(Linear, GradientsAndPrecision) {
   check_op(linear_case({4, 257}, 1, true));
   check_op(linear_case({6, 1}, 64, false));
   check_op(linear_case({2, 3, 4, 5}, 7, true));
+}
+
+OP_TEST(Linear, UnroundedGradientsAndPrecision) {
+  for (const std::int64_t rows : {0, 1, 17, 129}) {
+    OpCase c = linear_case({rows, 33}, 3, true);
+    c.name += ", unrounded";
+    c.function = [](Tape& tape, std::span<const Var> in) {
+      return std::vector{linear_unrounded(tape, in[0], in[1], in[2])};
+    };
+    check_op(c);
+  }
+}
+
+// Where a rounded result, or a rounded bias, would be off by a hundredth of what the row adds.
+TEST(LinearGpu, AnUnroundedResultHasTheBitsOfItsBias) {
+  WEFT_NEEDS_GPU();
+  const Tensor x = to_host(normal({70, 33}, 1), DType::bf16, {}), w = to_host(normal({3, 33}, 2, 0.1), DType::bf16, {});
+  const Tensor b = to_host(normal({3}, 3, 10.0), DType::f32, {});
+  Tape tape(testing::gpu_memory(), Tape::Mode::record, testing::gpu_stream());
+  const Var y = linear_unrounded(tape, tape.leaf(tape.here(x)), tape.leaf(tape.here(w)), tape.leaf(tape.here(b)));
+  Tape exact(heap_allocator());
+  const auto widened = [](const Tensor& t) { return Tape::constant(to_host(t, DType::f64, {})); };
+  const Var expected = linear(exact, widened(x), widened(w), widened(b));
+  EXPECT_TRUE(close(to_host(y.value, tape.stream()), expected.value, testing::kFp32.forward, testing::kFp32.max));
 }
 
 // Sums of more than a few hundred terms: OpenBLAS splits the contraction and adds each part to the output, so

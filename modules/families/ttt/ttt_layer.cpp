@@ -161,8 +161,7 @@ Var TttLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, M
   in.q = features(tape, x, *wq_, conv_q_, documents, batches, own == nullptr ? Tensor{} : own->conv_q);
   in.k = features(tape, x, *wk_, conv_k_, documents, batches, own == nullptr ? Tensor{} : own->conv_k);
   in.v = linear(tape, x, tape.parameter(*wv_)).reshape(in.q.shape());
-  const Var logits =
-      cast(tape, linear(tape, x, tape.parameter(*wr_), tape.parameter(*br_)), accumulator_dtype(x.dtype()));
+  const Var logits = linear_unrounded(tape, x, tape.parameter(*wr_), tape.parameter(*br_));
   in.rate = scale(tape, sigmoid(tape, logits), c_.learning_rate / static_cast<double>(c_.head_dim));
   in.offset = tape.parameter(*offset_);
   in.gamma = tape.parameter(*gamma_);

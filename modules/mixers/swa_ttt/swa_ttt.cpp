@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "autograd/ops/activation/activation.h"
-#include "autograd/ops/cast/cast.h"
 #include "autograd/ops/elementwise/elementwise.h"
 #include "autograd/ops/gate/gate.h"
 #include "autograd/ops/l2_norm/l2_norm.h"
@@ -142,7 +141,7 @@ class SwaTtt final : public Mixer {
   }
   // In the type of the memory's arithmetic.
   static Var rate_logits(Tape& tape, const Var& x, Parameter& weight, Parameter& bias) {
-    return cast(tape, linear(tape, x, tape.parameter(weight), tape.parameter(bias)), accumulator_dtype(x.dtype()));
+    return linear_unrounded(tape, x, tape.parameter(weight), tape.parameter(bias));
   }
 
   SwaTttConfig c_;

@@ -53,8 +53,7 @@ Var Memory::keys(Tape& tape, const Var& x, Parameter& w) const {
 
 TitansInputs Memory::features(Tape& tape, const Var& x) const {
   const auto gate = [&](Parameter& w, Parameter& b) {
-    const Var logits = linear(tape, x, tape.parameter(w), tape.parameter(b));
-    return sigmoid(tape, cast(tape, logits, accumulator_dtype(x.dtype())));
+    return sigmoid(tape, linear_unrounded(tape, x, tape.parameter(w), tape.parameter(b)));
   };
   TitansInputs in;
   in.q = keys(tape, x, *wq_);
