@@ -7,6 +7,7 @@
 
 #include "autograd/device.h"
 #include "autograd/documents.h"
+#include "autograd/tensor.h"
 
 namespace weft {
 
@@ -28,25 +29,34 @@ class DocumentTables {
   // memory of its own, since its copies may wait behind the work of those before.
   void rewind();
 
-  const std::int32_t* cu_seqlens() const { return cu_seqlens_; }  // [N + 1]
-  const std::int32_t* pos0() const { return pos0_; }              // [N]
-  const std::int32_t* positions() const { return positions_; }    // [T]
+  const std::int32_t* cu_seqlens() const { return numbers(cu_seqlens_); }  // [N + 1]
+  const std::int32_t* pos0() const { return numbers(pos0_); }              // [N]
+  const std::int32_t* positions() const { return numbers(positions_); }    // [T]
   std::int64_t document_count() const { return documents_; }
   // Made on first use for each block length.
   ChunkView chunks(const Documents& documents, std::int32_t block);
 
  private:
-  struct Blocks;
-  void upload(void* to, const void* from, std::size_t bytes);
+  // On a planned device there are none.
+  static const std::int32_t* numbers(const Tensor& table) {
+    return table.defined() ? table.data<std::int32_t>() : nullptr;
+  }
+  struct Blocks {
+    Tensor chunks, document_offset;  // i32 [count, 4]: Chunk; i32 [N + 1]
+    std::int64_t count = 0;          // of chunks
+
+    ChunkView view() const;
+  };
+  void upload(const Tensor& to, const void* from);
   Blocks& add_blocks(std::int32_t block);
   void load_blocks(std::int32_t block, const Blocks& blocks, const Documents& documents);
 
   Stream stream_;
   std::int64_t tokens_, documents_;
-  std::byte* device_ = nullptr;
-  std::int32_t *cu_seqlens_ = nullptr, *pos0_ = nullptr, *positions_ = nullptr;
+  std::shared_ptr<Allocator> memory_;
+  Tensor cu_seqlens_, pos0_, positions_;
   std::map<std::int32_t, Blocks> blocks_;
-  struct Staging;
+  class Staging;
   std::unique_ptr<Staging> staging_;
 };
 
