@@ -226,11 +226,7 @@ Tensor attention_cached(Tape& tape, const Tensor& q, const Tensor& k, const Tens
   if (on_device && is_decoding_step(documents)) {
     return decoded(tape, shape, q, k, v, sink_logit, documents, options, cache);
   }
-  const auto append = [&] {
-    for (std::int64_t n = 0; n < documents.count(); ++n) {
-      cache.append(n, k.rows(documents.begin(n), documents.end(n)), v.rows(documents.begin(n), documents.end(n)));
-    }
-  };
+  const auto append = [&] { cache.append(documents.cu_seqlens(), k, v); };
   if (on_device && are_first_tokens(documents)) {
     append();
     return forward(tape, shape, q, k, v, sink_logit, *document_list(documents, options), options,

@@ -51,6 +51,7 @@ KeyValueCache::KeyValueCache(const KeyValueCache& other)
       values_(other.values_),
       pinned_(other.pinned_),
       ring_(other.ring_),
+      expected_(other.expected_),
       sequences_(other.sequences_.size()) {
   for (std::size_t n = 0; n < sequences_.size(); ++n) {
     sequences_[n].length = other.sequences_[n].length;
@@ -82,6 +83,26 @@ double KeyValueCache::bytes_for(std::int64_t length, std::int64_t H_KV, std::int
 }
 
 void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
+  Sequence& sequence = sequences_[static_cast<std::size_t>(n)];
+  if (add_pages(sequence, sequence.length + k.dim(0), 0)) upload_table();
+  put(n, k, v);
+}
+
+void KeyValueCache::append(std::span<const std::int32_t> rows, const Tensor& k, const Tensor& v) {
+  WEFT_CHECK(rows.size() == sequences_.size() + 1, "key-value cache: rows of {} sequences for {}", rows.size() - 1,
+             sequences());
+  bool added = false;
+  for (std::size_t n = 0; n < sequences_.size(); ++n) {
+    added = add_pages(sequences_[n], sequences_[n].length + std::int64_t{rows[n + 1] - rows[n]}, 0) || added;
+  }
+  if (added) upload_table();
+  for (std::int64_t n = 0; n < sequences(); ++n) {
+    const auto i = static_cast<std::size_t>(n);
+    if (rows[i + 1] > rows[i]) put(n, k.rows(rows[i], rows[i + 1]), v.rows(rows[i], rows[i + 1]));
+  }
+}
+
+void KeyValueCache::put(std::int64_t n, const Tensor& k, const Tensor& v) {
   const std::int64_t L = k.dim(0);
   WEFT_CHECK(k.numel() == L * H_KV_ * D_ && v.numel() == L * H_KV_ * D_V_ && v.dim(0) == L,
              "key-value cache: k {}, v {} for {} heads of widths {} and {}", k.shape().str(), v.shape().str(), H_KV_,
@@ -92,7 +113,6 @@ void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
   const std::int64_t begin = sequence.length;
   const std::int64_t end = begin + L;
   WEFT_CHECK(L == 0 || k.device() == place_.stream.device, "key-value cache: tokens of another device");
-  if (add_pages(sequence, end, 0)) upload_table();
   if (!place_.on_cpu()) {
     const CacheAppend args{.dtype = place_.dtype,
                            .tokens = L,
@@ -143,8 +163,10 @@ bool KeyValueCache::make_room() {
   const void* const before = table_.defined() ? table_.raw() : nullptr;
   bool added = false;
   for (Sequence& sequence : sequences_) {
-    // As many pages again, so that asking for memory stays rare.
-    const std::int64_t spare = place_.on_cpu() ? 0 : static_cast<std::int64_t>(sequence.pages.size());
+    // As many pages again, as far as they will be needed, so that asking for memory stays rare.
+    const std::int64_t needed = pages_for(sequence.length + std::int64_t{1});
+    const std::int64_t spare =
+        place_.on_cpu() ? 0 : std::clamp<std::int64_t>(pages_for(expected_) - needed, 0, std::ssize(sequence.pages));
     added = add_pages(sequence, sequence.length + std::int64_t{1}, spare) || added;
   }
   if (added) upload_table();

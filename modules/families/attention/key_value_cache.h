@@ -2,6 +2,8 @@
 // by page; a window keeps a ring of pages, plus the pages of its sink tokens, so that memory stays constant.
 #pragma once
 
+#include <limits>
+#include <span>
 #include <vector>
 
 #include "autograd/place.h"
@@ -46,6 +48,10 @@ class KeyValueCache {
 
   // k [L, H_KV, D] (rotated) and v [L, H_KV, D_V] of the next L tokens of a sequence. Values inside keys are not read.
   void append(std::int64_t n, const Tensor& k, const Tensor& v);
+  // The same for all sequences: rows [rows[n], rows[n + 1]) are those of sequence n.
+  void append(std::span<const std::int32_t> rows, const Tensor& k, const Tensor& v);
+  // Sequences will have at most so many tokens, as far as is known: no memory is taken ahead for more.
+  void expect(std::int64_t tokens) { expected_ = tokens; }
   // Room for one more token of each sequence. False if table() is another than before.
   bool make_room();
   // One token has been appended to each sequence by a kernel that knows its position.
@@ -67,6 +73,8 @@ class KeyValueCache {
     std::vector<const void*> addresses;
     std::int32_t length = 0;
   };
+  // For what add_pages() has made room for.
+  void put(std::int64_t n, const Tensor& k, const Tensor& v);
   // Whether pages were added; `spare` of them at most beyond those that the tokens need.
   bool add_pages(Sequence& sequence, std::int64_t tokens, std::int64_t spare);
   void upload_table();
@@ -80,8 +88,9 @@ class KeyValueCache {
   AttentionOptions options_;
   Place place_;  // of the pages
   CachedValues values_;
-  std::int64_t pinned_;  // pages that stay
-  std::int64_t ring_;    // pages that take turns
+  std::int64_t pinned_;                                               // pages that stay
+  std::int64_t ring_;                                                 // pages that take turns
+  std::int64_t expected_ = std::numeric_limits<std::int32_t>::max();  // tokens
   std::vector<Sequence> sequences_;
   Tensor table_;               // i64 [N, capacity], on a device
   std::int64_t capacity_ = 0;  // pages that the table has room for

@@ -94,10 +94,7 @@ Tensor SparseAttentionLayer::continued(Tape& tape, const SelectorInputs& in, Mix
     return attention_cached(tape, in.q, in.k, in.v, {}, *in.documents, {}, own->keys);
   }
   const Documents& documents = *in.documents;
-  for (std::int64_t n = 0; n < documents.count(); ++n) {
-    own->keys.append(n, in.k.rows(documents.begin(n), documents.end(n)),
-                     in.v.rows(documents.begin(n), documents.end(n)));
-  }
+  own->keys.append(documents.cu_seqlens(), in.k, in.v);
   const Tensor idx = selector_->select(tape, in, own->selector.get());
   // Keys in the row itself, where kernels for whole rows read them.
   if (!tape.device().is_cpu() && are_first_tokens(documents)) {

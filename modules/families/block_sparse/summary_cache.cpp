@@ -89,12 +89,7 @@ SummaryCache::Pending SummaryCache::extend(Tape& tape, const Tensor& k, const Te
 }
 
 void SummaryCache::append(const Pending& pending, const Tensor& k, const Tensor& v) {
-  const std::vector<std::int32_t> rows = key_rows(*pending.documents, span_);
-  for (std::int64_t n = 0; n < summaries_.sequences(); ++n) {
-    const auto i = static_cast<std::size_t>(n);
-    if (rows[i] == rows[i + 1]) continue;
-    summaries_.append(n, k.rows(rows[i], rows[i + 1]), v.rows(rows[i], rows[i + 1]));
-  }
+  summaries_.append(key_rows(*pending.documents, span_), k, v);
 }
 
 }  // namespace weft

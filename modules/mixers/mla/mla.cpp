@@ -179,9 +179,8 @@ class Mla final : public Mixer {
     for (std::int64_t n = 0; n < documents->count(); ++n) {
       WEFT_CHECK(documents->pos0(n) == 0, "mla: document {} starts at position {}, its state is empty", n,
                  documents->pos0(n));
-      cache.append(n, keys.rows(documents->begin(n), documents->end(n)),
-                   p.c.value.rows(documents->begin(n), documents->end(n)));
     }
+    cache.append(documents->cu_seqlens(), keys, p.c.value);
     return expanded(tape, p, documents);
   }
 

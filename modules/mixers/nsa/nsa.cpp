@@ -225,17 +225,11 @@ class NsaMixer final : public Mixer {
           compressed(tape, Tape::constant(pending.k), Tape::constant(pending.v), pending.documents, pending.positions);
       own->compressed.append(pending, blocks.k.value, blocks.v.value);
     }
-    for (std::int64_t n = 0; n < documents.count(); ++n) {
-      own->selected.append(n, h.k_s.value.rows(documents.begin(n), documents.end(n)),
-                           h.v_s.value.rows(documents.begin(n), documents.end(n)));
-    }
+    own->selected.append(documents.cu_seqlens(), h.k_s.value, h.v_s.value);
     // Keys in the row itself, where kernels for whole rows read them; the window's go to its cache.
     if (!tape.device().is_cpu() && are_first_tokens(documents)) {
       Branches o = branches(tape, h, row);
-      for (std::int64_t n = 0; n < documents.count(); ++n) {
-        own->window.append(n, h.k_w.value.rows(documents.begin(n), documents.end(n)),
-                           h.v_w.value.rows(documents.begin(n), documents.end(n)));
-      }
+      own->window.append(documents.cu_seqlens(), h.k_w.value, h.v_w.value);
       return o;
     }
     const Tensor& q = h.q.value;
