@@ -52,36 +52,90 @@ Tensor logits_of(LanguageModel& model, const Place& place, std::span<const std::
       .clone();
 }
 
+std::vector<std::int32_t> some_text(std::int64_t length, std::uint64_t seed) {
+  const Tensor bytes = uniform({length}, seed, 0.0, 256.0);
+  std::vector<std::int32_t> text;
+  for (const double b : bytes.span<double>()) text.push_back(static_cast<std::int32_t>(b));
+  return text;
+}
+
+// The recipe's model with generic parameters in fp64 and at a place, of one rounding.
+struct Models {
+  Models(const Recipe& recipe, Target target)
+      : exact(language_model_config(recipe, ByteTokenizer::kVocabSize)),
+        model(exact.config()),
+        place(hostile_place(target)) {
+    exact.initialise(1, DType::f64);
+    make_generic(exact);
+    model.initialise(1, DType::f32);
+    for (Parameter* p : model.parameters().all()) p->value.copy_from(exact.parameters().find(p->name)->value);
+    if (place.on_cpu()) return;
+    // Hostile memory waits for the device, which a recording must not.
+    place.arena = std::make_shared<CudaArena>(place.stream, std::size_t{1} << 28);
+    model.parameters().move_to(place);
+    for (Parameter* p : model.parameters().all()) {
+      exact.parameters().find(p->name)->value.copy_from(to_host(p->value, DType::f64, place.stream));
+    }
+  }
+
+  LanguageModel exact, model;
+  Place place;
+};
+
+// Each sequence goes on from a prompt of its own length to the end of a text of its own. Logits are as near to fp64 as
+// those of the whole text.
+void expect_the_whole_texts(Models& models, std::span<const std::int64_t> prompts, std::int64_t steps,
+                            Tolerance least) {
+  const auto N = static_cast<std::int64_t>(prompts.size());
+  std::vector<std::vector<std::int32_t>> texts;
+  std::vector<std::int32_t> first, lengths;
+  std::vector<Tensor> decoded;
+  for (std::int64_t n = 0; n < N; ++n) {
+    const std::int64_t prompt = prompts[static_cast<std::size_t>(n)];
+    texts.push_back(some_text(prompt + steps, 7 + static_cast<std::uint64_t>(n)));
+    first.insert(first.end(), texts.back().begin(), texts.back().begin() + prompt);
+    lengths.push_back(static_cast<std::int32_t>(prompt));
+    decoded.push_back(Tensor::empty({steps + 1, ByteTokenizer::kVocabSize}, DType::f32));
+  }
+  Decoder decoder(models.model, models.place, N);
+  const auto keep = [&](const Tensor& logits, std::int64_t row) {
+    for (std::int64_t n = 0; n < N; ++n) {
+      decoded[static_cast<std::size_t>(n)].rows(row, row + 1).copy_from(logits.rows(n, n + 1));
+    }
+  };
+  keep(decoder.prefill(first, Documents::from_lengths(lengths)), 0);
+  for (std::int64_t i = 0; i < steps; ++i) {
+    std::vector<std::int32_t> next;
+    for (std::size_t n = 0; n < texts.size(); ++n) next.push_back(texts[n][static_cast<std::size_t>(prompts[n] + i)]);
+    keep(decoder.step(next), i + 1);
+  }
+  for (std::size_t n = 0; n < texts.size(); ++n) {
+    const Tensor expected = logits_of(models.exact, cpu_place(DType::f64), texts[n], prompts[n] - 1);
+    const Distance own = distance(logits_of(models.model, models.place, texts[n], prompts[n] - 1), expected);
+    EXPECT_TRUE(
+        close(decoded[n], expected, std::max(least.forward, 2.0 * own.rel_f), std::max(least.max, 2.0 * own.rel_max)))
+        << "sequence " << n;
+  }
+}
+
 TEST_P(Decoding, EqualsTheWholeText) {
   const MixerTable& table = recipe().mixer(recipe().model.pattern.front());
   if (!table.type->limits.decode.empty()) GTEST_SKIP() << table.type->limits.decode;
-  const LanguageModelConfig config = language_model_config(recipe(), ByteTokenizer::kVocabSize);
-  LanguageModel exact(config), model(config);
-  exact.initialise(1, DType::f64);
-  make_generic(exact);
-  model.initialise(1, DType::f32);
-  for (Parameter* p : model.parameters().all()) p->value.copy_from(exact.parameters().find(p->name)->value);
-  Place place = hostile_place(target());
-  // Hostile memory waits for the device, which a recording must not.
-  if (!place.on_cpu()) place.arena = std::make_shared<CudaArena>(place.stream, std::size_t{1} << 28);
-  if (!place.on_cpu()) model.parameters().move_to(place);
+  Models models(recipe(), target());
+  const std::vector<std::int64_t> prompts = {50, 1, 70};
+  // Across the 64 tokens of a cache's page, and for the last sequence across the second.
+  expect_the_whole_texts(models, prompts, 80, target().dtype == DType::bf16 ? kBf16Recurrence : kFp32);
+}
 
-  constexpr std::int64_t kPrompt = 50, kText = 200;
-  const Tensor bytes = uniform({kText}, 7, 0.0, 256.0);
-  std::vector<std::int32_t> text;
-  for (const double b : bytes.span<double>()) text.push_back(static_cast<std::int32_t>(b));
-
-  const Tensor expected = logits_of(exact, cpu_place(DType::f64), text, kPrompt - 1);
-  const Distance own = distance(logits_of(model, place, text, kPrompt - 1), expected);
-  Decoder decoder(model, place, 1);
-  const Tensor decoded = Tensor::empty(expected.shape(), DType::f32);
-  decoded.rows(0, 1).copy_from(decoder.prefill(std::span(text).first(kPrompt), Documents::single(kPrompt)));
-  for (std::int64_t t = kPrompt; t < kText; ++t) {
-    const std::int64_t row = t - kPrompt + 1;
-    decoded.rows(row, row + 1).copy_from(decoder.step(std::span(text).subspan(static_cast<std::size_t>(t), 1)));
+// Beyond what the table of a cache's pages had room for at first: that moves, so that steps are recorded anew.
+TEST(DecoderGpu, RecordsAnewWhereACacheOutgrowsItsTable) {
+  WEFT_NEEDS_GPU();
+  const std::vector<std::int64_t> prompts = {2, 40};
+  for (const char* mixer : {"attention", "mla"}) {
+    SCOPED_TRACE(mixer);
+    Models models(load_recipe(fmt::format("modules/mixers/{}/tiny.toml", mixer)), {DeviceKind::cuda, DType::f32});
+    expect_the_whole_texts(models, prompts, 1100, kFp32);
   }
-  EXPECT_TRUE(
-      close(decoded, expected, std::max(kFp32.forward, 2.0 * own.rel_f), std::max(kFp32.max, 2.0 * own.rel_max)));
 }
 
 std::string case_name(const ::testing::TestParamInfo<Case>& info) {
@@ -92,7 +146,8 @@ INSTANTIATE_TEST_SUITE_P(Mixers, Decoding,
                          ::testing::Combine(kSubjects, ::testing::Values(Target{DeviceKind::cpu, DType::f32})),
                          case_name);
 INSTANTIATE_TEST_SUITE_P(MixersGpu, Decoding,
-                         ::testing::Combine(kSubjects, ::testing::Values(Target{DeviceKind::cuda, DType::f32})),
+                         ::testing::Combine(kSubjects, ::testing::Values(Target{DeviceKind::cuda, DType::f32},
+                                                                         Target{DeviceKind::cuda, DType::bf16})),
                          case_name);
 
 }  // namespace

@@ -37,11 +37,8 @@ DecodeBench bench_decode(const Recipe& recipe, std::int64_t vocabulary, std::int
   const Place& place = compute.place();
   LanguageModel model(language_model_config(recipe, vocabulary));
   model.initialise(1, place);
-  double states = 256e6;
-  for (std::int64_t l = 0; l < model.config().layers; ++l) {
-    states += model.block(l).mixer().state_bytes(2 * (prompt + tokens));
-  }
-  compute.open_arena(static_cast<std::size_t>(2.0 * states), "the states of sequences");
+  compute.open_arena(static_cast<std::size_t>(decoding_bytes(model, place.dtype, 1, prompt + tokens + kWarmUp)),
+                     "the states of sequences");
   DecodeBench result{.speed = measure_speed(compute), .prompt = prompt};
   const Tensor draws = uniform({prompt}, 1, 0.0, static_cast<double>(vocabulary));
   std::vector<std::int32_t> ids;

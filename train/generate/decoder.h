@@ -14,6 +14,10 @@
 
 namespace weft {
 
+// Device memory that states of so many sequences take while they grow to so many tokens, beside tables and what the
+// driver hands out in large pieces.
+double decoding_bytes(const LanguageModel& model, DType activations, std::int64_t sequences, std::int64_t tokens);
+
 class Decoder {
  public:
   // The model lives at `place`.

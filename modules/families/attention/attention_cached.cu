@@ -209,7 +209,8 @@ void attention_cached(const AttentionForward& a, const Launch& launch) {
   const cudaStream_t stream = cuda_stream(launch.stream);
   const CachedWorkspace w(a, plan, launch.workspace);
   const int D = static_cast<int>(a.shape.D), D_V = static_cast<int>(a.shape.D_V);
-  // Pageable memory: the copy has been taken when this returns. Inference is not captured in a graph.
+  // Pageable memory: the copy has been taken when this returns. A graph would read it again at each replay, so no graph
+  // may hold this: steps of one token a sequence, which are captured, take attention_decode.cu.
   WEFT_CUDA_CALL(cudaMemcpyAsync(w.tiles, plan.tiles.data(), plan.tiles.size() * sizeof(CachedTile),
                                  cudaMemcpyHostToDevice, stream));
   const std::size_t bytes = static_cast<std::size_t>(kTileRows * (2 * leading(D) + leading(D_V))) * sizeof(float);

@@ -22,6 +22,11 @@ std::int64_t pinned_pages(const AttentionOptions& options) {
   return options.window > 0 ? pages_for(options.sink_tokens) : 0;
 }
 
+// That a sequence with so many gets beyond what it needs.
+std::int64_t spare_pages(std::int64_t pages) {
+  return std::max<std::int64_t>(4, pages / 8);
+}
+
 constexpr Dispatch<CacheAppend> kAppend{
     .op = "key-value cache", .cpu = nullptr, .cuda = WEFT_ON_CUDA(append_to_pages_cuda)};
 
@@ -51,7 +56,6 @@ KeyValueCache::KeyValueCache(const KeyValueCache& other)
       values_(other.values_),
       pinned_(other.pinned_),
       ring_(other.ring_),
-      expected_(other.expected_),
       sequences_(other.sequences_.size()) {
   for (std::size_t n = 0; n < sequences_.size(); ++n) {
     sequences_[n].length = other.sequences_[n].length;
@@ -80,6 +84,11 @@ double KeyValueCache::bytes_for(std::int64_t length, std::int64_t H_KV, std::int
                                 const AttentionOptions& options, DType dtype, CachedValues values) {
   const std::int64_t pages = std::min(pages_for(length), pinned_pages(options) + ring_pages(options));
   return static_cast<double>(pages * page_elements(H_KV, D, D_V, values)) * static_cast<double>(size_of(dtype));
+}
+
+std::int64_t KeyValueCache::room_for(std::int64_t length) {
+  const std::int64_t pages = pages_for(length);
+  return (pages + spare_pages(pages)) * kKeyTile;
 }
 
 void KeyValueCache::append(std::int64_t n, const Tensor& k, const Tensor& v) {
@@ -163,10 +172,7 @@ bool KeyValueCache::make_room() {
   const void* const before = table_.defined() ? table_.raw() : nullptr;
   bool added = false;
   for (Sequence& sequence : sequences_) {
-    // As many pages again, as far as they will be needed, so that asking for memory stays rare.
-    const std::int64_t needed = pages_for(sequence.length + std::int64_t{1});
-    const std::int64_t spare =
-        place_.on_cpu() ? 0 : std::clamp<std::int64_t>(pages_for(expected_) - needed, 0, std::ssize(sequence.pages));
+    const std::int64_t spare = place_.on_cpu() ? 0 : spare_pages(std::ssize(sequence.pages));
     added = add_pages(sequence, sequence.length + std::int64_t{1}, spare) || added;
   }
   if (added) upload_table();

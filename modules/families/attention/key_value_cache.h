@@ -2,7 +2,6 @@
 // by page; a window keeps a ring of pages, plus the pages of its sink tokens, so that memory stays constant.
 #pragma once
 
-#include <limits>
 #include <span>
 #include <vector>
 
@@ -46,13 +45,15 @@ class KeyValueCache {
                           const AttentionOptions& options, DType dtype,
                           CachedValues values = CachedValues::beside_keys);
 
+  // Tokens that a sequence of `length` tokens may have room for after steps with make_room().
+  static std::int64_t room_for(std::int64_t length);
+
   // k [L, H_KV, D] (rotated) and v [L, H_KV, D_V] of the next L tokens of a sequence. Values inside keys are not read.
   void append(std::int64_t n, const Tensor& k, const Tensor& v);
   // The same for all sequences: rows [rows[n], rows[n + 1]) are those of sequence n.
   void append(std::span<const std::int32_t> rows, const Tensor& k, const Tensor& v);
-  // Sequences will have at most so many tokens, as far as is known: no memory is taken ahead for more.
-  void expect(std::int64_t tokens) { expected_ = tokens; }
-  // Room for one more token of each sequence. False if table() is another than before.
+  // Room for one more token of each sequence. False if table() is another than before. On a device memory is taken
+  // ahead, so that the driver is seldom asked.
   bool make_room();
   // One token has been appended to each sequence by a kernel that knows its position.
   void count_token();
@@ -88,9 +89,8 @@ class KeyValueCache {
   AttentionOptions options_;
   Place place_;  // of the pages
   CachedValues values_;
-  std::int64_t pinned_;                                               // pages that stay
-  std::int64_t ring_;                                                 // pages that take turns
-  std::int64_t expected_ = std::numeric_limits<std::int32_t>::max();  // tokens
+  std::int64_t pinned_;  // pages that stay
+  std::int64_t ring_;    // pages that take turns
   std::vector<Sequence> sequences_;
   Tensor table_;               // i64 [N, capacity], on a device
   std::int64_t capacity_ = 0;  // pages that the table has room for
