@@ -72,8 +72,6 @@ void fail_setup(cudaError_t status, const std::string& said, const std::string& 
   }
 }
 
-constexpr const char* kGoOn = "The last checkpoint is whole: the same command goes on from it";
-
 }  // namespace
 
 void cuda_failed(cudaError_t status, const char* call, const char* file, int line) {
@@ -91,11 +89,10 @@ void cuda_failed(cudaError_t status, const char* call, const char* file, int lin
     case cudaErrorLaunchTimeout:
     case cudaErrorDeviceUninitialized:
     case cudaErrorUnknown:
-      fail(ExitCode::internal,
-           "the GPU failed: {}, noticed at {}. `nvidia-smi -q -d ECC,ROW_REMAPPER` and the lines with Xid in `dmesg` "
-           "say "
-           "more; reset or replace it. {}",
-           said, where, kGoOn);
+      throw GpuFailure(format_text(
+          "the GPU failed: {}, noticed at {}. `nvidia-smi -q -d ECC,ROW_REMAPPER` and the lines with Xid in "
+          "`dmesg` say more; reset or replace it",
+          said, where));
     case cudaErrorIllegalAddress:
     case cudaErrorIllegalInstruction:
     case cudaErrorMisalignedAddress:
@@ -104,12 +101,11 @@ void cuda_failed(cudaError_t status, const char* call, const char* file, int lin
     case cudaErrorLaunchFailure:
     case cudaErrorHardwareStackError:
     case cudaErrorAssert:
-      fail(
-          ExitCode::internal,
+      throw GpuFailure(format_text(
           "a kernel went wrong on the GPU: {}, noticed at {}, so the kernel may be an earlier one. This is a defect of "
           "weft, or of the GPU if `dmesg` has lines with Xid: with CUDA_LAUNCH_BLOCKING=1 and run.cuda_graphs = false "
-          "the place is the right one, and `compute-sanitizer weft ...` names the access. {}",
-          said, where, kGoOn);
+          "the place is the right one, and `compute-sanitizer weft ...` names the access",
+          said, where));
     default:
       fail(ExitCode::internal, "{} failed: {}", where, said);
   }

@@ -69,4 +69,10 @@ class OutOfGpuMemory : public Error {
   explicit OutOfGpuMemory(const std::string& message) : Error(ExitCode::config, message) {}
 };
 
+// A GPU, or a kernel on it, that went wrong. Whoever keeps checkpoints says where to go on.
+class GpuFailure : public Error {
+ public:
+  explicit GpuFailure(const std::string& message) : Error(ExitCode::internal, message) {}
+};
+
 }  // namespace weft

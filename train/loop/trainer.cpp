@@ -89,17 +89,19 @@ Trainer::Trainer(World& world, Recipe recipe, const ResumeChoice& resume)
                        OptimizerPlace{.stream = place.stream, .memory = place.lasting, .scratch = place.arena});
   });
   reducer_.emplace(mesh_.dpcp(), model_.parameters().all());
-  resume_from(resume);
+  within_memory("the start", [&] { resume_from(resume); });
   open_loader();
   const std::string not_recordable = model_.not_recordable();
   if (!place.on_cpu() && recipe_.run.cuda_graphs && !not_recordable.empty()) {
     log_.info("steps are launched kernel by kernel, not replayed as graphs: " + not_recordable);
   }
-  engine_.emplace(model_, place,
-                  StepEngineOptions{.z_loss = recipe_.model.z_loss,
-                                    .graphs = recipe_.run.cuda_graphs && not_recordable.empty(),
-                                    .micro_batches = accumulation_});
-  matrix_rate_ = compute_.measure_matrix_rate();
+  within_memory("the start", [&] {
+    engine_.emplace(model_, place,
+                    StepEngineOptions{.z_loss = recipe_.model.z_loss,
+                                      .graphs = recipe_.run.cuda_graphs && not_recordable.empty(),
+                                      .micro_batches = accumulation_});
+    matrix_rate_ = compute_.measure_matrix_rate();
+  });
   describe_start();
   start_metrics();
 }
@@ -555,7 +557,7 @@ void Trainer::run() {
     AfterStep after = AfterStep::go_on;
     within_memory(fmt::format("step {}", progress_.step + 1), [&] { after = train_step(*loaded); });
     if (after == AfterStep::roll_back) {
-      roll_back(loaded->step);
+      within_memory("rolling back", [&] { roll_back(loaded->step); });
       continue;
     }
     // One agreement of all ranks a step: what any of them was asked for, all do.

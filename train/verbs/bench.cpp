@@ -3,6 +3,8 @@
 #include <nlohmann/json.hpp>
 
 #include "train/loop/run_data.h"
+#include "train/plan/plan.h"
+#include "train/verbs/inference_device.h"
 #include "train/verbs/verbs.h"
 
 namespace weft {
@@ -154,16 +156,24 @@ nlohmann::json to_json(const DecodeBench& decode, const std::string& name) {
 }  // namespace
 
 void run_bench(const BenchArguments& arguments) {
-  if (arguments.recipe.empty()) return bench_operations(arguments);
+  if (arguments.recipe.empty()) {
+    return within_gpu_memory("Use a FILTER that leaves out what is large, --device cpu, or end what else is on the GPU",
+                             [&] { bench_operations(arguments); });
+  }
   const Recipe recipe = load_recipe(arguments.recipe, arguments.overrides);
   std::int64_t vocabulary = recipe.model.vocabulary;
   if (vocabulary == 0) vocabulary = open_run_data(recipe)->vocabulary();
   if (arguments.decode) {
-    const DecodeBench decode = bench_decode(recipe, vocabulary, arguments.prompt);
+    DecodeBench decode;
+    within_gpu_memory(fmt::format("Use fewer --prompt-tokens (now {}), a smaller model, or end what else is on the GPU",
+                                  arguments.prompt),
+                      [&] { decode = bench_decode(recipe, vocabulary, arguments.prompt); });
     if (arguments.form == OutputForm::json) return print_line(to_json(decode, recipe.run.name));
     return print(decode, recipe.run.name);
   }
-  const StepBench step = bench_step(recipe, vocabulary);
+  StepBench step;
+  within_gpu_memory(memory_advice(plan_recipe(recipe, vocabulary), recipe),
+                    [&] { step = bench_step(recipe, vocabulary); });
   if (arguments.form == OutputForm::json) {
     print_line(to_json(step, recipe.run.name));
   } else {

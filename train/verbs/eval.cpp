@@ -58,11 +58,7 @@ void run_requests(World& world, const EvalArguments& arguments) {
   world.communicator().barrier().wait();
 }
 
-}  // namespace
-
-void run_eval(World& world, const EvalArguments& arguments) {
-  if (arguments.task) return run_task_eval(world, arguments);
-  if (!arguments.requests.empty()) return run_requests(world, arguments);
+void run_on_dataset(World& world, const EvalArguments& arguments) {
   InferenceDevice device(arguments.device, world);
   LoadedModel loaded = load_text_model(arguments.path, device.place_of());
   device.open_arena(*loaded.model, 0, 0);
@@ -90,6 +86,20 @@ void run_eval(World& world, const EvalArguments& arguments) {
       evaluate(*loaded.model, *source, *loaded.tokenizer, world.communicator(), device.place(), options);
   if (world.is_root()) print_result(arguments, loaded, *dataset, rows.length, result, device.description());
   world.communicator().barrier().wait();  // leaving has a short deadline, and rank 0 may count bigrams for longer
+}
+
+}  // namespace
+
+void run_eval(World& world, const EvalArguments& arguments) {
+  if (arguments.task) {
+    within_gpu_memory("Use --device cpu, or end what else is on the GPU", [&] { run_task_eval(world, arguments); });
+  } else if (!arguments.requests.empty()) {
+    within_gpu_memory("Use --device cpu, shorter requests, or end what else is on the GPU",
+                      [&] { run_requests(world, arguments); });
+  } else {
+    within_gpu_memory("Use a shorter --sequence-length, --device cpu, or end what else is on the GPU",
+                      [&] { run_on_dataset(world, arguments); });
+  }
 }
 
 }  // namespace weft

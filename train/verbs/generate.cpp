@@ -27,9 +27,7 @@ void print(const std::string& text) {
   std::fflush(stdout);
 }
 
-}  // namespace
-
-void run_generate(const GenerateArguments& arguments) {
+void generate_text(const GenerateArguments& arguments) {
   const World world(self_communicator());
   InferenceDevice device(arguments.device, world);
   LoadedModel loaded = load_text_model(arguments.path, device.place_of());
@@ -72,6 +70,15 @@ void run_generate(const GenerateArguments& arguments) {
              result.tokens.size(), result.decode_seconds,
              static_cast<double>(result.tokens.size()) / std::max(result.decode_seconds, 1e-9), result.prefill_seconds,
              short_count(static_cast<double>(result.state_bytes)), device.description());
+}
+
+}  // namespace
+
+void run_generate(const GenerateArguments& arguments) {
+  within_gpu_memory(fmt::format("Use a shorter prompt, fewer --tokens (now {}), --device cpu, or end what else is on "
+                                "the GPU",
+                                arguments.tokens),
+                    [&] { generate_text(arguments); });
 }
 
 }  // namespace weft

@@ -1,12 +1,15 @@
 #include "train/verbs/inference_device.h"
 
+#include "train/generate/decoder.h"
+
 namespace weft {
-namespace {
-
-// Tables, and memory that the driver hands out in large pieces.
-constexpr double kOtherBytes = 256e6;
-
-}  // namespace
+void within_gpu_memory(const std::string& advice, const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const OutOfGpuMemory& error) {
+    config_error("the GPU's memory does not suffice: {}. {}", error.what(), advice);
+  }
+}
 
 const Place& InferenceDevice::choose(const Recipe& recipe) {
   RunSection run = recipe.run;
@@ -21,11 +24,7 @@ const Place& InferenceDevice::choose(const Recipe& recipe) {
 }
 
 void InferenceDevice::open_arena(const LanguageModel& model, std::int64_t sequences, std::int64_t tokens) {
-  double bytes = kOtherBytes;
-  // Pages are taken for twice the tokens at most; the states' own figures are for fp32.
-  for (std::int64_t l = 0; l < model.config().layers; ++l) {
-    bytes += static_cast<double>(sequences) * model.block(l).mixer().state_bytes(2 * tokens);
-  }
+  const double bytes = decoding_bytes(model, place().dtype, sequences, tokens);
   compute_->open_arena(static_cast<std::size_t>(bytes), "the states of sequences");
 }
 

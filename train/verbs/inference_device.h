@@ -1,6 +1,7 @@
 // Where eval and generate compute: on the first GPU if there is one, unless --device or the model's recipe says "cpu".
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -8,6 +9,9 @@
 #include "train/loop/run_folder.h"
 
 namespace weft {
+
+// Does `work`; where a GPU has too little memory for it, the error says so and gives `advice`: "Use ...".
+void within_gpu_memory(const std::string& advice, const std::function<void()>& work);
 
 class InferenceDevice {
  public:

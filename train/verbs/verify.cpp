@@ -3,6 +3,8 @@
 #include <nlohmann/json.hpp>
 
 #include "train/loop/run_data.h"
+#include "train/plan/plan.h"
+#include "train/verbs/inference_device.h"
 #include "train/verbs/verbs.h"
 
 namespace weft {
@@ -56,8 +58,11 @@ bool run_verify(const VerifyArguments& arguments) {
     fmt::print("{}: each part of the model forward and backward, against fp64 on the same rounded inputs\n",
                recipe.run.name);
   }
-  const Verification verification = verify_recipe(recipe, vocabulary, {.tokens = arguments.tokens},
-                                                  text ? print : std::function<void(const VerifiedPart&)>{});
+  Verification verification;
+  within_gpu_memory(memory_advice(plan_recipe(recipe, vocabulary), recipe), [&] {
+    verification = verify_recipe(recipe, vocabulary, {.tokens = arguments.tokens},
+                                 text ? print : std::function<void(const VerifiedPart&)>{});
+  });
   if (!text) {
     fmt::print("{}\n", to_json(verification).dump());
     return verification.ok();
