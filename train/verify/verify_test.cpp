@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include "autograd/ops/elementwise/elementwise.h"
+#include "autograd/random_tensor.h"
+#include "autograd/tape_watch.h"
 #include "modules/mixer.h"
 
 namespace weft {
@@ -116,6 +119,36 @@ TEST(Verify, FindsAGradientThatIsOnePercentOff) {
       }
     }
   }
+}
+
+// Chooses another factor in fp64 than elsewhere, and multiplies by what it is told to use.
+SpecimenFunction choosing(const ParameterScope&) {
+  return [](Tape& tape, std::span<const Var> in, const SpecimenRow&) {
+    const Tensor choice = Tensor::zeros({in[0].dim(0), 1}, DType::i32);
+    choice.data<std::int32_t>()[0] = in[0].dtype() == DType::f64 ? 0 : 1;
+    TapeWatch::current()->chosen("choice", choice);
+    return std::vector{scale(tape, in[0], 1.0 + choice.data<std::int32_t>()[0])};
+  };
+}
+
+TEST(Precision, ComparesOnTheSameChoiceAndCountsWhereItDiffers) {
+  const DocumentsPtr documents = Documents::single(4);
+  const Tensor x = normal({4, 8}, 1);
+  Specimen specimen(choosing, cpu_place(DType::f32, heap_allocator()));
+  const auto results = compare_with_double({.declare = choosing,
+                                            .tolerance = kFp32,
+                                            .inputs = {x},
+                                            .row = {.documents = documents},
+                                            .seeds = {x},
+                                            .compared = ComparedTokens::all(*documents),
+                                            .input_names = {"x"},
+                                            .output_names = {"output"}},
+                                           specimen);
+  ASSERT_EQ(results.size(), 3U);
+  EXPECT_TRUE(results[0].ok() && results[1].ok());
+  EXPECT_EQ(results[2].quantity, "choice");
+  EXPECT_EQ(results[2].error.rel_f, 0.25);
+  EXPECT_FALSE(results[2].ok());
 }
 
 TEST(Verify, FindsItInASampleOfTheTokens) {
