@@ -308,8 +308,9 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
       }
       tile::store_rounded(o, staging, group * 64, 0, thread);
       tile::fence_async_shared();
+      const bool full = t.count == kForwardRows;  // read by all before one of them gives the item back
       tile::barrier_sync<tile::kWarpgroup>(own);
-      if (t.count == kForwardRows) {
+      if (full) {
         if (thread == 0) {
 #pragma unroll
           for (int c = 0; c < D_V; c += tile::kPanel) {
