@@ -480,7 +480,9 @@ class Walk {
       const float add = m.decays[ring.at].add[r];
 #pragma unroll
       for (int c = first; c < first + 16; c += 8) {
-        const uint4 from = *reinterpret_cast<const uint4*>(&stage.z.chunk(r, block % 2 * kColumns + c));
+        // An output's group clears the rows behind the document meanwhile.
+        const uint4 from =
+            r < n ? *reinterpret_cast<const uint4*>(&stage.z.chunk(r, block % 2 * kColumns + c)) : uint4{};
         const auto scaled = [&](std::uint32_t pair) {
           const float2 value = tile::unpack(pair);
           return r < n ? tile::pack(value.x * add, value.y * add) : 0u;
