@@ -125,10 +125,10 @@ struct BackwardMemory {
   std::uint32_t rounds[2][kGroupWarps];
 
   __device__ void init() {
-    constexpr int kWarps = 2 * tile::kWarpgroup / tile::kWarp;
+    constexpr int kComputing = 2 * tile::kWarpgroup, kWarps = kComputing / tile::kWarp;
     k_full.init(1);
     v_full.init(1);
-    k_empty.init(kWarps + (kKeys ? 2 : 0));
+    k_empty.init(kComputing + (kKeys ? 2 : 0));
     v_empty.init(kWarps);
     for (int i = 0; i < kGradientStages; ++i) {
       d_o_full[i].init(1);
@@ -136,10 +136,10 @@ struct BackwardMemory {
     }
     for (int i = 0; i < 2; ++i) {
       q_full[i].init(1);
-      q_empty[i].init(kWarps);
+      q_empty[i].init(kComputing);
       dz_full[i].init(kWarps);
       dz_empty[i].init(kWarps);
-      dq_full[i].init(kWarps);
+      dq_full[i].init(kComputing);
     }
     for (tile::Barrier& barrier : dq_empty) barrier.init(1);
     for (int i = 0; i < kWarps; ++i) {

@@ -38,6 +38,8 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
   constexpr int kGradientStages = Memory::kGradientStages, kSumBuffers = Memory::kSumBuffers;
   std::uint32_t items = 0;  // before this one
   std::uint32_t n = 0;      // steps before this one, in all items: what stages and parities follow from
+  // Of tiles, which tensor cores read. What threads read themselves each of them gives back, as the race checker does not
+  // follow arrivals for others.
   const auto release = [&](tile::Barrier& barrier) {
     __syncwarp();  // all lanes have read what may be overwritten now
     if (thread % 32 == 0) barrier.arrive();
@@ -112,7 +114,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
         *reinterpret_cast<float4*>(&m.dq[to][group][piece_offset(thread, c)]) = x;
       }
       tile::fence_async_shared();
-      release(m.dq_full[from % 2]);
+      m.dq_full[from % 2].arrive();
     };
 
     // The end of step n, whose dk is being made: dq of the step before (which is late so that the warpgroups need not
@@ -123,7 +125,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
       if constexpr (kKeys) {
         start_dq(!first);
         tile::wgmma_wait<1>(dk);
-        release(m.q_empty[stage]);
+        m.q_empty[stage].arrive();
       }
       ++n;
       start_scores(!last);
@@ -132,7 +134,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
         if (!first) hand_over(n - 2);
       } else {
         tile::wgmma_wait<1>(dv);
-        release(m.q_empty[stage]);
+        m.q_empty[stage].arrive();
         release(m.d_o_empty[d_o_stage]);
       }
       tile::wgmma_wait<0>(s);
@@ -246,7 +248,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
       start_dq(true);
       dq.template wait<0>();
     }
-    release(m.k_empty);
+    m.k_empty.arrive();
     if (kKeys && some) hand_over(n - 1);
 
     // The sums go out through this warpgroup's rows of v, which nobody else reads.
