@@ -52,7 +52,8 @@ struct ForwardArgs {
   const float* sink_logit;
   tile::bf16* o;
   float* lse;
-  int* counter;  // starts at 0
+  int* counter;   // starts at 0
+  bool copy_out;  // whole tiles of o go through the copy engine
 };
 
 // Online softmax of 64 rows; a thread has two of them, each shared by a quad.
@@ -122,12 +123,12 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < P::kQueryStages; ++i) {
       m.q_full[i].init(1);
-      m.q_empty[i].init(kConsumers);
+      m.q_empty[i].init(kConsumerThreads);
     }
     for (int i = 0; i < P::kKeyStages; ++i) {
       m.k_full[i].init(1);
       m.v_full[i].init(1);
-      m.k_empty[i].init(kConsumerThreads / 32);
+      m.k_empty[i].init(kConsumerThreads);
       m.v_empty[i].init(kConsumerThreads / 32);
     }
     tile::fence_barrier_init();
@@ -182,17 +183,16 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     // Named barriers: 1 + group is this consumer's turn to issue, 3 + group its own threads.
     const int mine = 1 + group, other = 2 - group, own = 3 + group;
     if (group == 1) tile::barrier_arrive<kConsumerThreads>(1);  // the first turn is group 0's
+    // Of a tile of values, which tensor cores read. What threads read themselves, each of them gives back, as the race
+    // checker does not follow arrivals for others.
     const auto release = [&](tile::Barrier& barrier) {
-      __syncwarp();  // all lanes have read what may be overwritten now
+      __syncwarp();
       if (thread % 32 == 0) barrier.arrive();
     };
-
     // Gives a tile of queries back when its output has been read.
     const auto release_queries = [&](int stage) {
-      if (thread == 0) {
-        tile::wait_stores_read<0>();
-        m.q_empty[stage].arrive();
-      }
+      if (thread == 0) tile::wait_stores_read<0>();
+      m.q_empty[stage].arrive();
     };
     int written = -1;  // the stage of an output that may still be on its way
 
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         if (written >= 0) release_queries(written);
         written = -1;
         tile::wgmma_wait<0>();
-        release(m.k_empty[stage]);
+        m.k_empty[stage].arrive();
         soften(s, visit);
         update(s, softmax, rescale, a.unit);
         tile::round_to_operand(p, s);
@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
           tile::wgmma_commit();
           tile::barrier_arrive<kConsumerThreads>(other);
           tile::wgmma_wait<1>();
-          release(m.k_empty[stage]);
+          m.k_empty[stage].arrive();
           soften(s, visit);
           update(s, softmax, rescale, a.unit);
           tile::wgmma_wait<0>();
@@ -308,9 +308,9 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
       }
       tile::store_rounded(o, staging, group * 64, 0, thread);
       tile::fence_async_shared();
-      const bool full = t.count == kForwardRows;  // read by all before one of them gives the item back
+      const bool whole = t.count == kForwardRows && a.copy_out;  // read before the item is given back
       tile::barrier_sync<tile::kWarpgroup>(own);
-      if (full) {
+      if (whole) {
         if (thread == 0) {
 #pragma unroll
           for (int c = 0; c < D_V; c += tile::kPanel) {
