@@ -116,6 +116,7 @@ struct Shared {
   TileDecays decays[kStages];
   float sums[4];
   tile::Barrier full[kStages], empty[kStages];
+  tile::Barrier vectors_empty[kStages];  // the decays, or the totals, have been read
   tile::Barrier state_full[kStates], state_empty[kStates];
 };
 static_assert(R == static_cast<int>(general::kChunk), "chunks of decays per channel are tiles");
@@ -218,6 +219,7 @@ class Walk {
         m.full[s].init(kGiven ? 1 : 2);  // the loader and the decays
         m.empty[s].init((makes_outputs() ? 8 : 4) *
                         kCluster);  // warps of the state's and an output's group, in both blocks
+        m.vectors_empty[s].init(kGiven ? kGroup : 2 * kGroup);  // threads of this one
       }
       for (int s = 0; s < kStates; ++s) {
         m.state_full[s].init(1);
@@ -267,6 +269,7 @@ class Walk {
       const int x_row = kGiven ? 0 : at.row, x_head = kGiven ? index : at.h / p.x.sharing;
       m.empty[ring.at].wait(ring.parity ^ 1);
       if constexpr (kGiven) {
+        m.vectors_empty[ring.at].wait(ring.parity ^ 1);
         full.arrive_expect(sizeof(stage.y) + sizeof(stage.z) + sizeof(stage.totals) +
                            (makes_outputs() ? sizeof(stage.x) + sizeof(stage.scores) : 0));
         tile::load_bytes(stage.totals, p.totals + static_cast<std::int64_t>(index) * DX, sizeof(stage.totals), full);
@@ -303,7 +306,7 @@ class Walk {
       turn = turn == 0 ? 2 : turn - 1;
       if (turn != 2) {
         // Of every round, as a parity does not tell a round from the one after the next.
-        m.empty[ring.at].wait(ring.parity ^ 1);
+        m.vectors_empty[ring.at].wait(ring.parity ^ 1);
         continue;
       }
       const int first = 2 * lane;  // two tokens a lane
@@ -332,7 +335,7 @@ class Walk {
         add = {to_end(0), to_end(1)}, read = {from_start(0), from_start(1)};
       }
       TileDecays& decays = m.decays[ring.at];
-      m.empty[ring.at].wait(ring.parity ^ 1);
+      m.vectors_empty[ring.at].wait(ring.parity ^ 1);
       *reinterpret_cast<float2*>(decays.G + first) = {G[0], G[1]};
       *reinterpret_cast<float2*>(decays.add + first) = {p.y_scale * add.x, p.y_scale * add.y};
       *reinterpret_cast<float2*>(decays.read + first) = {p.x_scale * read.x, p.x_scale * read.y};
@@ -362,8 +365,10 @@ class Walk {
     }
   }
 
-  // The calling warp has read the stage, for good.
-  __device__ void release(int stage) {
+  // The calling warp has read the stage, for good. What other threads than the copy engine wrote is given back by each
+  // reader itself, as the race checker does not follow arrivals for others.
+  __device__ void release(int stage, bool vectors) {
+    if (vectors) m.vectors_empty[stage].arrive();
     __syncwarp();
     if (lane < kCluster) tile::arrive_at(m.empty[stage], lane);
   }
@@ -458,7 +463,7 @@ class Walk {
       tile::wgmma_wait<0>();
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) tile::detail::pin(S[half]);
-      release(read);
+      release(read, true);
       if constexpr (kDots) {
         if (!p.backwards && ends_chunk && p.meeting != nullptr) leave(S, now);
       }
@@ -612,7 +617,7 @@ class Walk {
       tile::wgmma_wait<0>(O);
     }
     if constexpr (kDots) add_diagonal(O, diagonal, w, stage.z, at);
-    release(ring.at);
+    release(ring.at, !kGiven);
     store(O, group, at);
   }
 
