@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(384, 1) ring(const float* in, float* out, int 
   if (threadIdx.x == 0) {
     for (int i = 0; i < 3; ++i) {
       m.full[i].init(1);
-      m.empty[i].init(2);
+      m.empty[i].init(256);
     }
     fence_barrier_init();
   }
@@ -98,8 +98,7 @@ __global__ void __launch_bounds__(384, 1) ring(const float* in, float* out, int 
     for (int i = 0; i < rounds; ++i, state.advance()) {
       m.full[state.stage].wait(state.parity());
       sum += m.stage[state.stage][thread];
-      barrier_sync<128>(1 + group);
-      if (thread == 0) m.empty[state.stage].arrive();
+      m.empty[state.stage].arrive();
     }
     out[group * 128 + thread] = sum;
   }
