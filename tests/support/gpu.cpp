@@ -45,10 +45,11 @@ Sanitize sanitize() {
   static const Sanitize wish = [] {
     const char* text = std::getenv("WEFT_TESTS_SANITIZE");
     const std::string_view value = text == nullptr ? "" : text;
-    return value == "races"       ? Sanitize::races
-           : value == "memory"    ? Sanitize::memory
-           : value == "unwritten" ? Sanitize::unwritten
-                                  : Sanitize::no;
+    return value == "races"           ? Sanitize::races
+           : value == "memory"        ? Sanitize::memory
+           : value == "unwritten"     ? Sanitize::unwritten
+           : value == "unwritten_f32" ? Sanitize::unwritten_f32
+                                      : Sanitize::no;
   }();
   return wish;
 }
@@ -65,7 +66,7 @@ Stream gpu_stream() {
 
 std::shared_ptr<Allocator> gpu_memory(std::size_t bytes) {
 #ifdef WEFT_CUDA
-  if (sanitize() == Sanitize::memory || sanitize() == Sanitize::unwritten) {
+  if (sanitize() != Sanitize::no && sanitize() != Sanitize::races) {
     return std::make_shared<ExactBlocks>(gpu_stream(), sanitize() == Sanitize::memory);
   }
 #endif

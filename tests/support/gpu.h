@@ -16,9 +16,10 @@ bool gpu_available();
 // A stream of the first GPU, made on first use.
 Stream gpu_stream();
 // How tools/gpu-sanitize wants tests to run, from WEFT_TESTS_SANITIZE in the environment: "memory" makes each block a
-// piece of device memory by itself, "unwritten" also leaves it unwritten, and any value lets checks of operations take
-// each case once, without repeats and references, which say nothing new about accesses and take minutes there.
-enum class Sanitize : std::uint8_t { no, races, memory, unwritten };
+// piece of device memory by itself, "unwritten" also leaves it unwritten, "unwritten_f32" as well and without bf16, and
+// any value lets checks of operations take each case once, without repeats and references, which say nothing new about
+// accesses and take minutes there.
+enum class Sanitize : std::uint8_t { no, races, memory, unwritten, unwritten_f32 };
 Sanitize sanitize();
 
 // An arena of its own for one evaluation; hostile.

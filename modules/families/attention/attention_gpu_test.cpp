@@ -78,6 +78,20 @@ TEST_F(AttentionGpu, OtherWidths) {
   }
 }
 
+// What the sanitizer goes through: each kernel with few tiles.
+TEST_F(AttentionGpu, EachWidthOnce) {
+  for (const auto& [D, D_V] :
+       std::initializer_list<std::pair<std::int64_t, std::int64_t>>{{64, 64}, {128, 128}, {192, 128}}) {
+    check({.documents = documents_of({140, 3}), .H_KV = 1, .G = 2, .D = D, .D_V = D_V});
+  }
+}
+TEST_F(AttentionGpu, EachOptionOnce) {
+  const AttentionOptions options{.window = 30, .sink_tokens = 2, .soft_cap = 2.0};
+  check({.documents = anchored_documents({40, 90}), .options = options, .D = 64, .D_V = 64, .sink_logit = true});
+  check({.documents = documents_of({130}), .options = options, .D = 256, .D_V = 256});
+  check({.documents = documents_of({70}), .options = options, .D = 72, .D_V = 40});
+}
+
 // Documents of many tiles, whose tiles of keys add to dq at once.
 TEST_F(AttentionGpu, ManyTiles) {
   check({.documents = documents_of({1500, 700}), .H_KV = 2, .G = 4, .D = 128, .D_V = 128});
