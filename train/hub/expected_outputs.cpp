@@ -4,12 +4,15 @@
 #include <array>
 #include <bit>
 #include <chrono>
+#include <cmath>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <variant>
 
+#include "autograd/check.h"
 #include "autograd/place.h"
 #include "checkpoints/huggingface/export.h"
 #include "checkpoints/safetensors/writer.h"
@@ -78,6 +81,16 @@ std::vector<std::int64_t> places(std::int64_t length, std::int64_t count) {
   return all;
 }
 
+// The first of `positions` where a logit is not finite.
+std::optional<std::int64_t> first_not_finite(const Tensor& logits, const std::vector<std::int64_t>& positions) {
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    const auto row = static_cast<std::int64_t>(i);
+    const Tensor one = logits.rows(row, row + 1);
+    if (!std::ranges::all_of(one.span<float>(), [](float x) { return std::isfinite(x); })) return positions[i];
+  }
+  return {};
+}
+
 class ExpectedOutputs {
  public:
   explicit ExpectedOutputs(LanguageModel& model) : model_(model) {}
@@ -92,11 +105,7 @@ class ExpectedOutputs {
     for (const std::int64_t T : lengths) {
       if (n >= kSequencesAlways && 2.0 * pace * static_cast<double>(T) > clock.left()) continue;
       const double begin = Clock::now();
-      const std::vector<std::int32_t> ids = probe_tokens(T, V);
-      const std::vector<std::int64_t> positions = places(T, rows);
-      put(fmt::format("logits.{}", n), logits_at(model_, ids, positions));
-      put(fmt::format("ids.{}", n), ids);
-      put(fmt::format("positions.{}", n), positions);
+      add_sequence(n, probe_tokens(T, V), rows);
       if (T >= longest) {
         longest = T;
         pace = (Clock::now() - begin) / static_cast<double>(T);
@@ -119,6 +128,9 @@ class ExpectedOutputs {
     }
   }
 
+  // Tokens after which logits are not finite numbers any more, the fewest of all sequences.
+  const std::optional<std::int64_t>& finite_tokens() const { return finite_tokens_; }
+
   void write(const fs::path& path) const {
     std::vector<TensorDeclaration> declarations;
     for (const auto& [name, tensor] : tensors_) {
@@ -137,6 +149,27 @@ class ExpectedOutputs {
   }
 
  private:
+  // States that grow without bound, as those of memories that learn with too large steps, overflow elsewhere in another
+  // program, at half of the tokens where that squares them: only what is before that is comparable.
+  void add_sequence(std::size_t n, std::vector<std::int32_t> ids, std::int64_t rows) {
+    for (;;) {
+      const std::vector<std::int64_t> positions = places(static_cast<std::int64_t>(ids.size()), rows);
+      Tensor logits = logits_at(model_, ids, positions);
+      const std::optional<std::int64_t> end = first_not_finite(logits, positions);
+      if (!end) {
+        put(fmt::format("logits.{}", n), std::move(logits));
+        put(fmt::format("ids.{}", n), ids);
+        put(fmt::format("positions.{}", n), positions);
+        return;
+      }
+      finite_tokens_ = std::min(*end, finite_tokens_.value_or(*end));
+      if (*end < 2) {
+        storage_error("the model's own logits are not finite numbers from token {} of a text on: nothing to compare",
+                      *end);
+      }
+      ids.resize(static_cast<std::size_t>(*end / 2));
+    }
+  }
   void put(const std::string& name, Tensor tensor) { tensors_[name] = std::move(tensor); }
   template <class T>
   void put(const std::string& name, const std::vector<T>& numbers) {
@@ -146,16 +179,18 @@ class ExpectedOutputs {
 
   LanguageModel& model_;
   std::map<std::string, Tensor> tensors_;
+  std::optional<std::int64_t> finite_tokens_;
 };
 
 }  // namespace
 
-void write_expected_outputs(LanguageModel& model, const Tokenizer* tokenizer, double seconds, const fs::path& folder) {
+std::optional<std::int64_t> write_expected_outputs(LanguageModel& model, const Tokenizer* tokenizer, double seconds,
+                                                   const fs::path& folder) {
   ExpectedOutputs expected(model);
   expected.add_sequences(Clock(seconds / 2.0));
   expected.add_texts(Clock(seconds / 2.0));
   expected.write(folder / "expected.safetensors");
-  if (tokenizer == nullptr) return;
+  if (tokenizer == nullptr) return expected.finite_tokens();
   nlohmann::json texts = {
       {"texts", nlohmann::json::array()}, {"ids", nlohmann::json::array()}, {"prompt_ids", nlohmann::json::array()}};
   for (const std::string& line : probe_lines()) {
@@ -164,6 +199,7 @@ void write_expected_outputs(LanguageModel& model, const Tokenizer* tokenizer, do
     texts["prompt_ids"].push_back(tokenizer->encode(line, EncodeMode::prompt));
   }
   write_file_atomically(folder / "texts.json", texts.dump());
+  return expected.finite_tokens();
 }
 
 }  // namespace weft

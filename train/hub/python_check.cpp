@@ -74,7 +74,7 @@ nlohmann::json check_in_python(LanguageModel& model, const Tokenizer* tokenizer,
   const EmbeddedFile* check = find_embedded_file("check.py");
   WEFT_CHECK(check != nullptr, "the check is part of the binary");
   write_file_atomically(folder / "check.py", check->text);
-  write_expected_outputs(model, tokenizer, seconds, folder.path());
+  const std::optional<std::int64_t> finite_tokens = write_expected_outputs(model, tokenizer, seconds, folder.path());
   const fs::path report = folder / "report.json", out = folder / "out.txt", err = folder / "err.txt";
   const ChildResult result =
       run_program({python, (folder / "check.py").string(), fs::absolute(directory).string(), "--quick", "--expected",
@@ -96,6 +96,7 @@ nlohmann::json check_in_python(LanguageModel& model, const Tokenizer* tokenizer,
                   all.at("transformers").get<std::string>(), lines);
   }
   figures.erase("failures");
+  if (finite_tokens) figures["not_finite_after"] = *finite_tokens;
   require_comparisons(figures, tokenizer != nullptr && !figures.contains("transformers_tokenizer"), directory);
   return {{"torch", all.at("torch")}, {"transformers", all.at("transformers")}, {"figures", std::move(figures)}};
 }
