@@ -28,8 +28,7 @@ using tile::store_pair;
 inline constexpr int kD = 128, kC = 64, kBlock = 16, kBlocks = kC / kBlock;
 inline constexpr int kLd = kD + 8, kSquareLd = kC + 8;  // rows of tiles
 
-// What a chunk of a value head makes before the states are known; [chunk_count, H] of them in the workspace. Tiles of B
-// and P right of the diagonal are undefined.
+// What a chunk of a value head makes before the states are known; [chunk_count, H] of them in the workspace.
 struct Operands {
   bf16 k_entry[kC * kD];  // K e^G
   bf16 k_exit[kC * kD];   // K e^(G_n - G)

@@ -243,8 +243,9 @@ __global__ void __launch_bounds__(kThreads, 2) operands_kernel(DeltaRuleProblem 
   __syncthreads();
   for (int e = thread; e < kC * kC / 2; e += kThreads) {
     const int i = e / (kC / 2), j = e % (kC / 2) * 2;
-    if (j / kBlock > i / kBlock) continue;
-    store_pair(&record.B[i * kC + j], {B[i * kLdSolve + j], B[i * kLdSolve + j + 1]});
+    const bool right = j / kBlock > i / kBlock;
+    store_pair(&record.B[i * kC + j], {right ? 0.0f : B[i * kLdSolve + j], right ? 0.0f : B[i * kLdSolve + j + 1]});
+    if (right) store_pair(&record.P[i * kC + j], {0.0f, 0.0f});
   }
 }
 
