@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 // target [heads, width] = or += elements [at, at + width) of the lines [lines, heads, L], each head's own, summed.
-__global__ inline void __launch_bounds__(kBlockThreads)
+static __global__ void __launch_bounds__(kBlockThreads)
     sum_lines_kernel(const float* lines, std::int64_t count, std::int64_t heads, std::int64_t L, std::int64_t at,
                      std::int64_t width, float* target, Write write) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x;
