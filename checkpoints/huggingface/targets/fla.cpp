@@ -253,7 +253,7 @@ const HubTarget& fla_kda_target() {
   static const HubTarget target{
       .name = "fla_kda",
       .model_type = "kda",
-      .summary = "Kimi delta attention and softmax attention of flash-linear-attention; not loaded here",
+      .summary = "Kimi delta attention and softmax attention of flash-linear-attention, which needs a GPU",
       .obstacles = [](const LanguageModelConfig& model) { return obstacles_of(model, "kda"); },
       .write_config = write_kda,
       .read_config = read_kda,
@@ -265,7 +265,7 @@ const HubTarget& fla_gated_deltanet_target() {
   static const HubTarget target{
       .name = "fla_gated_deltanet",
       .model_type = "gated_deltanet",
-      .summary = "gated delta nets and softmax attention of flash-linear-attention; not loaded here",
+      .summary = "gated delta nets and softmax attention of flash-linear-attention, which needs a GPU",
       .obstacles = [](const LanguageModelConfig& model) { return obstacles_of(model, "gdn"); },
       .write_config = write_gated_deltanet,
       .read_config = read_gated_deltanet,
