@@ -38,8 +38,8 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
   constexpr int kGradientStages = Memory::kGradientStages, kSumBuffers = Memory::kSumBuffers;
   std::uint32_t items = 0;  // before this one
   std::uint32_t n = 0;      // steps before this one, in all items: what stages and parities follow from
-  // Of tiles, which tensor cores read. What threads read themselves each of them gives back, as the race checker does not
-  // follow arrivals for others.
+  // Of tiles, which tensor cores read. What threads read themselves each of them gives back, as the race checker does
+  // not follow arrivals for others.
   const auto release = [&](tile::Barrier& barrier) {
     __syncwarp();  // all lanes have read what may be overwritten now
     if (thread % 32 == 0) barrier.arrive();
