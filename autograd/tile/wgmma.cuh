@@ -8,6 +8,7 @@
 // Until the wait nobody may touch the accumulators, the registers of a left operand, or the tiles.
 #pragma once
 
+#include "autograd/tile/mma.cuh"
 #include "autograd/tile/shared_tile.cuh"
 
 namespace weft::tile {
@@ -270,6 +271,18 @@ __device__ inline void store_operand(const RegisterOperand<K>& a, SharedTile<Row
 #else
   unavailable();
 #endif
+}
+// Rows [row, row + 64) and columns [column, column + K) of a tile as a left operand, with ldmatrix.
+template <int K, int Rows, int Cols>
+__device__ inline void load_operand(RegisterOperand<K>& a, const SharedTile<Rows, Cols>& tile, int row, int column,
+                                    int thread) {
+  static_assert(K <= Cols && Rows >= 64, "the operand lies in the tile");
+  const unsigned lane = static_cast<unsigned>(thread) % kWarp;
+  const int own_row = row + static_cast<int>(static_cast<unsigned>(thread) / kWarp * 16 + lane % 16);
+#pragma unroll
+  for (int s = 0; s < K / 16; ++s) {
+    ldmatrix4(a.x[s], tile.address(own_row, column + 16 * s + static_cast<int>(lane / 16 * 8)));
+  }
 }
 
 }  // namespace weft::tile

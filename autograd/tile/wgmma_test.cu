@@ -6,7 +6,7 @@ namespace weft::tile {
 namespace {
 
 // Which way operands lie: `columns` = contracted along the tile's columns (K-major), `rows` = along its rows.
-enum class Kind { both_columns, right_rows, left_rows, both_rows, left_in_registers };
+enum class Kind { both_columns, right_rows, left_rows, both_rows, left_in_registers, left_loaded };
 
 template <int N, int K, Kind kKind>
 struct Shape {
@@ -55,6 +55,9 @@ __global__ void __launch_bounds__(128, 1)
     }
     round_to_operand(registers, left);
     wgmma_fence(registers);
+  } else if constexpr (kKind == Kind::left_loaded) {
+    load_operand(registers, m.a, 64, 0, thread);
+    wgmma_fence(registers);
   }
   wgmma_fence(c);
   const auto right = [&] {
@@ -64,7 +67,7 @@ __global__ void __launch_bounds__(128, 1)
       return along_columns(m.b);
     }
   }();
-  if constexpr (kKind == Kind::left_in_registers) {
+  if constexpr (kKind == Kind::left_in_registers || kKind == Kind::left_loaded) {
     multiply_add(c, registers, right);
   } else if constexpr (S::kLeftRows) {
     multiply_add(c, along_rows(m.a).template part<64, 64>(), right);
@@ -131,6 +134,8 @@ TEST_F(TileGpuHopper, WgmmaLeftInRegisters) {
   check<64, 64, Kind::left_in_registers>();
   check<128, 64, Kind::left_in_registers>();
   check<256, 64, Kind::left_in_registers>();
+  check<64, 64, Kind::left_loaded>();
+  check<128, 128, Kind::left_loaded>();
 }
 
 // The second half of a panel as a right operand along rows.

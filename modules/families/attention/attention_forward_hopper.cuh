@@ -2,8 +2,7 @@
 //
 // Three warpgroups: one loads, two compute 64 rows each. A block takes work items from a counter until there are none,
 // so that loading the next item's queries and keys runs beside the epilogue of this one. A consumer issues the scores
-// of tile j + 1 and the sums of tile j together and does the softmax of j + 1 while the tensor cores work; the two
-// consumers take turns in issuing, so that one's exponentials run beside the other's products.
+// of tile j + 1 and the sums of tile j together and does the softmax of j + 1 while the tensor cores work.
 #pragma once
 
 #include "autograd/tile/reduce.cuh"
@@ -23,6 +22,8 @@ struct ForwardPolicy {
   static constexpr int kKeys = D <= 192 ? 128 : 64;  // of a tile; the sums of wide values leave less room for scores
   static constexpr int kQueryStages = D <= 128 ? 2 : 1;
   static constexpr int kKeyStages = 2;
+  // Queries as operands from registers spare the shared memory a third of what products read from it.
+  static constexpr bool kHoldQueries = D <= 128;
 };
 
 // D and D_V are padded to panels of 64; what the tensors lack arrives as zero.
@@ -180,9 +181,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     tile::grow_registers<232>();
     const int thread = threadIdx.x % tile::kWarpgroup;
     const int group = uniform(static_cast<int>(threadIdx.x) / tile::kWarpgroup) - 1;
-    // Named barriers: 1 + group is this consumer's turn to issue, 3 + group its own threads.
-    const int mine = 1 + group, other = 2 - group, own = 3 + group;
-    if (group == 1) tile::barrier_arrive<kConsumerThreads>(1);  // the first turn is group 0's
+    const int own = 1 + group;  // named barrier of this consumer's threads
     // Of a tile of values, which tensor cores read. What threads read themselves, each of them gives back, as the race
     // checker does not follow arrivals for others.
     const auto release = [&](tile::Barrier& barrier) {
@@ -215,7 +214,16 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
           softmax.mass[r] = b != -INFINITY && thread % 4 == 0 ? 1.0f : 0.0f;
         }
       }
-      const auto q = tile::along_columns(m.q[q_state.stage]).template part_at<64>(group);
+      const auto q = [&] {
+        if constexpr (P::kHoldQueries) {
+          tile::RegisterOperand<D> held;
+          tile::load_operand(held, m.q[q_state.stage], group * 64, 0, thread);
+          tile::wgmma_fence(held);
+          return held;
+        } else {
+          return tile::along_columns(m.q[q_state.stage]).template part_at<64>(group);
+        }
+      }();
       const auto soften = [&](tile::Accumulator<P::kKeys>& s, const KeyVisit& v) {
         if constexpr (Cap) {
 #pragma unroll
@@ -239,11 +247,9 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
         int stage = kv_state.stage;
         m.k_full[stage].wait(kv_state.parity());
         KeyVisit visit = m.visit[stage];
-        tile::barrier_sync<kConsumerThreads>(mine);
         tile::wgmma_fence();
         tile::multiply(s, q, tile::along_columns(m.k[stage]));
         tile::wgmma_commit();
-        tile::barrier_arrive<kConsumerThreads>(other);
         if (written >= 0) release_queries(written);
         written = -1;
         tile::wgmma_wait<0>();
@@ -261,13 +267,11 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
           m.v_full[before].wait(parity);
           clean(before, visit);
           visit = m.visit[stage];
-          tile::barrier_sync<kConsumerThreads>(mine);
           tile::wgmma_fence(o, p);
           tile::multiply(s, q, tile::along_columns(m.k[stage]));
           tile::wgmma_commit();
           tile::multiply_add(o, p, tile::along_rows(m.v[before]));
           tile::wgmma_commit();
-          tile::barrier_arrive<kConsumerThreads>(other);
           tile::wgmma_wait<1>();
           m.k_empty[stage].arrive();
           soften(s, visit);
