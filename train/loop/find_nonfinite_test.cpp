@@ -6,8 +6,8 @@
 
 #include "autograd/cuda/cuda_memory.h"
 #include "autograd/transfer.h"
-#include "modules/mixer.h"
 #include "tests/support/gpu.h"
+#include "tests/support/preceded_mixer.h"
 #include "train/recipe/recipe.h"
 
 namespace weft {
@@ -69,25 +69,6 @@ Var fault(Tape& tape, const Var& x, Parameter& parameter, Fault where) {
   return tape.record("fault", {x, tape.parameter(parameter)}, x.value, [&] { return Saved{where}; });
 }
 
-class FaultyMixer final : public Mixer {
- public:
-  FaultyMixer(std::unique_ptr<Mixer> mixer, Parameter& parameter, Fault where)
-      : mixer_(std::move(mixer)), parameter_(parameter), where_(where) {}
-  Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override {
-    return mixer_->forward(tape, fault(tape, x, parameter_, where_), documents, state);
-  }
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override {
-    return mixer_->initial_state(sequences, place);
-  }
-  MixerCost cost(std::int64_t tokens, std::int64_t length) const override { return mixer_->cost(tokens, length); }
-  double state_bytes(std::int64_t length) const override { return mixer_->state_bytes(length); }
-
- private:
-  std::unique_ptr<Mixer> mixer_;
-  Parameter& parameter_;
-  Fault where_;
-};
-
 // Attention with a fault in its second layer.
 template <Fault kWhere>
 MixerType faulty_mixer() {
@@ -98,7 +79,8 @@ MixerType faulty_mixer() {
     std::unique_ptr<Mixer> mixer = find_mixer("attention")->create(scope, site, options, where);
     if (site.layer != 1) return mixer;
     Parameter& parameter = scope.declare("planted", {9}, ParameterKind::vector, Init::constant(1.0));
-    return std::make_unique<FaultyMixer>(std::move(mixer), parameter, kWhere);
+    const auto planted = [&parameter](Tape& tape, const Var& x) { return fault(tape, x, parameter, kWhere); };
+    return std::make_unique<testing::PrecededMixer>(planted, std::move(mixer));
   };
   return type;
 }

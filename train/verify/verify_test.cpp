@@ -5,7 +5,7 @@
 #include "autograd/ops/elementwise/elementwise.h"
 #include "autograd/random_tensor.h"
 #include "autograd/tape_watch.h"
-#include "modules/mixer.h"
+#include "tests/support/preceded_mixer.h"
 
 namespace weft {
 namespace {
@@ -27,29 +27,14 @@ Var one_percent_off(Tape& tape, const Var& x) {
   return tape.record("one_percent_off", {x}, x.value, [] { return Saved{}; });
 }
 
-class FaultyMixer final : public Mixer {
- public:
-  explicit FaultyMixer(std::unique_ptr<Mixer> mixer) : mixer_(std::move(mixer)) {}
-  Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override {
-    return mixer_->forward(tape, one_percent_off(tape, x), documents, state);
-  }
-  std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override {
-    return mixer_->initial_state(sequences, place);
-  }
-  MixerCost cost(std::int64_t tokens, std::int64_t length) const override { return mixer_->cost(tokens, length); }
-  double state_bytes(std::int64_t length) const override { return mixer_->state_bytes(length); }
-
- private:
-  std::unique_ptr<Mixer> mixer_;
-};
-
 const MixerType& faulty_mixer() {
   static const MixerType type = [] {
     MixerType faulty = *find_mixer("lightning");
     faulty.name = "faulty";
     faulty.create = [](const ParameterScope& scope, const MixerSite& site, const Options& options,
                        const std::string& where) -> std::unique_ptr<Mixer> {
-      return std::make_unique<FaultyMixer>(find_mixer("lightning")->create(scope, site, options, where));
+      return std::make_unique<testing::PrecededMixer>(one_percent_off,
+                                                      find_mixer("lightning")->create(scope, site, options, where));
     };
     return faulty;
   }();
