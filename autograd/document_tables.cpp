@@ -57,10 +57,11 @@ void DocumentTables::upload(const Tensor& to, const void* from) {
 
 void DocumentTables::rewind() {
   if (staging_ != nullptr) staging_->rewind();
+  for (const auto& [name, row] : rows_) row.tables->rewind();
 }
 
 ChunkView DocumentTables::Blocks::view() const {
-  return {reinterpret_cast<const Chunk*>(numbers(chunks)), numbers(document_offset), count};
+  return {reinterpret_cast<const Chunk*>(data_of(chunks)), data_of(document_offset), count};
 }
 
 DocumentTables::Blocks& DocumentTables::add_blocks(std::int32_t block) {
@@ -85,6 +86,10 @@ void DocumentTables::load(const Documents& documents) {
   upload(pos0_, pos0.data());
   upload(positions_, documents.positions().data());
   for (const auto& [block, blocks] : blocks_) load_blocks(block, blocks, documents);
+  if (numbers_.empty() && rows_.empty()) return;
+  const Documents all = padded(documents);
+  for (const auto& [name, entry] : numbers_) load_numbers(entry, all);
+  for (auto& [name, row] : rows_) load_row(row, all);
 }
 
 void DocumentTables::load_blocks(std::int32_t block, const Blocks& blocks, const Documents& documents) {
@@ -105,6 +110,51 @@ ChunkView DocumentTables::chunks(const Documents& documents, std::int32_t block)
   const Blocks& blocks = add_blocks(block);
   load_blocks(block, blocks, documents);
   return blocks.view();
+}
+
+Documents DocumentTables::padded(const Documents& documents) const {
+  std::vector<std::int32_t> cu(documents.cu_seqlens()), pos0;
+  cu.resize(static_cast<std::size_t>(documents_) + 1, cu.back());
+  for (std::int64_t n = 0; n < documents.count(); ++n) pos0.push_back(documents.pos0(n));
+  pos0.resize(static_cast<std::size_t>(documents_), 0);
+  return Documents(std::move(cu), std::move(pos0), documents.anchored() ? Anchor::first_token : Anchor::none);
+}
+
+void DocumentTables::load_numbers(const Numbers& entry, const Documents& documents) {
+  if (stream_.device.planned()) return;
+  std::vector<std::int32_t> values(static_cast<std::size_t>(entry.numbers.numel()), 0);
+  entry.make(documents, values);
+  upload(entry.numbers, values.data());
+}
+
+void DocumentTables::load_row(Row& row, const Documents& documents) const {
+  row.documents = std::make_shared<const Documents>(row.make(documents));
+  if (row.tables == nullptr) {
+    row.tables = std::make_shared<DocumentTables>(stream_, row.documents->tokens(), row.documents->count());
+  }
+  row.tables->load(*row.documents);
+  row.documents->attach(row.tables);
+}
+
+Tensor DocumentTables::numbers_of(const Documents& documents, const std::string& name, std::int64_t count,
+                                  const MakeNumbers& make) {
+  auto it = numbers_.find(name);
+  if (it == numbers_.end()) {
+    const auto memory = memory_ != nullptr ? memory_ : lasting_memory(stream_.device);
+    it = numbers_.emplace(name, Numbers{Tensor({count}, DType::i32, memory), make}).first;
+    load_numbers(it->second, padded(documents));
+  }
+  WEFT_CHECK(it->second.numbers.numel() == count, "{}: {} numbers, now {}", name, it->second.numbers.numel(), count);
+  return it->second.numbers;
+}
+
+DocumentsPtr DocumentTables::row_of(const Documents& documents, const std::string& name, const MakeRow& make) {
+  auto it = rows_.find(name);
+  if (it == rows_.end()) {
+    it = rows_.emplace(name, Row{.tables = nullptr, .documents = nullptr, .make = make}).first;
+    load_row(it->second, padded(documents));
+  }
+  return it->second.documents;
 }
 
 }  // namespace weft

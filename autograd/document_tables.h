@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
+#include <span>
+#include <string>
 
 #include "autograd/device.h"
 #include "autograd/documents.h"
@@ -29,16 +32,24 @@ class DocumentTables {
   // memory of its own, since its copies may wait behind the work of those before.
   void rewind();
 
-  const std::int32_t* cu_seqlens() const { return numbers(cu_seqlens_); }  // [N + 1]
-  const std::int32_t* pos0() const { return numbers(pos0_); }              // [N]
-  const std::int32_t* positions() const { return numbers(positions_); }    // [T]
+  const std::int32_t* cu_seqlens() const { return data_of(cu_seqlens_); }  // [N + 1]
+  const std::int32_t* pos0() const { return data_of(pos0_); }              // [N]
+  const std::int32_t* positions() const { return data_of(positions_); }    // [T]
   std::int64_t document_count() const { return documents_; }
   // Made on first use for each block length.
   ChunkView chunks(const Documents& documents, std::int32_t block);
 
+  // What a layer makes of a row on the host: i32 [count], filled by `make`, on first use of `name` and again for each
+  // row loaded. `make` sees the documents that there is room for, those that are not there as empty ones.
+  using MakeNumbers = std::function<void(const Documents&, std::span<std::int32_t>)>;
+  Tensor numbers_of(const Documents& documents, const std::string& name, std::int64_t count, const MakeNumbers& make);
+  // The same for another row made of this one, of as many tokens and documents whatever the lengths are.
+  using MakeRow = std::function<Documents(const Documents&)>;
+  DocumentsPtr row_of(const Documents& documents, const std::string& name, const MakeRow& make);
+
  private:
   // On a planned device there are none.
-  static const std::int32_t* numbers(const Tensor& table) {
+  static const std::int32_t* data_of(const Tensor& table) {
     return table.defined() ? table.data<std::int32_t>() : nullptr;
   }
   struct Blocks {
@@ -47,6 +58,19 @@ class DocumentTables {
 
     ChunkView view() const;
   };
+  struct Numbers {
+    Tensor numbers;
+    MakeNumbers make;
+  };
+  struct Row {
+    std::shared_ptr<DocumentTables> tables;
+    DocumentsPtr documents;
+    MakeRow make;
+  };
+  // With empty documents up to the number that there is room for.
+  Documents padded(const Documents& documents) const;
+  void load_numbers(const Numbers& entry, const Documents& documents);
+  void load_row(Row& row, const Documents& documents) const;
   void upload(const Tensor& to, const void* from);
   Blocks& add_blocks(std::int32_t block);
   void load_blocks(std::int32_t block, const Blocks& blocks, const Documents& documents);
@@ -56,6 +80,8 @@ class DocumentTables {
   std::shared_ptr<Allocator> memory_;
   Tensor cu_seqlens_, pos0_, positions_;
   std::map<std::int32_t, Blocks> blocks_;
+  std::map<std::string, Numbers> numbers_;
+  std::map<std::string, Row> rows_;
   class Staging;
   std::unique_ptr<Staging> staging_;
 };

@@ -73,9 +73,10 @@ class Documents {
   const std::int32_t* pos0_on(const Stream& stream) const;        // [N]
   const std::int32_t* positions_on(const Stream& stream) const;   // [T]
   ChunkView chunks_on(const Stream& stream, std::int32_t block) const;
+  // For what layers make of a row beside these. Not on the CPU.
+  DocumentTables& tables(const Stream& stream) const;
 
  private:
-  DocumentTables& tables(const Stream& stream) const;
   std::vector<std::int32_t> cu_seqlens_;
   std::vector<std::int32_t> pos0_;
   std::vector<std::int32_t> positions_;

@@ -60,27 +60,44 @@ struct TakeRowsSaved {
 RowMap::RowMap(std::span<const std::int32_t> index, std::int64_t source_rows)
     : rows_(static_cast<std::int64_t>(index.size())),
       source_rows_(source_rows),
-      host_(Tensor::zeros({2 * rows_ + source_rows + 1}, DType::i32)) {
+      host_(Tensor::empty({table_size(rows_, source_rows)}, DType::i32)) {
+  write_tables(index, source_rows, host_.span<std::int32_t>());
+}
+
+RowMap::RowMap(std::int64_t rows, std::int64_t source_rows, Tensor tables)
+    : rows_(rows), source_rows_(source_rows), on_device_(std::move(tables)) {
+  WEFT_CHECK(on_device_.numel() == table_size(rows, source_rows), "take_rows: tables of {} numbers for {} of {} rows",
+             on_device_.numel(), rows, source_rows);
+}
+
+void RowMap::write_tables(std::span<const std::int32_t> index, std::int64_t source_rows,
+                          std::span<std::int32_t> tables) {
+  const auto rows = static_cast<std::int64_t>(index.size());
   WEFT_CHECK(source_rows <= std::numeric_limits<std::int32_t>::max(), "take_rows: {} source rows", source_rows);
-  std::int32_t* const begin = std::copy(index.begin(), index.end(), host_.data<std::int32_t>());
+  WEFT_CHECK(static_cast<std::int64_t>(tables.size()) == table_size(rows, source_rows),
+             "take_rows: room for {} numbers for {} of {} rows", tables.size(), rows, source_rows);
+  std::int32_t* const begin = std::copy(index.begin(), index.end(), tables.data());
   std::int32_t* const users = begin + source_rows + 1;
+  std::fill(begin, users, 0);
   for (const std::int32_t s : index) {
     WEFT_CHECK(s >= 0 && s < source_rows, "take_rows: row {} of {}", s, source_rows);
     ++begin[s + 1];
   }
   for (std::int64_t s = 1; s <= source_rows; ++s) begin[s] += begin[s - 1];
   std::vector<std::int32_t> next(begin, begin + source_rows);
-  for (std::int64_t r = 0; r < rows_; ++r) {
+  for (std::int64_t r = 0; r < rows; ++r) {
     const auto s = static_cast<std::size_t>(index[static_cast<std::size_t>(r)]);
     users[next[s]++] = static_cast<std::int32_t>(r);
   }
 }
 
 RowMapView RowMap::on(const Tape& tape) const {
-  if (!tape.device().is_cpu() && (!on_device_.defined() || on_device_.device() != tape.device())) {
+  if (host_.defined() && !tape.device().is_cpu() && (!on_device_.defined() || on_device_.device() != tape.device())) {
     on_device_ = tape.here(host_);
   }
-  const auto* tables = (tape.device().is_cpu() ? host_ : on_device_).data<std::int32_t>();
+  const Tensor& here = tape.device().is_cpu() ? host_ : on_device_;
+  WEFT_CHECK(here.defined(), "take_rows: a map of another device");
+  const auto* tables = here.data<std::int32_t>();
   return {tables, tables + rows_, tables + rows_ + source_rows_ + 1};
 }
 

@@ -23,6 +23,11 @@ class RowMap {
  public:
   // index [R], each in [0, source_rows); source rows may be left out or repeated.
   RowMap(std::span<const std::int32_t> index, std::int64_t source_rows);
+  // A map of `rows` rows whose tables, written by write_tables(), are where the kernels run and may be written anew.
+  RowMap(std::int64_t rows, std::int64_t source_rows, Tensor tables);
+  static std::int64_t table_size(std::int64_t rows, std::int64_t source_rows) { return 2 * rows + source_rows + 1; }
+  static void write_tables(std::span<const std::int32_t> index, std::int64_t source_rows,
+                           std::span<std::int32_t> tables);
 
   std::int64_t rows() const { return rows_; }
   std::int64_t source_rows() const { return source_rows_; }
@@ -32,7 +37,7 @@ class RowMap {
 
  private:
   std::int64_t rows_, source_rows_;
-  Tensor host_;               // index, begin, users
+  Tensor host_;               // index, begin, users; or undefined
   mutable Tensor on_device_;  // the same
 };
 using RowMapPtr = std::shared_ptr<const RowMap>;
