@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "autograd/document_tables.h"
 #include "autograd/ops/activation/activation.h"
 #include "autograd/ops/cast/cast.h"
 #include "autograd/ops/elementwise/elementwise.h"
@@ -134,14 +135,30 @@ TttLayer::TttLayer(const ParameterScope& scope, const TttLayerConfig& config) : 
   if (c_.rope) rope_ = constant<RopeTable>(*c_.rope);
 }
 
+TttLayer::Places TttLayer::places(const Tape& tape, const DocumentsPtr& documents,
+                                  const std::vector<std::int32_t>& phase) const {
+  if (!rope_) return {};
+  const auto b = static_cast<std::int32_t>(c_.batch);
+  if (tape.device().is_cpu() || !phase.empty()) return {inner_batches(*documents, phase, b), {}};
+  const auto make = [b](const Documents& row, std::span<std::int32_t> place) {
+    for (std::int64_t n = 0; n < row.count(); ++n) {
+      for (std::int32_t t = row.begin(n); t < row.end(n); ++t)
+        place[static_cast<std::size_t>(t)] = (t - row.begin(n)) % b;
+    }
+  };
+  return {nullptr, documents->tables(tape.stream())
+                       .numbers_of(*documents, fmt::format("places in batches of {}", b), documents->tokens(), make)};
+}
+
 Var TttLayer::features(Tape& tape, const Var& x, Parameter& weight, Parameter* filter, const DocumentsPtr& documents,
-                       const DocumentsPtr& batches, const Tensor& tail) const {
+                       const Places& places, const Tensor& tail) const {
   Var y = linear(tape, x, tape.parameter(weight));
   if (filter != nullptr) {
     y = short_convolution(tape, y, tape.parameter(*filter), documents, ConvolutionActivation::none, tail);
   }
   y = y.reshape({x.dim(0), c_.heads, c_.head_dim});
-  return rope_ ? rope(tape, y, batches, *rope_) : y;
+  if (!rope_) return y;
+  return places.table.defined() ? rope(tape, y, places.table, *rope_) : rope(tape, y, places.batches, *rope_);
 }
 
 Var TttLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) {
@@ -153,13 +170,12 @@ Var TttLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, M
              "ttt: {} documents for a state of {} sequences", documents->count(),
              own == nullptr ? 0 : own->memory.dim(0));
   const std::vector<std::int32_t> phase = own == nullptr ? std::vector<std::int32_t>{} : own->phase;
-  const auto b = static_cast<std::int32_t>(c_.batch);
-  const DocumentsPtr batches = rope_ ? inner_batches(*documents, phase, b) : nullptr;
+  const Places at = places(tape, documents, phase);
   const auto optional = [&](Parameter* p) { return p == nullptr ? Var{} : tape.parameter(*p); };
 
   TttInputs in;
-  in.q = features(tape, x, *wq_, conv_q_, documents, batches, own == nullptr ? Tensor{} : own->conv_q);
-  in.k = features(tape, x, *wk_, conv_k_, documents, batches, own == nullptr ? Tensor{} : own->conv_k);
+  in.q = features(tape, x, *wq_, conv_q_, documents, at, own == nullptr ? Tensor{} : own->conv_q);
+  in.k = features(tape, x, *wk_, conv_k_, documents, at, own == nullptr ? Tensor{} : own->conv_k);
   in.v = linear(tape, x, tape.parameter(*wv_)).reshape(in.q.shape());
   const Var logits = linear_unrounded(tape, x, tape.parameter(*wr_), tape.parameter(*br_));
   in.rate = scale(tape, sigmoid(tape, logits), c_.learning_rate / static_cast<double>(c_.head_dim));
@@ -177,7 +193,7 @@ Var TttLayer::forward(Tape& tape, const Var& x, const DocumentsPtr& documents, M
     copy(own->memory, out.final_state.value, tape.stream());
     for (std::int64_t n = 0; n < documents->count(); ++n) {
       std::int32_t& place = own->phase[static_cast<std::size_t>(n)];
-      place = (place + documents->length(n)) % b;
+      place = (place + documents->length(n)) % static_cast<std::int32_t>(c_.batch);
     }
   }
   o = rms_norm(tape, o.reshape({T, inner_width()}), tape.parameter(*norm_w_));

@@ -54,14 +54,19 @@ class TttLayer final : public Mixer {
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override;
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
-  std::string not_recordable() const override { return "the positions within inner batches are made on the host"; }
   double state_bytes(std::int64_t length) const override;
 
  private:
   std::int64_t inner_width() const { return c_.heads * c_.head_dim; }
+  // A token's place in its inner batch; sequences continue `phase` tokens into one.
+  struct Places {
+    DocumentsPtr batches;  // as documents of their own
+    Tensor table;          // or, for training on a GPU, i32 [T] where a recorded step finds those of any row
+  };
+  Places places(const Tape& tape, const DocumentsPtr& documents, const std::vector<std::int32_t>& phase) const;
   // x w^T, convolved and turned where the layer does so, as [T, H, d_h].
   Var features(Tape& tape, const Var& x, Parameter& weight, Parameter* filter, const DocumentsPtr& documents,
-               const DocumentsPtr& batches, const Tensor& tail) const;
+               const Places& places, const Tensor& tail) const;
 
   TttLayerConfig c_;
   Parameter *wq_, *wk_, *wv_, *wr_, *br_, *wo_, *norm_w_;
