@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "autograd/document_tables.h"
 #include "autograd/ops/activation/activation.h"
 #include "autograd/ops/cast/cast.h"
 #include "autograd/ops/elementwise/elementwise.h"
@@ -180,27 +181,71 @@ Var ShortAttention::persistent(Tape& tape, DType activations) const {
   return cast(tape, tape.parameter(*persistent_), activations);
 }
 
+namespace {
+
+// A row with the persistent tokens before each document that has nothing in the cache yet.
+struct ExtendedRow {
+  std::vector<std::int32_t> cu{0}, pos0;  // its documents
+  std::vector<std::int32_t> in, out;      // its rows among those of [persistent, x]; the tokens among its rows
+
+  ExtendedRow(const Documents& documents, std::int32_t n_p, const KeyValueCache* cache) {
+    for (std::int64_t n = 0; n < documents.count(); ++n) {
+      const std::int32_t seen = cache == nullptr ? 0 : cache->length(n);
+      pos0.push_back(seen);
+      for (std::int32_t i = 0; seen == 0 && i < n_p; ++i) in.push_back(i);
+      for (std::int32_t t = documents.begin(n); t < documents.end(n); ++t) {
+        out.push_back(static_cast<std::int32_t>(in.size()));
+        in.push_back(n_p + t);
+      }
+      cu.push_back(static_cast<std::int32_t>(in.size()));
+    }
+  }
+};
+
+struct Extension {
+  DocumentsPtr documents;
+  RowMapPtr insert, remove;
+};
+
+Extension extension(const Documents& documents, std::int32_t n_p, const KeyValueCache* cache) {
+  ExtendedRow row(documents, n_p, cache);
+  const auto rows = static_cast<std::int64_t>(row.in.size());
+  return {std::make_shared<const Documents>(std::move(row.cu), std::move(row.pos0)),
+          std::make_shared<const RowMap>(row.in, n_p + documents.tokens()),
+          std::make_shared<const RowMap>(row.out, rows)};
+}
+
+// The same where a recorded step finds that of any row: its length depends on the number of documents alone.
+Extension extension_on(const Stream& stream, const Documents& documents, std::int32_t n_p) {
+  DocumentTables& tables = documents.tables(stream);
+  const std::int64_t T = documents.tokens(), rows = T + n_p * tables.document_count();
+  const auto map = [&](const char* what, std::int64_t count, std::int64_t source_rows,
+                       std::vector<std::int32_t> ExtendedRow::*index) {
+    const auto write = [=](const Documents& row, std::span<std::int32_t> to) {
+      RowMap::write_tables(ExtendedRow(row, n_p, nullptr).*index, source_rows, to);
+    };
+    const Tensor here = tables.numbers_of(documents, fmt::format("{} of {} persistent tokens", what, n_p),
+                                          RowMap::table_size(count, source_rows), write);
+    return std::make_shared<const RowMap>(count, source_rows, here);
+  };
+  const auto extend = [n_p](const Documents& row) {
+    ExtendedRow extended(row, n_p, nullptr);
+    return Documents(std::move(extended.cu), std::move(extended.pos0));
+  };
+  return {tables.row_of(documents, fmt::format("with {} persistent tokens", n_p), extend),
+          map("insertion", rows, n_p + T, &ExtendedRow::in), map("removal", T, rows, &ExtendedRow::out)};
+}
+
+}  // namespace
+
 Var ShortAttention::with_persistent(Tape& tape, const Var& x, const DocumentsPtr& documents,
                                     KeyValueCache* cache) const {
   const auto n_p = static_cast<std::int32_t>(c_.persistent);
-  std::vector<std::int32_t> cu{0}, pos0, in, out;
-  for (std::int64_t n = 0; n < documents->count(); ++n) {
-    const std::int32_t seen = cache == nullptr ? 0 : cache->length(n);
-    pos0.push_back(seen);
-    for (std::int32_t i = 0; seen == 0 && i < n_p; ++i) in.push_back(i);
-    for (std::int32_t t = documents->begin(n); t < documents->end(n); ++t) {
-      out.push_back(static_cast<std::int32_t>(in.size()));
-      in.push_back(n_p + t);
-    }
-    cu.push_back(static_cast<std::int32_t>(in.size()));
-  }
-  const auto rows = static_cast<std::int64_t>(in.size());
-  const auto extended = std::make_shared<const Documents>(std::move(cu), std::move(pos0));
-  if (n_p == 0) return forward(tape, x, extended, cache);
-  const auto insert = std::make_shared<const RowMap>(in, n_p + x.dim(0));
-  const auto remove = std::make_shared<const RowMap>(out, rows);
-  const Var o = forward(tape, take_rows(tape, {persistent(tape, x.dtype()), x}, insert), extended, cache);
-  return take_rows(tape, {o}, remove);
+  const Extension to = tape.device().is_cpu() || cache != nullptr ? extension(*documents, n_p, cache)
+                                                                  : extension_on(tape.stream(), *documents, n_p);
+  if (n_p == 0) return forward(tape, x, to.documents, cache);
+  const Var o = forward(tape, take_rows(tape, {persistent(tape, x.dtype()), x}, to.insert), to.documents, cache);
+  return take_rows(tape, {o}, to.remove);
 }
 
 KeyValueCache ShortAttention::cache(std::int64_t sequences, const Place& place) const {

@@ -36,7 +36,7 @@ class SegmentedTitans final : public Mixer {
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override;
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
   std::string not_recordable() const override {
-    return "the rows around the tokens of a document are made on the host";
+    return "how many segments are walked one after the other depends on the longest document";
   }
   double state_bytes(std::int64_t length) const override;
 

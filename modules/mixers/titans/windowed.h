@@ -26,9 +26,6 @@ class WindowedTitans final : public Mixer {
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override;
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
-  std::string not_recordable() const override {
-    return "the rows around the tokens of a document are made on the host";
-  }
   double state_bytes(std::int64_t length) const override;
 
  private:
