@@ -94,7 +94,8 @@ BlockRule BlockRule::within(std::int64_t length) const {
 Tensor choose_blocks(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& lse, const BlockRule& rule,
                      KeySpan span, BlockScore score, const Documents& documents) {
   WEFT_CHECK(q.rank() == 3 && k.rank() == 3 && q.dim(0) == documents.tokens() && q.dim(2) == k.dim(2) &&
-                 k.dim(0) == key_rows(documents, span).back() && k.dtype() == q.dtype(),
+                 (k.dim(0) == key_room(tape, documents, span) || k.dim(0) == key_rows(documents, span).back()) &&
+                 k.dtype() == q.dtype(),
              "block choice: q {}, summaries {} for documents of {} tokens", q.shape().str(), k.shape().str(),
              documents.tokens());
   return choose(tape, q, k, k.dim(1), lse, rule, span, score, packed_documents(documents, span), documents, nullptr);

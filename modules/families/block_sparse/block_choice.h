@@ -51,8 +51,8 @@ struct BlockChoice {
 void block_choice_cuda(const BlockChoice& args, const Launch& launch);
 std::size_t block_choice_cuda_workspace(const BlockChoice& args);
 
-// q [T, H_Q, D], summaries k [S, H_KV, D] with the rows of key_rows(), lse [T, H_Q] or undefined -> idx i32
-// [T, H_KV or H_Q, slots], ascending and padded with -1; slots are those of the rule within the longest document,
+// q [T, H_Q, D], summaries k [S, H_KV, D] with the rows of key_rows() or key_room(), lse [T, H_Q] or undefined -> idx
+// i32 [T, H_KV or H_Q, slots], ascending and padded with -1; slots are those of the rule within the longest document,
 // on a device within T tokens, so that they do not depend on how the row is cut.
 Tensor choose_blocks(Tape& tape, const Tensor& q, const Tensor& k, const Tensor& lse, const BlockRule& rule,
                      KeySpan span, BlockScore score, const Documents& documents);

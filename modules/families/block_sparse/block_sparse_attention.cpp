@@ -148,7 +148,9 @@ AttentionWithStatistics differentiable(Tape& tape, const Var& q, const Var& k, c
                                        std::int64_t block, KeySpan span, const DocumentsPtr& documents) {
   const Call call{checked_shape(q.value, k.value, v.value, idx, block), block, span,
                   std::make_shared<std::vector<BlockSparseDocument>>(packed_documents(*documents, span)), documents};
-  WEFT_CHECK(documents->tokens() == call.shape.T && key_rows(*documents, span).back() == call.shape.S,
+  const std::int64_t S = call.shape.S;
+  WEFT_CHECK(documents->tokens() == call.shape.T &&
+                 (S == key_room(tape, *documents, span) || S == key_rows(*documents, span).back()),
              "block-sparse attention: q {}, k {} for documents of {} tokens and {} keys", q.shape().str(),
              k.shape().str(), documents->tokens(), key_rows(*documents, span).back());
   const CachedAttention r = forward(tape, call, q.value, k.value, v.value, idx);
@@ -207,6 +209,10 @@ std::vector<std::int32_t> key_rows(const Documents& documents, KeySpan span) {
     rows.push_back(rows.back() + static_cast<std::int32_t>(span.count(documents.length(n))));
   }
   return rows;
+}
+
+std::int64_t key_room(const Tape& tape, const Documents& documents, KeySpan span) {
+  return tape.device().is_cpu() ? key_rows(documents, span).back() : span.count(documents.tokens());
 }
 
 AttentionWithStatistics block_sparse_attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Tensor& idx,

@@ -26,6 +26,10 @@ struct KeySpan {
 
 // Rows of a packed row's keys: document n has keys [rows[n], rows[n + 1]).
 std::vector<std::int32_t> key_rows(const Documents& documents, KeySpan span);
+// Rows that whole rows of documents get: those of key_rows(), or on a GPU as many as the row as one document has, which
+// is the most for any cut, so that a recorded step serves all. Rows beyond key_rows() mean nothing and are read by
+// none.
+std::int64_t key_room(const Tape& tape, const Documents& documents, KeySpan span);
 
 // One document: where its queries lie and their positions counted from its beginning, and where its keys lie.
 struct BlockSparseDocument {
@@ -94,7 +98,8 @@ struct AttentionWithStatistics {
 AttentionWithStatistics block_sparse_attention(Tape& tape, const Var& q, const Var& k, const Var& v, const Tensor& idx,
                                                std::int64_t block, const DocumentsPtr& documents);
 
-// Full attention to keys that stand for spans of tokens: k [S, H_KV, D], v [S, H_KV, D_V] with the rows of key_rows().
+// Full attention to keys that stand for spans of tokens: k [S, H_KV, D], v [S, H_KV, D_V] with the rows of key_rows(),
+// or those of key_room(), of which the ones beyond get gradients of zero.
 AttentionWithStatistics span_attention(Tape& tape, const Var& q, const Var& k, const Var& v, KeySpan span,
                                        const DocumentsPtr& documents);
 

@@ -135,6 +135,15 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) add_parts(const BackwardArgu
   }
 }
 
+// Rows of dk and dv beyond the keys of the documents get nothing.
+constexpr unsigned kClearingBlocks = 64;
+template <class T>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    clear_beyond(RowTables row, std::int64_t S, std::int64_t width, T* to) {
+  const std::int64_t first = row.key_row[row.N] * width + blockIdx.x * blockDim.x + threadIdx.x;
+  for (std::int64_t i = first; i < S * width; i += gridDim.x * blockDim.x) to[i] = from_float<T>(0.0f);
+}
+
 struct Extents {
   int tiles;
   unsigned y;
@@ -222,6 +231,14 @@ void block_sparse_backward_cuda(const BlockSparseBackward& args, const Launch& l
     }
     add_parts<T><<<parts_grid, kWarps * kWarp, 0, stream>>>(a);
     WEFT_CHECK_LAUNCH();
+    const auto clear = [&](void* to, Write write, std::int64_t width) {
+      if (to == nullptr || write == Write::accumulate || in.span.length == 1) return;  // tokens: all are keys
+      clear_beyond<T><<<kClearingBlocks, kWarps * kWarp, 0, stream>>>(plan.row, in.shape.S, in.shape.H_KV * width,
+                                                                      static_cast<T*>(to));
+      WEFT_CHECK_LAUNCH();
+    };
+    clear(args.dk, args.write_dk, in.shape.D);
+    clear(args.dv, args.write_dv, in.shape.D_V);
   });
 }
 

@@ -116,8 +116,15 @@ void check(const Var& x, const CompressionWeights& w, KeySpan span, const Docume
 }  // namespace
 
 Var compress(Tape& tape, const Var& x, const CompressionWeights& weights, KeySpan span, const DocumentsPtr& documents) {
+  return compress(tape, x, weights, span, documents, key_rows(*documents, span).back());
+}
+
+Var compress(Tape& tape, const Var& x, const CompressionWeights& weights, KeySpan span, const DocumentsPtr& documents,
+             std::int64_t count) {
   check(x, weights, span, *documents);
   const std::vector<std::int32_t> rows = key_rows(*documents, span);
+  WEFT_CHECK(count == rows.back() || count == key_room(tape, *documents, span), "compression: {} rows for {} blocks",
+             count, rows.back());
   auto list = std::make_shared<std::vector<CompressionDocument>>();
   for (std::int64_t n = 0; n < documents->count(); ++n) {
     const auto i = static_cast<std::size_t>(n);
@@ -132,10 +139,10 @@ Var compress(Tape& tape, const Var& x, const CompressionWeights& weights, KeySpa
                          .shape = x.shape(),
                          .dtype = x.dtype(),
                          .span = span,
-                         .S = rows.back(),
+                         .S = count,
                          .documents = list,
                          .row = documents};
-  const Tensor y = tape.empty({rows.back(), x.dim(1), x.dim(2)}, x.dtype());
+  const Tensor y = tape.empty({count, x.dim(1), x.dim(2)}, x.dtype());
   kForward.run(tape, {saved.inputs(tape.stream()), y.raw()});
   if (!saved.w1.defined()) saved.x = {};
   return tape.record("compression", {x, weights.pe, weights.w1, weights.b1, weights.w2}, y, [&] { return saved; });

@@ -58,7 +58,11 @@ struct CompressionWeights {
   Var pe, w1, b1, w2;
 };
 
-// x [T, H, D] -> [S, H, D].
+// x [T, H, D] -> [S, H, D], of `rows` rows: those of key_rows() or key_room(). Rows beyond the blocks hold any finite
+// numbers, and expect gradients of zero.
+Var compress(Tape& tape, const Var& x, const CompressionWeights& weights, KeySpan span, const DocumentsPtr& documents,
+             std::int64_t rows);
+// Those of key_rows().
 Var compress(Tape& tape, const Var& x, const CompressionWeights& weights, KeySpan span, const DocumentsPtr& documents);
 
 }  // namespace weft

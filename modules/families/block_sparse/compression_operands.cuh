@@ -28,9 +28,14 @@ __device__ inline float silu_slope(float a) {
   return s * (1.0f + a * (1.0f - s));
 }
 
+// Rows beyond the blocks take the first tokens of the row, since that many it has.
 static __global__ void __launch_bounds__(kThreads) find_tokens(RowTables row, int S, std::int32_t* tokens) {
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (i >= S) return;
+  if (i >= row.key_row[row.N]) {
+    tokens[i] = 0;
+    return;
+  }
   // Documents without a block begin where the next one with blocks does.
   const int n = last_at_most(row.key_row, row.N, i);
   tokens[i] = row.cu_seqlens[n] + (i - row.key_row[n]) * row.span.stride;

@@ -26,7 +26,8 @@ class MeanSelector final : public Selector {
 
   Tensor select(Tape& tape, const SelectorInputs& in, SelectorState* state) const override {
     if (state == nullptr) {
-      const Var means = compress(tape, Tape::constant(in.k), {}, c_.span, in.documents);
+      const Var means =
+          compress(tape, Tape::constant(in.k), {}, c_.span, in.documents, key_room(tape, *in.documents, c_.span));
       return choose_blocks(tape, in.q, means.value, {}, c_.rule, c_.span, c_.score, *in.documents);
     }
     auto* own = dynamic_cast<MeanSelectorState*>(state);

@@ -30,9 +30,6 @@ class SparseAttentionLayer final : public Mixer {
   Var forward(Tape& tape, const Var& x, const DocumentsPtr& documents, MixerState* state) override;
   std::unique_ptr<MixerState> initial_state(std::int64_t sequences, const Place& place) const override;
   MixerCost cost(std::int64_t tokens, std::int64_t document_length) const override;
-  std::string not_recordable() const override {
-    return "the number of compressed keys depends on the lengths of the documents";
-  }
   double state_bytes(std::int64_t length) const override;
 
  private:

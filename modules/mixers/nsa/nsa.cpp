@@ -4,6 +4,7 @@
 #include <limits>
 #include <optional>
 
+#include "autograd/document_tables.h"
 #include "autograd/ops/linear/linear.h"
 #include "modules/families/attention/attention.h"
 #include "modules/families/block_sparse/compression.h"
@@ -163,9 +164,6 @@ class NsaMixer final : public Mixer {
                            4.0 * compressed * (kv + (rope_ ? D : 0.0))};
   }
 
-  std::string not_recordable() const override {
-    return "the number of compressed keys depends on the lengths of the documents";
-  }
   double state_bytes(std::int64_t length) const override {
     const auto cache = [&](const AttentionOptions& options) {
       return KeyValueCache::bytes_for(length, c_.kv_heads, c_.head_dim, c_.value_dim, options, DType::f32);
@@ -198,14 +196,31 @@ class NsaMixer final : public Mixer {
     return {rope_ ? rope(tape, keys, positions, *rope_) : keys, compress(tape, v, phi_v_.on(tape), c_.span, documents)};
   }
 
-  Branches branches(Tape& tape, const Heads& h, const DocumentsPtr& documents) const {
-    std::vector<std::int32_t> positions;
-    for (std::int64_t n = 0; n < documents->count(); ++n) {
-      for (std::int64_t i = 0; i < c_.span.count(documents->length(n)); ++i) {
-        positions.push_back(documents->pos0(n) + static_cast<std::int32_t>(i) * c_.span.stride);
+  // The same for whole documents.
+  Compressed compressed(Tape& tape, const Var& k, const Var& v, const DocumentsPtr& documents) const {
+    const std::int64_t S = key_room(tape, *documents, c_.span);
+    const auto find = [span = c_.span](const Documents& row, std::span<std::int32_t> positions) {
+      std::size_t s = 0;
+      for (std::int64_t n = 0; n < row.count(); ++n) {
+        for (std::int64_t i = 0; i < span.count(row.length(n)); ++i)
+          positions[s++] = row.pos0(n) + static_cast<std::int32_t>(i) * span.stride;
       }
+    };
+    const Var keys = compress(tape, k, phi_k_.on(tape), c_.span, documents, S);
+    const Var values = compress(tape, v, phi_v_.on(tape), c_.span, documents, S);
+    if (!rope_) return {keys, values};
+    if (tape.device().is_cpu()) {
+      std::vector<std::int32_t> positions(static_cast<std::size_t>(S));
+      find(*documents, positions);
+      return {rope(tape, keys, positions, *rope_), values};
     }
-    const Compressed blocks = compressed(tape, h.k_c, h.v_c, documents, positions);
+    const std::string name = fmt::format("positions of blocks of {} every {}", c_.span.length, c_.span.stride);
+    const Tensor positions = documents->tables(tape.stream()).numbers_of(*documents, name, S, find);
+    return {rope(tape, keys, positions, *rope_), values};
+  }
+
+  Branches branches(Tape& tape, const Heads& h, const DocumentsPtr& documents) const {
+    const Compressed blocks = compressed(tape, h.k_c, h.v_c, documents);
     const AttentionWithStatistics o_c = span_attention(tape, h.q, blocks.k, blocks.v, c_.span, documents);
     const Tensor idx =
         choose_blocks(tape, h.q.value, blocks.k.value, o_c.lse, c_.rule, c_.span, BlockScore::overlap_sum, *documents);
