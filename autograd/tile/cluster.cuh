@@ -38,10 +38,12 @@ __device__ inline void arrive_at(const Barrier& barrier, int rank) {
 }
 
 // One panel of 64 columns of a tile, from column x and row y at index z of the tensor, to the same place in all blocks
-// of the cluster whose bit of `blocks` is set; each of them gets the bytes at its own barrier.
-template <int Rows, int Cols>
-__device__ inline void load_panel_to_all(SharedTile<Rows, Cols>& tile, int panel, const TileMap<Rows, 3>& map,
+// of the cluster whose bit of `blocks` is set; each of them gets the bytes at its own barrier. The tile may have more
+// rows than the map: it keeps the others.
+template <int Rows, int Cols, int Copied>
+__device__ inline void load_panel_to_all(SharedTile<Rows, Cols>& tile, int panel, const TileMap<Copied, 3>& map,
                                          Barrier& barrier, int x, int y, int z, std::uint32_t blocks) {
+  static_assert(Copied <= Rows, "the rows fit into the tile");
 #ifdef WEFT_HOPPER
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "

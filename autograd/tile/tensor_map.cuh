@@ -8,8 +8,8 @@
 namespace weft::tile {
 
 // How a kernel sees a bf16 tensor: `sizes` and `strides` in elements, innermost first; the innermost dimension is
-// contiguous, the other strides are multiples of 8. Copies move boxes of `box` elements, swizzled as SharedTile is;
-// what lies outside the sizes arrives as zero. Error (internal) if the driver refuses it.
+// contiguous, the other strides are multiples of 8. Copies move boxes of `box` elements, swizzled as the tile they go
+// to: SharedTile, or NarrowTile if 32 columns; what lies outside the sizes is zero. Error (internal) if refused.
 template <int Rank>
 struct TensorView {
   const void* base;
