@@ -1,5 +1,7 @@
 // Launchers of gated_linear_row.cuh: the recurrence and its gradients as walks over three of its tensors, and the
 // gradient of decays per token from what the walks sum up on their way.
+#include <cstdlib>
+
 #include "autograd/cuda/cuda_check.cuh"
 #include "autograd/cuda/cuda_target.h"
 #include "autograd/cuda/pieces.h"
@@ -120,11 +122,23 @@ class Division {
   std::int32_t* counts_ = nullptr;
 };
 
+// With WEFT_PLAIN_STORES=1 in the environment nothing is written by tensor copies, which initcheck does not see.
+bool plain_stores() {
+  const char* wish = std::getenv("WEFT_PLAIN_STORES");
+  return wish != nullptr && wish[0] == '1';
+}
+
+// What is cut into blocks of columns.
+void map_columns(RowProblem& p, std::int64_t T, RowMaps& maps) {
+  maps.z = tile::make_narrow_map<R>(p.z.data, T, p.z.heads, p.z.width);
+  p.copy_out = p.out != nullptr && !p.out_f32 && p.write == Write::overwrite && !plain_stores();
+  if (p.copy_out) maps.out = tile::make_narrow_map<16>(p.out, T, p.H, p.z.width);
+}
+
 void launch(RowProblem p, const GatedLinearProblem& a, const Division& division, const Ends& ends, bool dots,
             cudaStream_t stream) {
   if (a.H == 0 || a.chunk_count == 0) return;
   division.give_longer(a, p);
-  p.per_token = a.kind == DecayKind::scalar;
   p.g = static_cast<const float*>(a.g);
   p.H = static_cast<int>(a.H);
   p.blocks = p.z.width / kColumns;
@@ -134,8 +148,11 @@ void launch(RowProblem p, const GatedLinearProblem& a, const Division& division,
   p.row_stride = ends.transposed ? 1 : p.z.width;
   p.column_stride = ends.transposed ? p.x.width : 1;
   const auto map = [&](const HeadRows& rows) { return tile::make_head_map<R>(rows.data, a.T, rows.heads, rows.width); };
-  const RowMaps maps{map(p.x), map(p.y), map(p.z), {}};
+  RowMaps maps{};
+  maps.x = map(p.x), maps.y = map(p.y);
+  map_columns(p, a.T, maps);
   const auto walk = [&]<int DX>() {
+    if (a.kind == DecayKind::constant) return launch_kernel<DX, Form::constant>(p, maps, stream);
     dots ? launch_kernel<DX, Form::dots>(p, maps, stream) : launch_kernel<DX, Form::plain>(p, maps, stream);
   };
   p.x.width == 128 ? walk.template operator()<128>() : walk.template operator()<64>();
@@ -163,9 +180,11 @@ void launch_channels(RowProblem p, const GatedLinearProblem& a, const channels::
       return tile::make_tile_map<R>(
           tile::TensorView<3>{records, {width, R, a.chunk_count * a.H}, {1, width, R * width}});
     };
-    const RowMaps maps{map(walk.backwards ? from.k_exit : from.q_entry, a.d_k),
-                       map(walk.backwards ? from.q_entry : from.k_exit, a.d_k),
-                       tile::make_head_map<R>(walk.z, a.T, a.H, a.d_v), map(from.P, R)};
+    RowMaps maps{};
+    maps.x = map(walk.backwards ? from.k_exit : from.q_entry, a.d_k);
+    maps.y = map(walk.backwards ? from.q_entry : from.k_exit, a.d_k);
+    maps.scores = map(from.P, R);
+    map_columns(p, a.T, maps);
     a.d_k == 128 ? launch_kernel<128, Form::channels>(p, maps, stream)
                  : launch_kernel<64, Form::channels>(p, maps, stream);
   }

@@ -17,6 +17,7 @@
 #pragma once
 
 #include "autograd/tile/cluster.cuh"
+#include "autograd/tile/narrow_tile.cuh"
 #include "autograd/tile/reduce.cuh"
 #include "autograd/tile/wgmma.cuh"
 #include "modules/families/gated_linear/gated_linear_walks.cuh"
@@ -25,6 +26,7 @@ namespace weft::row {
 
 using tile::Accumulator;
 using tile::bf16;
+using tile::NarrowTile;
 using tile::RegisterOperand;
 using tile::SharedTile;
 using walks::Ends;
@@ -36,20 +38,19 @@ inline constexpr int kColumns = 32;
 inline constexpr int kCluster = 2;
 inline constexpr int kGroup = 128;           // threads
 inline constexpr int kThreads = 4 * kGroup;  // loader and decays; state; outputs, twice
-inline constexpr int kStates = 4;            // of the ring
 
 // What a kernel is made for.
 enum class Form {
-  plain,     // decays per head or token
+  constant,  // one decay for a head
+  plain,     // a decay per token
   dots,      // with sums for the gradient of decays per token
   channels,  // decays per key channel: scores and decayed x and y lie in memory (gated_linear_channels.cuh)
 };
 
 struct RowProblem {
-  HeadRows x, y, z;  // copied through maps
-  bool backwards;    // in time
-  bool per_token;    // g is [T, H], else [H]
-  const float* g;
+  HeadRows x, y, z;                    // copied through maps
+  bool backwards;                      // in time
+  const float* g;                      // [H] or [T, H]
   float pair_scale, x_scale, y_scale;  // of scores, of what is read from the state, of what is added to it
   int H, blocks;                       // blocks of kColumns columns of z
   const Chunk* chunks;
@@ -58,6 +59,7 @@ struct RowProblem {
 
   void* out;  // [T, H, blocks kColumns], bf16 or f32; null: not wanted
   bool out_f32;
+  bool copy_out;  // bf16 that overwrites: by the copy engine
   Write write;
   // States [N, H, ...] before documents in the walk's direction (null: zero) and after them (null: not wanted); the
   // rows of the state lie `row_stride` apart, its columns `column_stride`.
@@ -82,7 +84,9 @@ struct RowProblem {
 
 using TilesMap = tile::TileMap<R, 3>;
 struct RowMaps {
-  TilesMap x, y, z, scores;
+  TilesMap x, y, scores;
+  tile::NarrowMap<R> z;
+  tile::NarrowMap<16> out;
 };
 
 struct alignas(16) TileDecays {
@@ -92,28 +96,41 @@ struct alignas(16) TileDecays {
   float total;    // G over the tile
 };
 
+// Scores and what rows read from the state are one product with x: the state before a tile lies, rounded and
+// transposed, behind the rows of y.
 template <int DX, bool kGiven>
 struct Stage {
-  SharedTile<R, DX> x, y;
-  SharedTile<R, 64> z;  // the block's columns and a neighbour's
+  SharedTile<R, DX> x;
+  SharedTile<R + kColumns, DX> y;
+  NarrowTile<R> z;
 };
 template <int DX>
 struct Stage<DX, true> {
   SharedTile<R, DX> x, y;
-  SharedTile<R, 64> z, scores;
+  SharedTile<R, 64> scores;
+  NarrowTile<R> z;
   float totals[DX];
+};
+// What only some forms have: columns of z as they are added to the state, of two tiles; or rounded states.
+template <int DX, bool kGiven>
+struct Extra {
+  NarrowTile<R> scaled[2];
+};
+template <int DX>
+struct Extra<DX, true> {
+  NarrowTile<DX> states[4];
 };
 
 template <int DX, Form kForm>
 struct Shared {
   static constexpr bool kGiven = kForm == Form::channels;
-  static constexpr int kStages = (DX == 64 ? 6 : 4) - (kGiven ? 1 : 0);
+  static constexpr int kStages = DX == 64 ? 6 : 4;
+  static constexpr int kStates = kGiven ? 4 : kStages;  // of the ring; a stage's state lies in the stage
   using Stage = row::Stage<DX, kGiven>;
   Stage stages[kStages];
-  SharedTile<DX, 64> states[kStates / 2];  // two in each
-  SharedTile<R, 64> scaled;                // columns of z as they are added to the state; of two tiles
-  SharedTile<R, 64> outputs;               // on their way; of two groups
-  TileDecays decays[kStages];
+  Extra<DX, kGiven> extra;
+  NarrowTile<R> outputs[2];  // on their way, of two groups
+  TileDecays decays[kForm == Form::plain || kForm == Form::dots ? kStages : 1];
   float sums[4];
   tile::Barrier full[kStages], empty[kStages];
   tile::Barrier vectors_empty[kStages];  // the decays, or the totals, have been read
@@ -148,6 +165,7 @@ class Cursor {
     n = min(R, chunk.end - row);
     return true;
   }
+  __device__ bool starts_head() const { return starts_document && entry == 0; }
   __device__ bool starts_chunk() const { return tile == 0; }
   __device__ bool ends_chunk() const { return tile + 1 == tiles; }
   __device__ bool ends_document() const { return ends_chunk() && (entry + 1 >= count || next.document != document); }
@@ -200,8 +218,9 @@ template <int DX, Form kForm>
 class Walk {
  public:
   using Memory = Shared<DX, kForm>;
-  static constexpr bool kDots = kForm == Form::dots, kGiven = kForm == Form::channels;
-  static constexpr int kStages = Memory::kStages;
+  static constexpr bool kConstant = kForm == Form::constant, kDots = kForm == Form::dots,
+                        kGiven = kForm == Form::channels, kPerToken = !kConstant && !kGiven;
+  static constexpr int kStages = Memory::kStages, kStates = Memory::kStates;
   static constexpr int kHalves = DX / 64;  // of the state's rows
 
   __device__ Walk(const RowProblem& problem, const RowMaps& tensors, Memory& memory)
@@ -216,13 +235,13 @@ class Walk {
   __device__ void run() {
     if (threadIdx.x == 0) {
       for (int s = 0; s < kStages; ++s) {
-        m.full[s].init(kGiven ? 1 : 2);  // the loader and the decays
+        m.full[s].init(kPerToken ? 1 + 32 : 1);  // the loader and a warp's decays
         m.empty[s].init((makes_outputs() ? 8 : 4) *
                         kCluster);  // warps of the state's and an output's group, in both blocks
         m.vectors_empty[s].init(kGiven ? kGroup : 2 * kGroup);  // threads of this one
       }
       for (int s = 0; s < kStates; ++s) {
-        m.state_full[s].init(1);
+        m.state_full[s].init(kGroup);
         m.state_empty[s].init((makes_outputs() ? 4 : 0) + (keeps_states() ? 1 : 0));
       }
       tile::fence_barrier_init();
@@ -234,7 +253,7 @@ class Walk {
       if (warp == 0) load_tiles();
       if constexpr (kGiven) {
         if (warp != 0 && keeps_states()) keep_states(warp - 1);
-      } else {
+      } else if constexpr (kPerToken) {
         if (warp != 0) make_decays(warp - 1);
       }
       __syncwarp();
@@ -244,6 +263,7 @@ class Walk {
     } else {
       tile::grow_registers<160>();
       if (makes_outputs()) make_outputs(group - 2);
+      tile::wait_stores<0>();
     }
     tile::cluster_sync();
   }
@@ -274,16 +294,14 @@ class Walk {
                            (makes_outputs() ? sizeof(stage.x) + sizeof(stage.scores) : 0));
         tile::load_bytes(stage.totals, p.totals + static_cast<std::int64_t>(index) * DX, sizeof(stage.totals), full);
       } else {
-        full.arrive_expect(sizeof(stage));
+        full.arrive_expect(sizeof(stage.x) + R * DX * 2 + sizeof(stage.z));
       }
       // Each panel is brought by one block of the pair.
 #pragma unroll
       for (int i = 0; i < kPanels; ++i) {
         if (i % kCluster == rank) tile::load_panel_to_all(stage.y, i, maps.y, full, 64 * i, y_row, y_head, kBoth);
       }
-      if (rank == 0) {
-        tile::load_panel_to_all(stage.z, 0, maps.z, full, at.block * kColumns, at.row, at.h / p.z.sharing, kBoth);
-      }
+      tile::load_tile(stage.z, maps.z, full, at.block * kColumns, at.row, at.h / p.z.sharing);
       if (!makes_outputs()) continue;
 #pragma unroll
       for (int i = 0; i < kPanels; ++i) {
@@ -298,6 +316,11 @@ class Walk {
     for (int s = 0; s < kStages; ++s, ring.advance()) m.empty[ring.at].wait(ring.parity ^ 1);
   }
 
+  // Decays below 2^-180 leave nothing of an fp32 number; bounded sums keep the digits of the others.
+  __device__ static float gate(const float* log_decay) {
+    return fmaxf(__ldg(log_decay) * tile::kLog2e, -180.0f);
+  }
+
   // Three warps take turns.
   __device__ void make_decays(int turn) {
     Ring<kStages> ring;
@@ -310,13 +333,11 @@ class Walk {
         continue;
       }
       const int first = 2 * lane;  // two tokens a lane
-      const float* from = p.g + (p.per_token ? static_cast<std::int64_t>(at.row) * p.H : 0) + at.h;
-      const std::int64_t stride = p.per_token ? p.H : 0;
+      const float* from = p.g + static_cast<std::int64_t>(at.row) * p.H + at.h;
       float g[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        // Decays below 2^-180 leave nothing of an fp32 number; bounded sums keep the digits of the others.
-        g[i] = first + i < at.n ? fmaxf(__ldg(from + (first + i) * stride) * tile::kLog2e, -180.0f) : 0.0f;
+        g[i] = first + i < at.n ? gate(from + (first + i) * static_cast<std::int64_t>(p.H)) : 0.0f;
       }
       float sum = g[0] + g[1];
 #pragma unroll
@@ -340,8 +361,7 @@ class Walk {
       *reinterpret_cast<float2*>(decays.add + first) = {p.y_scale * add.x, p.y_scale * add.y};
       *reinterpret_cast<float2*>(decays.read + first) = {p.x_scale * read.x, p.x_scale * read.y};
       if (lane == 0) decays.total = total;
-      __syncwarp();
-      if (lane == 0) m.full[ring.at].arrive();
+      m.full[ring.at].arrive();
     }
   }
 
@@ -357,8 +377,7 @@ class Walk {
       m.state_full[slot.at].wait(slot.parity);
 #pragma unroll 4
       for (int x = lane / 4; x < DX; x += 8) {
-        *reinterpret_cast<uint4*>(to + x * width + at.block * kColumns + c) =
-            *reinterpret_cast<const uint4*>(&m.states[slot.at / 2].chunk(x, slot.at % 2 * kColumns + c));
+        *reinterpret_cast<uint4*>(to + x * width + at.block * kColumns + c) = m.extra.states[slot.at].chunk(x, c);
       }
       __syncwarp();
       if (lane == 0) m.state_empty[slot.at].arrive();
@@ -368,7 +387,7 @@ class Walk {
   // The calling warp has read the stage, for good. What other threads than the copy engine wrote is given back by each
   // reader itself, as the race checker does not follow arrivals for others.
   __device__ void release(int stage, bool vectors) {
-    if (vectors) m.vectors_empty[stage].arrive();
+    if (!kConstant && vectors) m.vectors_empty[stage].arrive();
     __syncwarp();
     if (lane < kCluster) tile::arrive_at(m.empty[stage], lane);
   }
@@ -401,9 +420,11 @@ class Walk {
     Ring<kStates> slot;
     Cursor at(p, rank);
     State S;
-    int parity = 0;  // of m.scaled
+    float decay = 0.0f;  // Form::constant: of a token, in log2
+    int parity = 0;      // of what is scaled
     bool more = at.advance();
-    if (more) prepare(ring, at.n, at.block, parity);
+    if (kConstant && more) decay = gate(p.g + at.h);
+    if (more) prepare(ring, at.n, decay, parity);
     while (more) {
       if (at.starts_document) {
         const float* before = p.before == nullptr ? nullptr : p.before + state_at(at.document, at.h);
@@ -413,16 +434,21 @@ class Walk {
         if (p.backwards && at.starts_chunk() && p.alive != nullptr) meet(S, at);
       }
       // What the tile's rows read.
-      m.state_empty[slot.at].wait(slot.parity ^ 1);
+      auto& stage = m.stages[ring.at];
+      if constexpr (kGiven) {
+        m.state_empty[slot.at].wait(slot.parity ^ 1);
 #pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        tile::store_rounded(S[half], m.states[slot.at / 2], 64 * half, slot.at % 2 * kColumns, thread);
+        for (int half = 0; half < kHalves; ++half) {
+          tile::store_rounded(S[half], m.extra.states[slot.at], 64 * half, thread);
+        }
+      } else {
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) store_transposed(S[half], stage.y, R, 64 * half);
       }
       tile::fence_async_shared();
-      tile::barrier_sync<kGroup>(1);  // the state and the right operand are there
-      if (thread == 0) m.state_full[slot.at].arrive();
+      m.state_full[slot.at].arrive();
+      tile::barrier_sync<kGroup>(1);  // the right operand is there
 
-      auto& stage = m.stages[ring.at];
       if constexpr (kGiven) {
 #pragma unroll
         for (int half = 0; half < kHalves; ++half) {
@@ -432,20 +458,25 @@ class Walk {
           for (int i = 0; i < S[half].kSize; ++i) S[half].x[i] *= kept[i / 2 % 2];
         }
       } else {
-        const float kept = tile::exp2_fast(m.decays[ring.at].total);
+        const float total = [&] {
+          if constexpr (kConstant)
+            return decay * static_cast<float>(at.n);
+          else
+            return m.decays[ring.at].total;
+        }();
+        const float kept = tile::exp2_fast(total);
 #pragma unroll
         for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
           for (int i = 0; i < S[half].kSize; ++i) S[half].x[i] *= kept;
         }
       }
-      const auto y = tile::along_rows(stage.y);
+      const tile::Operand<DX, R, tile::Major::mn, sizeof(stage.y) / kHalves> y{tile::along_rows(stage.y).descriptor};
       const auto z = [&] {
-        if constexpr (kGiven) {
-          return tile::along_rows(stage.z).template part_at<kColumns>(at.block % 2);
-        } else {
-          return tile::along_rows(m.scaled).template part_at<kColumns>(parity);
-        }
+        if constexpr (kGiven)
+          return tile::along_rows(stage.z);
+        else
+          return tile::along_rows(m.extra.scaled[parity]);
       }();
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) tile::detail::pin(S[half]);
@@ -459,7 +490,8 @@ class Walk {
       const int read = ring.at;
       more = at.advance();
       ring.advance(), slot.advance(), parity ^= 1;
-      if (more) prepare(ring, at.n, at.block, parity);
+      if (kConstant && more && at.starts_head()) decay = gate(p.g + at.h);
+      if (more) prepare(ring, at.n, decay, parity);
       tile::wgmma_wait<0>();
 #pragma unroll
       for (int half = 0; half < kHalves; ++half) tile::detail::pin(S[half]);
@@ -475,30 +507,59 @@ class Walk {
     }
   }
   // Waits for a tile and makes its right operand: the block's columns of z, each row decayed to where the state is
-  // next. Rows behind the document are a neighbour's: zero, and those of y as well, as they meet them. A fence and a
-  // barrier must follow.
-  __device__ void prepare(const Ring<kStages>& ring, int n, int block, int parity) {
+  // next. Rows behind the document are a neighbour's: zero, and those of y as well, as they meet them; the outputs'
+  // group finds them so when the state is there. A fence and a barrier must follow.
+  __device__ void prepare(const Ring<kStages>& ring, int n, [[maybe_unused]] float decay, int parity) {
     m.full[ring.at].wait(ring.parity);
     auto& stage = m.stages[ring.at];
-    if constexpr (!kGiven) {
-      const int r = thread / 2, first = thread % 2 * 16;
-      const float add = m.decays[ring.at].add[r];
+    const int r = thread / 2, first = thread % 2 * 16;
+    // Threads that read z, as those that sum up dots do, have given it back here.
+    if (kDots && n < R) m.vectors_empty[ring.at].wait(ring.parity ^ 1);
+    if (r >= n) {
 #pragma unroll
       for (int c = first; c < first + 16; c += 8) {
-        // An output's group clears the rows behind the document meanwhile.
-        const uint4 from =
-            r < n ? *reinterpret_cast<const uint4*>(&stage.z.chunk(r, block % 2 * kColumns + c)) : uint4{};
+        stage.z.chunk(r, c) = uint4{};
+        if constexpr (!kGiven) m.extra.scaled[parity].chunk(r, c) = uint4{};
+      }
+    } else if constexpr (!kGiven) {
+      const float add = [&] {
+        if constexpr (kConstant) {
+          return p.y_scale * tile::exp2_fast(decay * static_cast<float>(p.backwards ? r + 1 : n - 1 - r));
+        } else {
+          return m.decays[ring.at].add[r];
+        }
+      }();
+#pragma unroll
+      for (int c = first; c < first + 16; c += 8) {
+        const uint4 from = stage.z.chunk(r, c);
         const auto scaled = [&](std::uint32_t pair) {
           const float2 value = tile::unpack(pair);
-          return r < n ? tile::pack(value.x * add, value.y * add) : 0u;
+          return tile::pack(value.x * add, value.y * add);
         };
-        *reinterpret_cast<uint4*>(&m.scaled.chunk(r, parity * kColumns + c)) = {scaled(from.x), scaled(from.y),
-                                                                                scaled(from.z), scaled(from.w)};
+        m.extra.scaled[parity].chunk(r, c) = {scaled(from.x), scaled(from.y), scaled(from.z), scaled(from.w)};
       }
-      if (n < R) tile::zero_rows_outside<kGroup>(stage.y, 0, n, thread);
-    } else if (n < R) {
-      tile::zero_rows_outside<kGroup>(stage.z, 0, n, thread);
     }
+    if constexpr (!kGiven) {
+#pragma unroll 1
+      for (int i = n * (DX / 8) + thread; i < R * (DX / 8); i += kGroup) {
+        stage.y.chunk(i / (DX / 8), i % (DX / 8) * 8) = tile::Vector16<bf16>::filled(0.0f);
+      }
+    }
+  }
+  // c rounded into rows [row, row + kColumns) of a tile, its rows as columns from `column` on.
+  template <int Rows>
+  __device__ void store_transposed(const Accumulator<kColumns>& c, SharedTile<Rows, DX>& to, int row, int column) {
+#ifdef WEFT_HOPPER
+#pragma unroll
+    for (int n = 0; n < kColumns; n += 16) {
+      const float* x = c.x + n / 2;
+      asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                       to.address(row + n + lane / 16 * 8 + lane % 8, column + warp * 16 + lane / 8 % 2 * 8)),
+                   "r"(tile::pack(x[0], x[1])), "r"(tile::pack(x[2], x[3])), "r"(tile::pack(x[4], x[5])),
+                   "r"(tile::pack(x[6], x[7]))
+                   : "memory");
+    }
+#endif
   }
 
   // Where the state after the cursor's chunk lies, if anywhere. No two chunks that others of their document follow
@@ -547,18 +608,38 @@ class Walk {
 
   // --- the outputs ---------------------------------------------------------------------------------------------------
 
+  // Form::constant: s e^{|i - j| log decay} of the pairs that a thread has, by how far their blocks of 8 are apart.
+  struct Powers {
+    float x[9][2];
+  };
+
   __device__ void make_outputs(int group) {
     Ring<kStages> ring;
     Ring<kStates> slot;
     Cursor at(p, rank);
+    float decay = 0.0f;
+    Powers powers;
     for (int turn = group; at.advance(); ring.advance(), slot.advance(), turn ^= 1) {
-      if (turn == 0) output(group, at, ring, slot);
+      if (kConstant && at.starts_head()) {
+        decay = gate(p.g + at.h);
+        const int nearest = warp * 16 + lane / 4 - lane % 4 * 2;
+#pragma unroll
+        for (int blocks = 0; blocks < 9; ++blocks) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int apart = nearest + 8 * (blocks - 7) - i;
+            powers.x[blocks][i] =
+                p.pair_scale * tile::exp2_fast(decay * static_cast<float>(max(p.backwards ? -apart : apart, 0)));
+          }
+        }
+      }
+      if (turn == 0) output(group, at, ring, slot, decay, powers);
     }
   }
 
-  __device__ void output(int group, const Cursor& at, const Ring<kStages>& ring, const Ring<kStates>& slot) {
+  __device__ void output(int group, const Cursor& at, const Ring<kStages>& ring, const Ring<kStates>& slot,
+                         [[maybe_unused]] float decay, const Powers& powers) {
     auto& stage = m.stages[ring.at];
-    [[maybe_unused]] const TileDecays& decays = m.decays[ring.at];
     [[maybe_unused]] const int row = warp * 16 + lane / 4;
     std::uint32_t w[kDots ? 2 : 1][kDots ? 4 : 1];
     if constexpr (kDots) {
@@ -573,60 +654,62 @@ class Walk {
       }
     }
     m.full[ring.at].wait(ring.parity);
-    if (at.n < R) {  // rows behind the document, which scores of zero meet
-      tile::zero_rows_outside<kGroup>(stage.z, 0, at.n, thread);
-      tile::fence_async_shared();
-      tile::barrier_sync<kGroup>(2 + group);
-    }
+    m.state_full[slot.at].wait(slot.parity);
     const auto x = tile::along_columns(stage.x);
-    const auto state = tile::along_rows(m.states[slot.at / 2]).template part_at<kColumns>(slot.at % 2);
-    const auto z = tile::along_rows(stage.z).template part_at<kColumns>(at.block % 2);
+    const auto z = tile::along_rows(stage.z);
     Accumulator<kColumns> O;
     [[maybe_unused]] float diagonal[2];
     if constexpr (kGiven) {
-      m.state_full[slot.at].wait(slot.parity);
       tile::wgmma_fence();
-      tile::multiply(O, x, state);
+      tile::multiply(O, x, tile::along_rows(m.extra.states[slot.at]));
       tile::multiply_add(O, tile::along_columns(stage.scores), z);
       tile::wgmma_commit();
       tile::wgmma_wait<0>(O);
       __syncwarp();
       if (lane == 0) m.state_empty[slot.at].arrive();
     } else {
+      Accumulator<R + kColumns> both;
+      tile::wgmma_fence();
+      tile::multiply(both, x, tile::along_columns(stage.y));
+      tile::wgmma_commit();
+      float read[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int r = row + 8 * half;
+        if constexpr (kConstant) {
+          const int tokens = p.backwards ? max(at.n - 1 - r, 0) : r + 1;
+          read[half] = p.x_scale * tile::exp2_fast(decay * static_cast<float>(tokens));
+        } else {
+          read[half] = m.decays[ring.at].read[r];
+        }
+      }
+      tile::wgmma_wait<0>(both);
       Accumulator<R> P;
-      tile::wgmma_fence();
-      tile::multiply(P, x, tile::along_columns(stage.y));
-      tile::wgmma_commit();
-      m.state_full[slot.at].wait(slot.parity);
-      tile::wgmma_fence();
-      tile::multiply(O, x, state);
-      tile::wgmma_commit();
-      const float read[2] = {decays.read[row], decays.read[row + 8]};
-      tile::wgmma_wait<1>(P);
-      mask(P, decays, at.n, diagonal);
+#pragma unroll
+      for (int i = 0; i < P.kSize; ++i) P.x[i] = both.x[i];
+      mask(P, m.decays[kPerToken ? ring.at : 0], powers, at.n, diagonal);
       RegisterOperand<R> near;
       tile::round_to_operand(near, P);
-      tile::wgmma_wait<0>(O);
-      __syncwarp();
-      if (lane == 0) m.state_empty[slot.at].arrive();
 #pragma unroll
-      for (int e = 0; e < O.kSize; ++e) O.x[e] *= read[e / 2 % 2];
+      for (int i = 0; i < O.kSize; ++i) O.x[i] = both.x[P.kSize + i] * read[i / 2 % 2];
       tile::wgmma_fence(O, near);
       tile::multiply_add(O, near, z);
       tile::wgmma_commit();
       tile::wgmma_wait<0>(O);
     }
     if constexpr (kDots) add_diagonal(O, diagonal, w, stage.z, at);
-    release(ring.at, !kGiven);
+    release(ring.at, kPerToken);
     store(O, group, at);
   }
 
   // Scores masked and decayed. Whole blocks of 8 columns are on one side of the diagonal for all rows of a warp, but
   // two. With kDots, pairs j = i are taken out.
-  __device__ void mask(Accumulator<R>& P, const TileDecays& decays, int n_tokens, float (&diagonal)[2]) {
+  __device__ void mask(Accumulator<R>& P, [[maybe_unused]] const TileDecays& decays,
+                       [[maybe_unused]] const Powers& powers, int n_tokens, float (&diagonal)[2]) {
     const int row = warp * 16 + lane / 4;
-    const float sign = p.backwards ? -1.0f : 1.0f;
-    const float own[2] = {sign * decays.G[row], sign * decays.G[row + 8]};
+    [[maybe_unused]] const float sign = p.backwards ? -1.0f : 1.0f;
+    [[maybe_unused]] float own[2];
+    if constexpr (kPerToken) own[0] = sign * decays.G[row], own[1] = sign * decays.G[row + 8];
     diagonal[0] = diagonal[1] = 0.0f;
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -638,11 +721,16 @@ class Walk {
         continue;
       }
       const int column = 8 * n + lane % 4 * 2;
-      const float2 other = *reinterpret_cast<const float2*>(decays.G + column);
+      if constexpr (kConstant) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float difference = own[i / 2] - sign * (i % 2 == 0 ? other.x : other.y);
-        P.x[4 * n + i] *= p.pair_scale * tile::exp2_fast(fminf(difference, 0.0f));
+        for (int i = 0; i < 4; ++i) P.x[4 * n + i] *= powers.x[i / 2 - n + 7][i % 2];
+      } else {
+        const float2 other = *reinterpret_cast<const float2*>(decays.G + column);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float difference = own[i / 2] - sign * (i % 2 == 0 ? other.x : other.y);
+          P.x[4 * n + i] *= p.pair_scale * tile::exp2_fast(fminf(difference, 0.0f));
+        }
       }
       if (!crosses) continue;
 #pragma unroll
@@ -669,24 +757,25 @@ class Walk {
 
   // Sums of out w without the pairs j = i, which then join the outputs.
   template <class W>
-  __device__ void add_diagonal(Accumulator<kColumns>& O, const float (&diagonal)[2], const W& w,
-                               const SharedTile<R, 64>& z, const Cursor& at) {
+  __device__ void add_diagonal(Accumulator<kColumns>& O, const float (&diagonal)[2], const W& w, const NarrowTile<R>& z,
+                               const Cursor& at) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = warp * 16 + lane / 4 + 8 * half;
+      const bool valid = r < at.n;  // others of z may be cleared by now
       float dot = 0.0f;
 #pragma unroll
       for (int n8 = 0; n8 < kColumns / 8; ++n8) {
         float* o = O.x + 4 * n8 + 2 * half;
         const float2 value = tile::unpack(w[half][n8]);
         dot = fmaf(o[0], value.x, fmaf(o[1], value.y, dot));
-        const int column = at.block % 2 * kColumns + 8 * n8 + lane % 4 * 2;
-        const float2 other = tile::unpack(*reinterpret_cast<const std::uint32_t*>(&z.at(r, column)));
+        const int column = 8 * n8 + lane % 4 * 2;
+        const float2 other = tile::unpack(valid ? *reinterpret_cast<const std::uint32_t*>(&z.at(r, column)) : 0u);
         o[0] = fmaf(diagonal[half], other.x, o[0]);
         o[1] = fmaf(diagonal[half], other.y, o[1]);
       }
       dot = tile::reduce_quad<tile::Sum>(dot);
-      if (lane % 4 == 0 && r < at.n && p.dots != nullptr) {
+      if (lane % 4 == 0 && valid && p.dots != nullptr) {
         p.dots[(static_cast<std::int64_t>(at.row + r) * p.H + at.h) * p.blocks + at.block] = dot;
       }
     }
@@ -708,16 +797,27 @@ class Walk {
       }
       return;
     }
-    // A warp has whole rows: it needs no other to turn them into 16 bytes a thread.
+    // A warp has whole rows: it needs no other to copy them, or to turn them into 16 bytes a thread.
+    NarrowTile<R>& rows = m.outputs[group];
+    tile::wait_stores_read<0>();
     __syncwarp();
-    tile::store_rounded(O, m.outputs, 0, group * kColumns, thread);
+    tile::store_rounded(O, rows, 0, thread);
+    if (p.copy_out && warp * 16 + 16 <= at.n) {
+      tile::fence_async_shared();
+      __syncwarp();
+      if (lane == 0) {
+        tile::store_rows(maps.out, rows, warp * 16, at.block * kColumns, at.row + warp * 16, at.h);
+        tile::commit_stores();
+      }
+      return;
+    }
     __syncwarp();
     const int c = lane % 4 * 8;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = warp * 16 + lane / 4 + 8 * half;
       if (r >= at.n) break;
-      uint4 value = *reinterpret_cast<const uint4*>(&m.outputs.chunk(r, group * kColumns + c));
+      uint4 value = rows.chunk(r, c);
       auto* to = reinterpret_cast<uint4*>(static_cast<bf16*>(p.out) + start + r * stride + c);
       if (p.write == Write::accumulate) {
         const uint4 before = *to;
