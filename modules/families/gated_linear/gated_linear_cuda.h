@@ -2,7 +2,7 @@
 //
 //   general   any width, element type, decay, feature map and sharing of keys; fp32 on the ordinary pipeline
 //   walk      bf16, one decay for all key channels, widths of 64 and 128: tensor cores, by segments of documents
-//   row       the same for many heads; documents of one chunk are left to walk
+//   row       the same for many heads; documents that nearly fill one chunk are left to walk
 //   channels  bf16, a decay per key channel, the same widths: tensor cores
 #pragma once
 
@@ -45,6 +45,8 @@ std::size_t backward_workspace(const GatedLinearBackward& args);
 
 namespace row {
 inline constexpr std::int64_t kChunk = 1024;
+// Documents of more tokens than this and at most a chunk are left to the other kernel.
+inline constexpr std::int64_t kFewTokens = 256;
 // Widths, type and device of all kernels for Hopper: these, the walks and the channels.
 bool serves(const GatedLinearProblem& p);
 void forward(const GatedLinearForward& args, const Launch& launch);

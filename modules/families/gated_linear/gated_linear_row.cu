@@ -22,37 +22,42 @@ __global__ void pass_empty_documents(std::int64_t size, const std::int32_t* cu_s
   }
 }
 
-// The chunks of documents of more than one chunk, and the documents of one; their index becomes the place in the
+// Whether a document of so many tokens is the other kernel's.
+__host__ __device__ constexpr bool left_to_segments(std::int64_t length) {
+  return length > kFewTokens && length <= kChunk;
+}
+
+// The chunks of the documents that are walked here, and those of the others; their index becomes the place in the
 // problem's table. One block.
 constexpr int kPartThreads = 1024;
 __global__ void __launch_bounds__(kPartThreads)
-    part_documents(const Chunk* chunks, const std::int32_t* chunk_count, const std::int32_t* cu_seqlens, Chunk* longer,
-                   Chunk* shorter, std::int32_t* counts) {
+    part_documents(const Chunk* chunks, const std::int32_t* chunk_count, const std::int32_t* cu_seqlens, Chunk* own,
+                   Chunk* left, std::int32_t* counts) {
   __shared__ int warps[kPartThreads / 32];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int count = *chunk_count;
-  int shorter_count = 0;
+  int left_count = 0;
   for (int first = 0; first < count; first += kPartThreads) {
     const int at = first + thread;
     Chunk chunk{};
-    bool is_short = false;
+    bool leave = false;
     if (at < count) {
       chunk = chunks[at];
       chunk.index = at;
-      is_short = cu_seqlens[chunk.document + 1] - cu_seqlens[chunk.document] <= static_cast<int>(kChunk);
+      leave = left_to_segments(cu_seqlens[chunk.document + 1] - cu_seqlens[chunk.document]);
     }
-    const unsigned votes = __ballot_sync(0xffffffffu, is_short);
+    const unsigned votes = __ballot_sync(0xffffffffu, leave);
     if (lane == 0) warps[warp] = __popc(votes);
     __syncthreads();
-    int before = shorter_count + __popc(votes & ((1u << lane) - 1));
+    int before = left_count + __popc(votes & ((1u << lane) - 1));
     for (int w = 0; w < kPartThreads / 32; ++w) {
-      shorter_count += warps[w];
+      left_count += warps[w];
       before += w < warp ? warps[w] : 0;
     }
-    if (at < count) (is_short ? shorter[before] : longer[at - before]) = chunk;
+    if (at < count) (leave ? left[before] : own[at - before]) = chunk;
     __syncthreads();
   }
-  if (thread == 0) counts[0] = count - shorter_count, counts[1] = shorter_count;
+  if (thread == 0) counts[0] = count - left_count, counts[1] = left_count;
 }
 
 template <int DX, Form kForm>
@@ -81,7 +86,7 @@ void launch_kernel(const RowProblem& p, const RowMaps& maps, cudaStream_t stream
 }
 
 void pass_states(const RowProblem& p, const GatedLinearProblem& a, cudaStream_t stream) {
-  if (p.after == nullptr || a.N == 0) return;
+  if (p.after == nullptr || a.N == 0 || (a.N == 1 && a.T > 0)) return;
   const dim3 documents(static_cast<unsigned>(a.N), static_cast<unsigned>(a.H));
   pass_empty_documents<<<documents, 256, 0, stream>>>(a.d_k * a.d_v, a.cu_seqlens, p.before, p.after, p.write_after);
   WEFT_CHECK_LAUNCH();
@@ -92,33 +97,35 @@ void pass_states(const RowProblem& p, const GatedLinearProblem& a, cudaStream_t 
 class Division {
  public:
   Division(const GatedLinearProblem& a, Pieces& pieces)
-      : any_longer(a.T > kChunk), any_short(a.N != 1 || !any_longer), chosen_(a.N != 1) {
+      : any_own(a.N != 1 || !left_to_segments(a.T)),
+        any_left(a.N != 1 ? a.T > kFewTokens : left_to_segments(a.T)),
+        chosen_(any_own && any_left) {
     if (!chosen_) return;
-    longer_ = pieces.take<Chunk>(a.chunk_count);
-    short_ = pieces.take<Chunk>(a.chunk_count);
+    own_ = pieces.take<Chunk>(a.chunk_count);
+    left_ = pieces.take<Chunk>(a.chunk_count);
     counts_ = pieces.take<std::int32_t>(2);
   }
   void divide(const GatedLinearProblem& a, cudaStream_t stream) const {
     if (!chosen_ || a.chunk_count == 0) return;
-    part_documents<<<1, kPartThreads, 0, stream>>>(a.chunks, a.document_offset + a.N, a.cu_seqlens, longer_, short_,
+    part_documents<<<1, kPartThreads, 0, stream>>>(a.chunks, a.document_offset + a.N, a.cu_seqlens, own_, left_,
                                                    counts_);
     WEFT_CHECK_LAUNCH();
   }
-  void give_longer(const GatedLinearProblem& a, RowProblem& p) const {
+  void give_own(const GatedLinearProblem& a, RowProblem& p) const {
     p.chosen = chosen_;
-    p.chunks = chosen_ ? longer_ : a.chunks;
+    p.chunks = chosen_ ? own_ : a.chunks;
     p.chunk_count = chosen_ ? counts_ : a.document_offset + a.N;
   }
-  walk::ShortDocuments::Table shorter(const GatedLinearProblem& a) const {
+  walk::ShortDocuments::Table left(const GatedLinearProblem& a) const {
     if (!chosen_) return {a.chunks, a.document_offset + a.N};
-    return {short_, counts_ + 1};
+    return {left_, counts_ + 1};
   }
 
-  const bool any_longer, any_short;  // that there may be
+  const bool any_own, any_left;  // that there may be
 
  private:
   const bool chosen_;  // on the device; a single document's length is known here
-  Chunk *longer_ = nullptr, *short_ = nullptr;
+  Chunk *own_ = nullptr, *left_ = nullptr;
   std::int32_t* counts_ = nullptr;
 };
 
@@ -137,14 +144,16 @@ void map_columns(RowProblem& p, std::int64_t T, RowMaps& maps) {
 
 void launch(RowProblem p, const GatedLinearProblem& a, const Division& division, const Ends& ends, bool dots,
             cudaStream_t stream) {
-  if (a.H == 0 || a.chunk_count == 0) return;
-  division.give_longer(a, p);
-  p.g = static_cast<const float*>(a.g);
-  p.H = static_cast<int>(a.H);
-  p.blocks = p.z.width / kColumns;
+  if (a.H == 0) return;
   p.before = static_cast<const float*>(ends.from);
   p.after = static_cast<float*>(ends.to);
   p.write_after = ends.write;
+  pass_states(p, a, stream);
+  if (a.chunk_count == 0 || a.T == 0) return;
+  division.give_own(a, p);
+  p.g = static_cast<const float*>(a.g);
+  p.H = static_cast<int>(a.H);
+  p.blocks = p.z.width / kColumns;
   p.row_stride = ends.transposed ? 1 : p.z.width;
   p.column_stride = ends.transposed ? p.x.width : 1;
   const auto map = [&](const HeadRows& rows) { return tile::make_head_map<R>(rows.data, a.T, rows.heads, rows.width); };
@@ -193,7 +202,7 @@ void launch_channels(RowProblem p, const GatedLinearProblem& a, const channels::
 
 struct ForwardPlan {
   ForwardPlan(const GatedLinearForward& a, void* workspace)
-      : pieces(workspace), division(a, pieces), shorter(a, division.any_short, pieces) {}
+      : pieces(workspace), division(a, pieces), shorter(a, division.any_left, pieces) {}
 
   Pieces pieces;
   Division division;
@@ -204,7 +213,7 @@ struct BackwardPlan {
   BackwardPlan(const GatedLinearBackward& a, void* workspace)
       : pieces(workspace),
         division(a, pieces),
-        shorter(a, division.any_short, pieces),
+        shorter(a, division.any_left, pieces),
         dots(a.kind == DecayKind::scalar) {
     const std::int64_t keys = a.T * a.H * a.d_k, state = a.H * a.d_k * a.d_v;
     const bool shared = a.heads_per_key() > 1;
@@ -214,7 +223,7 @@ struct BackwardPlan {
     room.dots_q = pieces.take<float>(keys / kColumns);
     room.dots_k = pieces.take<float>(keys / kColumns);
     alive = pieces.take<float>(a.chunk_count * a.H * a.d_k / kColumns);
-    if (!division.any_longer) return;
+    if (!division.any_own) return;
     meeting = pieces.take<float>((a.T + kChunk - 1) / kChunk * state);
     if (a.dst != nullptr) meeting_final = pieces.take<float>(a.N * state);
   }
@@ -248,10 +257,10 @@ void forward(const GatedLinearForward& args, const Launch& launch_on) {
   cudaStream_t stream = cuda_stream(launch_on.stream);
   const ForwardPlan plan(args, launch_on.workspace);
   plan.division.divide(args, stream);
-  if (plan.division.any_longer) {
+  if (plan.division.any_own) {
     launch(walks::output_walk<RowProblem>(args), args, plan.division, {.from = args.s0, .to = args.st}, false, stream);
   }
-  if (plan.division.any_short) plan.shorter.forward(args, plan.division.shorter(args), stream);
+  if (plan.division.any_left) plan.shorter.forward(args, plan.division.left(args), stream);
 }
 
 void backward(const GatedLinearBackward& args, const Launch& launch_on) {
@@ -259,15 +268,15 @@ void backward(const GatedLinearBackward& args, const Launch& launch_on) {
   const BackwardPlan plan(args, launch_on.workspace);
   plan.division.divide(args, stream);
   const auto blocks = static_cast<int>(args.d_k / kColumns);
-  if (plan.division.any_longer) {
+  if (plan.division.any_own) {
     walks::gradient_walks<RowProblem>(args, plan.room, [&](Gradient gradient, RowProblem p, const Ends& ends) {
       if (gradient != Gradient::v) p.meeting = plan.meeting, p.meeting_final = plan.meeting_final;
       if (gradient == Gradient::k) p.alive = plan.alive;
       launch(p, args, plan.division, ends, gradient != Gradient::v && plan.dots, stream);
     });
   }
-  if (plan.division.any_short) {
-    plan.shorter.backward(args, plan.division.shorter(args), plan.room, plan.alive, blocks, stream);
+  if (plan.division.any_left) {
+    plan.shorter.backward(args, plan.division.left(args), plan.room, plan.alive, blocks, stream);
   }
   walks::sum_dots(args, plan.room, blocks, plan.alive, blocks, stream);
   walks::sum_heads(args, plan.room, stream);

@@ -48,6 +48,8 @@ TEST(GatedLinearSpeedSweep, BesideTheFloor) {
   for (const SpeedCase& c : {SpeedCase{DecayKind::constant, 32768, 1, 32, 32, 128, 128, -0.01},
                              SpeedCase{DecayKind::constant, 8192, 1, 32, 32, 128, 128, -0.01},
                              SpeedCase{DecayKind::constant, 32768, 64, 32, 32, 128, 128, -0.01},
+                             SpeedCase{DecayKind::constant, 32768, 128, 32, 32, 128, 128, -0.01},
+                             SpeedCase{DecayKind::constant, 32768, 512, 32, 32, 128, 128, -0.01},
                              SpeedCase{DecayKind::scalar, 32768, 1, 32, 32, 128, 128, -0.1},
                              SpeedCase{DecayKind::scalar, 32768, 1, 64, 1, 128, 64, -0.1},
                              SpeedCase{DecayKind::vector, 8192, 1, 32, 32, 128, 128, -0.1}}) {

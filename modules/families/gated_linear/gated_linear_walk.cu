@@ -17,11 +17,16 @@ __device__ std::int64_t document_element(int e, int width_z, bool transposed) {
   return transposed ? z * DX + x : x * width_z + z;
 }
 
-// States of documents of more than `most` tokens are left alone.
+// Documents that a launch is for, by their tokens; the states of others are left alone.
+struct Lengths {
+  int least, most;
+  __device__ bool include(int length) const { return length >= least && length <= most; }
+};
+
 template <int DX, int DZ>
-__global__ void load_states(int width_z, bool transposed, const std::int32_t* cu_seqlens, int most, const float* from,
-                            float* initial) {
-  if (cu_seqlens[blockIdx.x + 1] - cu_seqlens[blockIdx.x] > most) return;
+__global__ void load_states(int width_z, bool transposed, const std::int32_t* cu_seqlens, Lengths lengths,
+                            const float* from, float* initial) {
+  if (!lengths.include(cu_seqlens[blockIdx.x + 1] - cu_seqlens[blockIdx.x])) return;
   const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * DX * width_z;
   for (int e = threadIdx.x; e < DX * width_z; e += blockDim.x) {
     initial[base + e] = from[base + document_element<DX, DZ>(e, width_z, transposed)];
@@ -30,10 +35,10 @@ __global__ void load_states(int width_z, bool transposed, const std::int32_t* cu
 
 // `to` takes the state after each document; that of a document without tokens is the one before it.
 template <int DX, int DZ>
-__global__ void store_states(int width_z, bool transposed, const std::int32_t* cu_seqlens, int most, const float* final,
-                             const float* from, float* to, Write write) {
+__global__ void store_states(int width_z, bool transposed, const std::int32_t* cu_seqlens, Lengths lengths,
+                             const float* final, const float* from, float* to, Write write) {
   const int length = cu_seqlens[blockIdx.x + 1] - cu_seqlens[blockIdx.x];
-  if (length > most) return;
+  if (!lengths.include(length)) return;
   const std::int64_t base = (static_cast<std::int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * DX * width_z;
   const bool any = length > 0;
   for (int e = threadIdx.x; e < DX * width_z; e += blockDim.x) {
@@ -99,11 +104,12 @@ template <int DX, int DZ>
 void launch_walk(WalkProblem& p, const GatedLinearProblem& a, const Room& room, const Ends& ends, bool keep_final,
                  bool dots, cudaStream_t stream) {
   const dim3 documents(static_cast<unsigned>(a.N), static_cast<unsigned>(a.H));
-  const int most = p.short_documents ? static_cast<int>(kSegment) : std::numeric_limits<int>::max();
+  const Lengths lengths = p.short_documents ? Lengths{static_cast<int>(row::kFewTokens) + 1, static_cast<int>(kSegment)}
+                                            : Lengths{0, std::numeric_limits<int>::max()};
   p.blocks = p.z.width / DZ;
   if (ends.from != nullptr && a.N > 0) {
     p.initial = room.initial;
-    load_states<DX, DZ><<<documents, 256, 0, stream>>>(p.z.width, ends.transposed, a.cu_seqlens, most,
+    load_states<DX, DZ><<<documents, 256, 0, stream>>>(p.z.width, ends.transposed, a.cu_seqlens, lengths,
                                                        static_cast<const float*>(ends.from), room.initial);
     WEFT_CHECK_LAUNCH();
   }
@@ -116,7 +122,7 @@ void launch_walk(WalkProblem& p, const GatedLinearProblem& a, const Room& room, 
          : launch_kernel<DX, DZ, false>(p, a.T, a.chunk_count, stream);
   }
   if (ends.to != nullptr && a.N > 0) {
-    store_states<DX, DZ><<<documents, 256, 0, stream>>>(p.z.width, ends.transposed, a.cu_seqlens, most, room.final,
+    store_states<DX, DZ><<<documents, 256, 0, stream>>>(p.z.width, ends.transposed, a.cu_seqlens, lengths, room.final,
                                                         static_cast<const float*>(ends.from),
                                                         static_cast<float*>(ends.to), ends.write);
     WEFT_CHECK_LAUNCH();

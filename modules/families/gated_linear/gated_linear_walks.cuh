@@ -123,7 +123,7 @@ void sum_heads(const GatedLinearBackward& args, const BackwardRoom& room, cudaSt
 
 namespace weft::walk {
 
-// The walk over documents of at most one segment, empty ones among them, for a kernel that takes the others.
+// The walk over documents of more than row::kFewTokens and at most one segment, for the kernel that takes the others.
 class ShortDocuments {
  public:
   // `count` of the chunks are such documents; their index is the place in the problem's table.
