@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/early_launch.cuh"
 #include "autograd/cuda/pack.cuh"
 
 namespace weft {
@@ -38,7 +39,7 @@ inline constexpr int kColumnThreads = 256;
 inline constexpr int kColumnRows = kColumnThreads / 32;  // rows that a block works on at once
 
 template <int kN, int kSums, class Sum, class F>
-__global__ void __launch_bounds__(kColumnThreads)
+__global__ void __launch_bounds__(kColumnThreads, F::kResidentBlocks)
     column_sums_kernel(std::int64_t R, std::int64_t W, std::int64_t rows, Sum* lines, F f) {
   const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.x) * 32 + lane) * kN;
@@ -47,10 +48,29 @@ __global__ void __launch_bounds__(kColumnThreads)
   Sum sums[kSums][kN] = {};
   if (column < W) {
     const auto shared_by_rows = f.template prepare<kN>(column);
-    for (std::int64_t row = begin + part; row < end; row += kColumnRows) {
-      f.template add<kN>(shared_by_rows, row, column, sums);
+    // Rows are asked for a few at once; in float they are added up before they become part of a sum in double.
+    const auto add_rows = [&]<int kCount>(std::int64_t row) {
+      typename F::template Held<kN> held[kCount];
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) held[k] = f.template load<kN>(row + k * kColumnRows, column);
+      float few[kSums][kN] = {};
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        f.template add<kN>(shared_by_rows, held[k], row + k * kColumnRows, column, few);
+      }
+#pragma unroll
+      for (int s = 0; s < kSums; ++s) {
+#pragma unroll
+        for (int i = 0; i < kN; ++i) sums[s][i] += static_cast<Sum>(few[s][i]);
+      }
+    };
+    std::int64_t row = begin + part;
+    for (; row + (F::kAhead - 1) * kColumnRows < end; row += F::kAhead * kColumnRows) {
+      add_rows.template operator()<F::kAhead>(row);
     }
+    for (; row < end; row += kColumnRows) add_rows.template operator()<1>(row);
   }
+  let_next_kernel_start();
   __shared__ Sum shared[kColumnRows][kSums * kN][32];
 #pragma unroll
   for (int s = 0; s < kSums; ++s) {
@@ -70,15 +90,16 @@ __global__ void __launch_bounds__(kColumnThreads)
   }
 }
 
+// For the 32 columns from 32 `block` on; lines are `stride` numbers apart. Blocks of 1024 threads.
 template <class Sum, class Put>
-__global__ void __launch_bounds__(1024)
-    add_lines_kernel(const Sum* lines, std::int64_t count, std::int64_t W, Put put) {
+__device__ void add_columns(const Sum* lines, std::int64_t count, std::int64_t stride, std::int64_t W,
+                            std::int64_t block, const Put& put) {
   const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
-  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * 32 + lane;
+  const std::int64_t column = block * 32 + lane;
   Sum sum = 0;
   if (column < W) {
 #pragma unroll 4
-    for (std::int64_t line = part; line < count; line += 32) sum += lines[line * W + column];
+    for (std::int64_t line = part; line < count; line += 32) sum += lines[line * stride + column];
   }
   __shared__ Sum shared[32][33];
   shared[part][lane] = sum;
@@ -86,18 +107,19 @@ __global__ void __launch_bounds__(1024)
   Sum total = shared[lane][part];  // column `part` of the block, share `lane` of its lines
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) total += __shfl_xor_sync(0xffffffffu, total, mask);
-  const std::int64_t to = static_cast<std::int64_t>(blockIdx.x) * 32 + part;
+  const std::int64_t to = block * 32 + part;
   if (lane == 0 && to < W) put(to, static_cast<float>(total));
 }
 
-// One block for a group of `width` columns: warps share out the lines, lanes the columns.
+// For a group of `width` columns: warps share out the lines, lanes the columns. Blocks of 1024 threads.
 template <class Sum, class Put>
-__global__ void __launch_bounds__(1024)
-    add_groups_kernel(const Sum* lines, std::int64_t count, std::int64_t stride, std::int64_t width, Put put) {
+__device__ void add_group(const Sum* lines, std::int64_t count, std::int64_t stride, std::int64_t width,
+                          std::int64_t group, const Put& put) {
   const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
   Sum sum = 0;
+#pragma unroll 2
   for (std::int64_t line = part; line < count; line += 32) {
-    const Sum* from = lines + line * stride + blockIdx.x * width;
+    const Sum* from = lines + line * stride + group * width;
 #pragma unroll 4
     for (std::int64_t c = lane; c < width; c += 32) sum += from[c];
   }
@@ -110,7 +132,21 @@ __global__ void __launch_bounds__(1024)
   sum = warps[lane];
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-  if (lane == 0) put(blockIdx.x, static_cast<float>(sum));
+  if (lane == 0) put(group, static_cast<float>(sum));
+}
+
+template <class Sum, class Put>
+__global__ void __launch_bounds__(1024)
+    add_lines_kernel(const Sum* lines, std::int64_t count, std::int64_t W, Put put) {
+  wait_for_earlier_kernels();
+  add_columns(lines, count, W, W, blockIdx.x, put);
+}
+
+template <class Sum, class Put>
+__global__ void __launch_bounds__(1024)
+    add_groups_kernel(const Sum* lines, std::int64_t count, std::int64_t stride, std::int64_t width, Put put) {
+  wait_for_earlier_kernels();
+  add_group(lines, count, stride, width, blockIdx.x, put);
 }
 
 }  // namespace detail
@@ -130,9 +166,10 @@ struct ColumnPacks {
   float data[kCount][kN];
 };
 
-// lines[count, kSums, W] of column_blocks(R, W): f.template add<kN>(prepared, row, column, Sum (&sums)[kSums][kN])
-// adds what columns [column, column + kN) of a row give, with what f.template prepare<kN>(column) returned. kN divides
-// W.
+// lines[count, kSums, W] of column_blocks(R, W): f.template add<kN>(prepared, held, row, column, float
+// (&sums)[kSums][kN]) adds what columns [column, column + kN) of a row give, with what f.template prepare<kN>(column)
+// returned and f.template load<kN>(row, column) read, an F::Held<kN>; F::kAhead rows are read at a time, and a
+// processor is to hold F::kResidentBlocks blocks of 256 threads. kN divides W.
 template <int kN, int kSums, class Sum, class F>
 void column_sums(const Launch& launch, std::int64_t R, std::int64_t W, Sum* lines, const F& f) {
   if (W == 0) return;
@@ -147,9 +184,8 @@ void column_sums(const Launch& launch, std::int64_t R, std::int64_t W, Sum* line
 template <class Sum, class Put>
 void add_lines(const Launch& launch, const Sum* lines, std::int64_t count, std::int64_t W, const Put& put) {
   if (W == 0) return;
-  detail::add_lines_kernel<<<static_cast<unsigned>((W + 31) / 32), 1024, 0, cuda_stream(launch.stream)>>>(lines, count,
-                                                                                                          W, put);
-  WEFT_CHECK_LAUNCH();
+  launch_early(detail::add_lines_kernel<Sum, Put>, static_cast<unsigned>((W + 31) / 32), 1024,
+               cuda_stream(launch.stream), lines, count, W, put);
 }
 
 // put(group, total) for groups of `width` neighbouring columns; lines are `stride` numbers apart.
@@ -157,9 +193,8 @@ template <class Sum, class Put>
 void add_groups(const Launch& launch, const Sum* lines, std::int64_t count, std::int64_t stride, std::int64_t groups,
                 std::int64_t width, const Put& put) {
   if (groups == 0) return;
-  detail::add_groups_kernel<<<static_cast<unsigned>(groups), 1024, 0, cuda_stream(launch.stream)>>>(lines, count,
-                                                                                                    stride, width, put);
-  WEFT_CHECK_LAUNCH();
+  launch_early(detail::add_groups_kernel<Sum, Put>, static_cast<unsigned>(groups), 1024, cuda_stream(launch.stream),
+               lines, count, stride, width, put);
 }
 
 }  // namespace weft

@@ -1,5 +1,6 @@
 #include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/row_reduce.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/cuda/sum_rows.h"
 
 namespace weft {
@@ -16,10 +17,15 @@ struct AddRow {
   __device__ Nothing prepare(std::int64_t) const {
     return {};
   }
+  static constexpr int kAhead = 8, kResidentBlocks = 4;
   template <int kN>
-  __device__ void add(Nothing, std::int64_t row, std::int64_t column, float (&sums)[1][kN]) const {
-    float values[kN];
-    load_pack(x + row * W + column, values);
+  using Held = HeldPack<T, kN>;
+  template <int kN>
+  __device__ HeldPack<T, kN> load(std::int64_t row, std::int64_t column) const {
+    return HeldPack<T, kN>::load(x + row * W + column);
+  }
+  template <int kN>
+  __device__ void add(Nothing, const HeldPack<T, kN>& values, std::int64_t, std::int64_t, float (&sums)[1][kN]) const {
 #pragma unroll
     for (int i = 0; i < kN; ++i) sums[0][i] += values[i];
   }

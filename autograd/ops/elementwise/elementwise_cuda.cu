@@ -2,6 +2,7 @@
 #include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/map_rows.cuh"
 #include "autograd/cuda/row_reduce.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/cuda/sum_rows.h"
 #include "autograd/ops/elementwise/elementwise.h"
 
@@ -61,19 +62,27 @@ struct RowGradients {
     return row;
   }
 
+  static constexpr int kAhead = 2, kResidentBlocks = 4;
   template <int kN>
-  __device__ void add(const ColumnPacks<kN>& row, std::int64_t r, std::int64_t column, float (&sums)[1][kN]) const {
+  struct Held {
+    HeldPack<T, kN> x, dy;
+  };
+  template <int kN>
+  __device__ Held<kN> load(std::int64_t r, std::int64_t column) const {
     const std::int64_t at = r * a.D + column;
-    float dy[kN];
-    load_pack(static_cast<const T*>(a.dy) + at, dy);
-    float x[kN];
-    load_pack(static_cast<const T*>(a.x) + at, x);
+    return {HeldPack<T, kN>::load(static_cast<const T*>(a.x) + at),
+            HeldPack<T, kN>::load(static_cast<const T*>(a.dy) + at)};
+  }
+  template <int kN>
+  __device__ void add(const ColumnPacks<kN>& row, const Held<kN>& held, std::int64_t r, std::int64_t column,
+                      float (&sums)[1][kN]) const {
+    float dx[kN];
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
-      sums[0][i] = fmaf(dy[i], x[i], sums[0][i]);
-      dy[i] *= row.data[0][i];
+      sums[0][i] = fmaf(held.dy[i], held.x[i], sums[0][i]);
+      dx[i] = held.dy[i] * row.data[0][i];
     }
-    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + at, dy, a.write_dx);
+    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + r * a.D + column, dx, a.write_dx);
   }
 };
 

@@ -1,6 +1,7 @@
 // CUDA kernels of head_skip.h.
 #include "autograd/cuda/map_rows.cuh"
 #include "autograd/cuda/row_reduce.cuh"
+#include "autograd/cuda/row_tile.cuh"
 #include "autograd/ops/head_skip/head_skip.h"
 
 namespace weft {
@@ -39,18 +40,27 @@ struct SkipGradients {
     return static_cast<const float*>(a.scale)[static_cast<std::uint32_t>(column) / static_cast<std::uint32_t>(a.D)];
   }
 
+  static constexpr int kAhead = 2, kResidentBlocks = 4;
   template <int kN>
-  __device__ void add(float scale, std::int64_t row, std::int64_t column, float (&sums)[1][kN]) const {
+  struct Held {
+    HeldPack<T, kN> x, dy;
+  };
+  template <int kN>
+  __device__ Held<kN> load(std::int64_t row, std::int64_t column) const {
     const std::int64_t at = row * a.H * a.D + column;
-    float x[kN], dy[kN];
-    load_pack(static_cast<const T*>(a.x) + at, x);
-    load_pack(static_cast<const T*>(a.dy) + at, dy);
+    return {HeldPack<T, kN>::load(static_cast<const T*>(a.x) + at),
+            HeldPack<T, kN>::load(static_cast<const T*>(a.dy) + at)};
+  }
+  template <int kN>
+  __device__ void add(float scale, const Held<kN>& held, std::int64_t row, std::int64_t column,
+                      float (&sums)[1][kN]) const {
+    float dx[kN];
 #pragma unroll
     for (int c = 0; c < kN; ++c) {
-      sums[0][c] = fmaf(x[c], dy[c], sums[0][c]);
-      dy[c] *= scale;
+      sums[0][c] = fmaf(held.x[c], held.dy[c], sums[0][c]);
+      dx[c] = held.dy[c] * scale;
     }
-    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + at, dy, a.write_dx);
+    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + row * a.H * a.D + column, dx, a.write_dx);
   }
 };
 

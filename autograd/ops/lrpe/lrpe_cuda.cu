@@ -101,24 +101,32 @@ struct EncodeGradients {
     return fixed;
   }
 
+  static constexpr int kAhead = 1, kResidentBlocks = 4;
   template <int kN>
-  __device__ void add(const FixedTurns<kN>& fixed, std::int64_t t, std::int64_t c, float (&sums)[1][kN]) const {
+  struct Held {
+    HeldPack<T, kN> x, dy_cos, dy_sin;
+    std::uint32_t position;
+  };
+  template <int kN>
+  __device__ Held<kN> load(std::int64_t t, std::int64_t c) const {
     const std::int64_t h = width.quotient(static_cast<std::uint32_t>(c));
     const T* dy = static_cast<const T*>(a.dy) + (t * a.H + h) * 2 * a.D + c - h * a.D;
-    float x[kN], dy_cos[kN], dy_sin[kN];
-    load_pack(static_cast<const T*>(a.x) + t * a.H * a.D + c, x);
-    load_pack(dy, dy_cos);
-    load_pack(dy + a.D, dy_sin);
-    const auto position = static_cast<std::uint32_t>(a.positions[t]);
+    return {HeldPack<T, kN>::load(static_cast<const T*>(a.x) + t * a.H * a.D + c), HeldPack<T, kN>::load(dy),
+            HeldPack<T, kN>::load(dy + a.D), static_cast<std::uint32_t>(a.positions[t])};
+  }
+  template <int kN>
+  __device__ void add(const FixedTurns<kN>& fixed, const Held<kN>& held, std::int64_t t, std::int64_t c,
+                      float (&sums)[1][kN]) const {
+    float dx[kN];
 #pragma unroll
     for (int i = 0; i < kN; ++i) {
       float cos, sin;
-      turn<T>(position, fixed.data[i], cos, sin);
-      const float slope = fmaf(cos, dy_sin[i], -(sin * dy_cos[i]));
-      sums[0][i] = fmaf(static_cast<float>(position) * x[i], slope, sums[0][i]);
-      x[i] = cos * dy_cos[i] + sin * dy_sin[i];
+      turn<T>(held.position, fixed.data[i], cos, sin);
+      const float slope = fmaf(cos, held.dy_sin[i], -(sin * held.dy_cos[i]));
+      sums[0][i] = fmaf(static_cast<float>(held.position) * held.x[i], slope, sums[0][i]);
+      dx[i] = cos * held.dy_cos[i] + sin * held.dy_sin[i];
     }
-    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + t * a.H * a.D + c, x, a.write_dx);
+    if (a.dx != nullptr) store_pack(static_cast<T*>(a.dx) + t * a.H * a.D + c, dx, a.write_dx);
   }
 };
 
