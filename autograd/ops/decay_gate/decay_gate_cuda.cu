@@ -75,8 +75,8 @@ struct Decay {
 };
 
 // Sums over tokens of dz, and of what channels give to da_log; df on the way. In fp64 from groups of a few tokens on,
-// whose sums in fp32 round no more than their terms did, because terms of both signs from a whole row of tokens end in
-// one number.
+// whose sums in fp32 round about as much as their terms did, because terms of both signs from a whole row of tokens end
+// in one number.
 template <class T, class Function>
 struct DecayGradients {
   Channels<T> channels;
