@@ -46,7 +46,7 @@ std::size_t backward_workspace(const GatedLinearBackward& args);
 namespace row {
 inline constexpr std::int64_t kChunk = 1024;
 // Documents of more tokens than this and at most a chunk are left to the other kernel.
-inline constexpr std::int64_t kFewTokens = 256;
+inline constexpr std::int64_t kFewTokens = 192;
 // Widths, type and device of all kernels for Hopper: these, the walks and the channels.
 bool serves(const GatedLinearProblem& p);
 void forward(const GatedLinearForward& args, const Launch& launch);

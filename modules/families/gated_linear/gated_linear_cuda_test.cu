@@ -143,10 +143,10 @@ TEST_F(GatedLinearKernelsGpu, IsTheRecurrenceInBf16) {
     cases.push_back({.lengths = {1025, 30, 1087, 1, 0, 1153}, .kind = kind, .d_v = 64, .gates = {0.02}});
     cases.push_back({.lengths = {1024, 1151, 7, 2049}, .kind = kind, .d_k = 64, .gates = {0.02}});
     // On both sides of the lengths that are left to the other kernel, alone and packed.
-    for (const std::int32_t length : {256, 257, 1024}) {
+    for (const std::int32_t length : {192, 193, 1024}) {
       cases.push_back({.lengths = {length}, .kind = kind, .gates = {0.02}});
     }
-    cases.push_back({.lengths = {0, 256, 257, 60, 1024, 0}, .kind = kind, .gates = {0.02}});
+    cases.push_back({.lengths = {0, 192, 193, 60, 1024, 0}, .kind = kind, .gates = {0.02}});
     cases.push_back({.lengths = {0, 100, 0, 90}, .kind = kind, .gates = {0.02}});
   }
   check_cases(cases, DType::bf16);
@@ -194,7 +194,7 @@ void for_each_path(F&& f) {
   for (const DecayKind kind : kKinds) {
     for (const bool whole_rows : {false, true}) {
       cuda_whole_rows = whole_rows;
-      f(CudaCase{.lengths = {600, 0, 65, 257, 256, 1300}, .kind = kind, .d_k = 128, .d_v = 64}, DType::bf16);
+      f(CudaCase{.lengths = {600, 0, 65, 193, 192, 1300}, .kind = kind, .d_k = 128, .d_v = 64}, DType::bf16);
     }
     cuda_whole_rows = false;
     f(CudaCase{.lengths = {70, 0, 65, 130}, .kind = kind, .H = 2, .H_k = 2, .d_k = 40, .d_v = 24}, DType::f32);
