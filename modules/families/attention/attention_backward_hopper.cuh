@@ -51,10 +51,12 @@ struct BackwardArgs {
 
 // One step: a tile of keys meets a tile of queries.
 struct StepInfo {
+  static constexpr int kPartial = 1;           // some query does not see some key
+  static constexpr int kCut = 2;               // rows of the tile are another document's
+  static constexpr int kFirst = 4, kLast = 8;  // of the item
+  static constexpr int kBlind = 16;            // << g: no query sees any key of warpgroup g
+  std::int32_t flags;
   std::int32_t position, count;  // of queries
-  std::int32_t partial;          // some query does not see some key
-  std::int32_t blind;            // bit g: no query sees any key of warpgroup g
-  std::int32_t first, last;      // of the item
 };
 
 // A work item: a tile of keys and the steps in which it meets tiles of queries. Neighbours in the table walk side by
@@ -87,15 +89,17 @@ struct KeyItem {
   }
   __device__ StepInfo meet(const AttentionQueryTile& t, const Sight& sight) const {
     const std::int32_t last = t.position + kQueries - 1;
-    StepInfo step{t.position, t.count, 0, 0, 0, 0};
-    step.partial =
-        tile.count < kKeyRows || tile.position + kKeyRows - 1 > t.position || last - tile.position >= sight.window;
+    int flags = 0;
+    if (tile.count < kKeyRows || tile.position + kKeyRows - 1 > t.position || last - tile.position >= sight.window) {
+      flags |= StepInfo::kPartial;
+    }
+    if (t.count < kQueries) flags |= StepInfo::kCut;
     for (int group = 0; group < 2; ++group) {
       const std::int32_t begin = tile.position + group * 64, end = tile.position + min(group * 64 + 64, tile.count);
       const bool left = tile.anchor == 0 && t.position - (end - 1) >= sight.window && begin >= sight.sinks;
-      step.blind |= (begin >= end || begin > last || left) << group;
+      if (begin >= end || begin > last || left) flags |= StepInfo::kBlind << group;
     }
-    return step;
+    return {flags, t.position, t.count};
   }
 };
 
@@ -190,8 +194,8 @@ __device__ void produce(BackwardMemory<D, D_V, kMakes>& m, const tile::TileMap<k
       const int head = item.kv_head * G + step.y, s = state.stage, r = gradients.stage;
       m.q_empty[s].wait(state.parity() ^ 1);
       StepInfo info = item.meet(t, a.sight);
-      info.first = j == 0 ? 1 : 0;
-      info.last = j + 1 == steps ? 1 : 0;
+      if (j == 0) info.flags |= StepInfo::kFirst;
+      if (j + 1 == steps) info.flags |= StepInfo::kLast;
       m.step[s] = info;
       m.q_full[s].arrive_expect(kQueries * D * 2 + kStats);
       tile::load_tile(m.q[s], q_map, m.q_full[s], 0, t.row, head);

@@ -60,6 +60,9 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     }
   };
 
+  // Read again where they are needed: a register all along the main loop is worth more.
+  const auto flags_of = [&](int stage) { return uniform(m.step[stage].flags); };
+
   for (;; ++items) {
     m.k_full.wait(items % 2);
     const KeyItem& item = m.item[items % Memory::kItems];
@@ -79,7 +82,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
       const int stage = n % 2;
       if (some) {
         m.q_full[stage].wait(n / 2 % 2);
-        clean(m.q[stage], uniform(m.step[stage].count));
+        if ((flags_of(stage) & StepInfo::kCut) != 0) clean(m.q[stage], uniform(m.step[stage].count));
       }
       tile::wgmma_fence();
       tile::multiply(s, k_rows, tile::along_columns(m.q[stage]));
@@ -121,7 +124,8 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     // meet), and the scores of the next.
     const auto complete_step = [&] {
       const int stage = n % 2, d_o_stage = n % kGradientStages;
-      const bool first = uniform(m.step[stage].first) != 0, last = uniform(m.step[stage].last) != 0;
+      const int flags = flags_of(stage);
+      const bool first = (flags & StepInfo::kFirst) != 0, last = (flags & StepInfo::kLast) != 0;
       if constexpr (kKeys) {
         start_dq(!first);
         tile::wgmma_wait<1>(dk);
@@ -149,11 +153,12 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
 #pragma unroll 1
     for (bool more = some; more;) {
       const int stage = n % 2, d_o_stage = n % kGradientStages;
+      const int flags = flags_of(stage);
       m.d_o_full[d_o_stage].wait(n / kGradientStages % 2);
       tile::RegisterOperand<kQueries> p, dz;
       if constexpr (kKeys) {
         // Nothing to add but zeros to what the other warpgroup makes of dq.
-        if ((uniform(m.step[stage].blind) >> group & 1) != 0) {
+        if ((flags & StepInfo::kBlind << group) != 0) {
           release(m.d_o_empty[d_o_stage]);
           for (auto& x : dz.x) {
             for (std::uint32_t& y : x) y = 0;
@@ -163,7 +168,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
           continue;
         }
       }
-      clean(m.d_o[d_o_stage], uniform(m.step[stage].count));
+      if ((flags & StepInfo::kCut) != 0) clean(m.d_o[d_o_stage], uniform(m.step[stage].count));
       if constexpr (kKeys) {
         tile::wgmma_fence();
         tile::multiply(dp, v_rows, tile::along_columns(m.d_o[d_o_stage]));
@@ -177,7 +182,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
 #pragma unroll
         for (float& x : s.x) x = tile::tanh_fast(x * a.transform);
       }
-      if (uniform(m.step[stage].partial) != 0) {
+      if ((flags & StepInfo::kPartial) != 0) {
         // Of two keys, the columns of queries that see them.
         const int key = item.tile.position, end_key = key + item.tile.count;
         const bool anchor = item.tile.anchor != 0;
