@@ -4,6 +4,7 @@
 // sums the runs of equal ids that begin in it, beyond its end if they end in the next one, and adds them to the table.
 // The parts of a longer run, one of each window, go to lines of the workspace, which a second kernel adds up: each row
 // of the table has one writer.
+#include "autograd/cuda/early_launch.cuh"
 #include "autograd/cuda/map_cuda.cuh"
 #include "autograd/cuda/map_rows.cuh"
 #include "autograd/cuda/row_tile.cuh"
@@ -48,6 +49,8 @@ struct Runs {
 template <class T, int kN>
 __global__ void __launch_bounds__(kThreads) sum_windows_kernel(Runs a, const T* dy) {
   static_assert(kWindow <= kThreads);
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
   __shared__ std::int32_t shared_ids[2 * kWindow + 2], rows[2 * kWindow];
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.y) * kWindow;
   // Entries from `begin` on, of this window and the next; -1 beyond either end of the row.
@@ -133,6 +136,7 @@ template <int kN>
 __global__ void __launch_bounds__(32 * kJoinWarps) join_windows_kernel(Runs a) {
   __shared__ std::int64_t long_runs[kJoinWarps];  // the window where it ends; 0: none begins here
   __shared__ float shared[kJoinWarps][kN][32];
+  wait_for_earlier_kernels();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * 32 + lane) * kN;
   const auto begin_part = [&](std::int64_t window) { return a.parts + (2 * window + 1) * a.D + column; };
@@ -222,13 +226,11 @@ void sum_runs(const EmbeddingBackward& a, const Runs& runs, const Launch& launch
   const auto parts = [](std::int64_t n, std::int64_t size) { return static_cast<unsigned>((n + size - 1) / size); };
   // Neighbouring blocks take neighbouring columns of the same rows.
   WEFT_CHECK(windows <= 65535, "embedding: {} tokens in one launch", a.T);
-  sum_windows_kernel<T, kN>
-      <<<dim3(parts(a.D, kThreads * kN), static_cast<unsigned>(windows)), kThreads, 0, cuda_stream(launch.stream)>>>(
-          runs, static_cast<const T*>(a.dy));
-  WEFT_CHECK_LAUNCH();
-  join_windows_kernel<kN>
-      <<<dim3(parts(windows, kJoinWarps), parts(a.D, 32 * kN)), 32 * kJoinWarps, 0, cuda_stream(launch.stream)>>>(runs);
-  WEFT_CHECK_LAUNCH();
+  const cudaStream_t stream = cuda_stream(launch.stream);
+  launch_early(sum_windows_kernel<T, kN>, dim3(parts(a.D, kThreads * kN), static_cast<unsigned>(windows)), kThreads,
+               stream, runs, static_cast<const T*>(a.dy));
+  launch_early(join_windows_kernel<kN>, dim3(parts(windows, kJoinWarps), parts(a.D, 32 * kN)), 32 * kJoinWarps, stream,
+               runs);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <bit>
 
 #include "autograd/cuda/cuda_check.cuh"
+#include "autograd/cuda/early_launch.cuh"
 
 namespace weft {
 
@@ -40,6 +41,7 @@ __device__ inline int digit_of(std::int32_t id, int shift) {
 // histograms [passes, tiles, kDigits]: those of the first digit, and zeros.
 __global__ void __launch_bounds__(kChunk) digit_histograms_kernel(std::int64_t T, std::int64_t tile, int passes,
                                                                   const std::int32_t* ids, std::int32_t* histograms) {
+  let_next_kernel_start();
   __shared__ std::int32_t counts[kDigits];
   if (threadIdx.x < kDigits) counts[threadIdx.x] = 0;
   __syncthreads();
@@ -60,6 +62,18 @@ __global__ void __launch_bounds__(kChunk) sort_digit_kernel(DigitPass a) {
   __shared__ std::int32_t warp_sums[kDigits / 32];
   alignas(4) __shared__ std::uint16_t counts[kWarps][kDigits];  // of a chunk; then of the warps before
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
+
+  // The thread's next token: of the first chunk, it is on its way while offsets are found.
+  const std::int64_t begin = blockIdx.x * a.tile, end = min(begin + a.tile, a.T);
+  std::int32_t id = 0, token = 0;
+  const auto fetch = [&](std::int64_t t) {
+    if (t >= end) return;
+    id = a.from_ids[t];
+    token = a.from_order == nullptr ? static_cast<std::int32_t>(t) : a.from_order[t];
+  };
+  fetch(begin + thread);
 
   // Of digit `thread`, in earlier tiles and in all. Two threads share out the tiles of a digit.
   int before = 0, total = 0;
@@ -90,14 +104,10 @@ __global__ void __launch_bounds__(kChunk) sort_digit_kernel(DigitPass a) {
     offsets[thread] = before;
   }
 
-  const std::int64_t end = min((blockIdx.x + 1) * a.tile, a.T);
-  for (std::int64_t first = blockIdx.x * a.tile; first < end; first += kChunk) {
+  for (std::int64_t first = begin; first < end; first += kChunk) {
     for (int i = thread; i < kWarps * kDigits / 2; i += kChunk) reinterpret_cast<std::uint32_t*>(counts)[i] = 0;
-    const std::int64_t t = first + thread;
-    const bool valid = t < end;
-    const std::int32_t id = valid ? a.from_ids[t] : 0;
+    const bool valid = first + thread < end;
     const int digit = valid ? digit_of(id, a.shift) : kDigits;
-    const std::int32_t token = valid ? (a.from_order == nullptr ? static_cast<std::int32_t>(t) : a.from_order[t]) : 0;
     const unsigned peers = __match_any_sync(0xffffffffu, digit);
     const int rank = __popc(peers & ((1u << lane) - 1));
     __syncthreads();
@@ -121,6 +131,7 @@ __global__ void __launch_bounds__(kChunk) sort_digit_kernel(DigitPass a) {
         atomicAdd(&a.next_histograms[to / a.tile * kDigits + digit_of(id, a.shift + kDigitBits)], 1);
       }
     }
+    fetch(first + kChunk + thread);
     __syncthreads();
     if (thread < kDigits) offsets[thread] += chunk_total;
   }
@@ -138,7 +149,7 @@ class IdSort {
   }
   std::size_t bytes() const { return histogram_bytes() + 2 * static_cast<std::size_t>(T_) * sizeof(std::int32_t); }
 
-  // memory [bytes()]: histograms, then ids and order of every other pass.
+  // memory [bytes()]: histograms, then ids and order of every other pass. The next kernel may be launched early.
   void run(const std::int32_t* tokens, const SortedIds& to, void* memory, cudaStream_t stream) const {
     auto* histograms = static_cast<std::int32_t*>(memory);
     auto* const other = reinterpret_cast<std::int32_t*>(static_cast<std::byte*>(memory) + histogram_bytes());
@@ -149,17 +160,16 @@ class IdSort {
     for (int pass = 0; pass < passes_; ++pass, histograms += tiles_ * kDigits) {
       const bool last = pass + 1 == passes_;
       const SortedIds into = (passes_ - pass) % 2 == 1 ? to : SortedIds{.ids = other, .order = other + T_};
-      sort_digit_kernel<<<blocks, kChunk, 0, stream>>>(
-          {.T = T_,
-           .tile = tile_,
-           .tiles = static_cast<int>(tiles_),
-           .shift = pass * kDigitBits,
-           .from_ids = pass == 0 ? tokens : from.ids,
-           .from_order = from.order,
-           .to = into,
-           .histograms = histograms,
-           .next_histograms = last ? nullptr : histograms + tiles_ * kDigits});
-      WEFT_CHECK_LAUNCH();
+      launch_early(sort_digit_kernel, blocks, kChunk, stream,
+                   DigitPass{.T = T_,
+                             .tile = tile_,
+                             .tiles = static_cast<int>(tiles_),
+                             .shift = pass * kDigitBits,
+                             .from_ids = pass == 0 ? tokens : from.ids,
+                             .from_order = from.order,
+                             .to = into,
+                             .histograms = histograms,
+                             .next_histograms = last ? nullptr : histograms + tiles_ * kDigits});
       from = into;
     }
   }
