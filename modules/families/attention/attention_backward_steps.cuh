@@ -154,6 +154,16 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     for (bool more = some; more;) {
       const int stage = n % 2, d_o_stage = n % kGradientStages;
       const int flags = flags_of(stage);
+      // Read before anything waits: where they are needed their way would be waited for. A cap leaves no registers.
+      constexpr int kColumns = kQueries / 8;
+      const auto read_lse = [&](int c) {
+        return *reinterpret_cast<const float2*>(m.stats[stage] + thread % 4 * 2 + 8 * c);
+      };
+      float2 early[kColumns];
+      if constexpr (!Cap) {
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) early[c] = read_lse(c);
+      }
       m.d_o_full[d_o_stage].wait(n / kGradientStages % 2);
       tile::RegisterOperand<kQueries> p, dz;
       if constexpr (kKeys) {
@@ -205,8 +215,8 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
         }
       }
 #pragma unroll
-      for (int c = 0; c < kQueries / 8; ++c) {
-        const float2 lse = *reinterpret_cast<const float2*>(stats + 8 * c);
+      for (int c = 0; c < kColumns; ++c) {
+        const float2 lse = Cap ? read_lse(c) : early[c];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float& x = s.x[4 * c + 2 * r];
