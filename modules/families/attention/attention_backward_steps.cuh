@@ -45,6 +45,11 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
     if (thread % 32 == 0) barrier.arrive();
   };
   const auto own_sync = [&] { tile::barrier_sync<tile::kWarpgroup>(1 + group); };
+  // The warpgroups take turns in starting the products that end a step, so that one makes exponentials while the other
+  // keeps the tensor cores busy: left alone they drift together, and then all products and all exponentials coincide.
+  const auto take_turn = [&] { tile::barrier_sync<2 * tile::kWarpgroup>(3 + group); };
+  const auto pass_turn = [&] { tile::barrier_arrive<2 * tile::kWarpgroup>(4 - group); };
+  if (kKeys && group == 1) pass_turn();
   // Rows of another document count as zero in every sum. Each warpgroup clears all that it reads.
   const auto clean = [&](auto& t, int count) {
     if (count >= std::remove_reference_t<decltype(t)>::kRows) return;
@@ -134,6 +139,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
       ++n;
       start_scores(!last);
       if constexpr (kKeys) {
+        pass_turn();
         dq.template wait<1>();
         if (!first) hand_over(n - 2);
       } else {
@@ -174,6 +180,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
             for (std::uint32_t& y : x) y = 0;
           }
           hand_dz(dz);
+          take_turn();
           more = complete_step();
           continue;
         }
@@ -249,6 +256,7 @@ __device__ void consume(BackwardMemory<D, D_V, kMakes>& m, const BackwardArgs& a
           }
         }
         hand_dz(dz);
+        take_turn();
         tile::wgmma_fence(dk, dz);
         tile::multiply_add(dk, dz, tile::along_rows(m.q[stage]));
         tile::wgmma_commit();
