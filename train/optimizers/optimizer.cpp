@@ -146,8 +146,12 @@ void Optimizer::update_adamw(double schedule_factor, double gradient_scale, bool
 
 void Optimizer::update_muon(double schedule_factor, double gradient_scale, bool zero) {
   WEFT_CHECK(!omp_in_parallel(), "an update inside a threaded loop");
-  const auto threads = std::min<std::size_t>(static_cast<std::size_t>(omp_get_max_threads()), matrices_.size());
-  while (workspaces_.size() < threads) workspaces_.emplace_back(workspace_size_);
+  // Any thread may take a matrix, even where there are fewer of them than threads; memory that is not written costs
+  // none.
+  const auto threads = static_cast<std::size_t>(omp_get_max_threads());
+  while (workspaces_.size() < threads) {
+    workspaces_.push_back(std::make_unique_for_overwrite<float[]>(workspace_size_));
+  }
   parallel_for(static_cast<std::int64_t>(matrices_.size()), Schedule::dynamic, [&](std::int64_t i) {
     const Stretch& s = matrices_[static_cast<std::size_t>(i)];
     const ParameterPlan& plan = plans_[s.plan];
@@ -157,7 +161,7 @@ void Optimizer::update_muon(double schedule_factor, double gradient_scale, bool 
         muon_scalars(options_.muon, plan.learning_rate * schedule_factor, plan.weight_decay, gradient_scale, A, B);
     muon_update(scalars, zero, A, B, plan.parameter->master.data<float>() + s.begin,
                 plan.parameter->grad.data<float>() + s.begin, moments_[s.plan].first.data<float>() + s.begin,
-                workspaces_[static_cast<std::size_t>(omp_get_thread_num())].data());
+                workspaces_[static_cast<std::size_t>(omp_get_thread_num())].get());
   });
 }
 

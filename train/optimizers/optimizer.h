@@ -101,10 +101,10 @@ class Optimizer {
   std::vector<ParameterPlan> plans_;
   std::vector<OptimizerMoments> moments_;  // by plan
   std::vector<Parameter*> trainable_;
-  std::vector<Stretch> stretches_;              // of adamw parameters
-  std::vector<Stretch> matrices_;               // of muon parameters, one each
-  std::size_t workspace_size_ = 0;              // floats that the largest matrix needs
-  std::vector<std::vector<float>> workspaces_;  // muon, by thread
+  std::vector<Stretch> stretches_;                    // of adamw parameters
+  std::vector<Stretch> matrices_;                     // of muon parameters, one each
+  std::size_t workspace_size_ = 0;                    // floats that the largest matrix needs
+  std::vector<std::unique_ptr<float[]>> workspaces_;  // muon, by thread
   std::int64_t updates_ = 0;
   StepSettings settings_;
   StepOutcome outcome_;                 // of a step on the CPU,
