@@ -31,6 +31,21 @@ void parallel_for(std::int64_t n, Schedule schedule, F&& f) {
   }
 }
 
+// Calls f(i) for tasks [0, n) of uneven work that call the BLAS. Always inside a threaded loop, be there only one task,
+// because a product rounds differently when the BLAS splits it over threads.
+template <class F>
+void for_each_task(std::int64_t n, F&& f) {
+  parallel_for(std::max<std::int64_t>(n, 2), Schedule::dynamic, [&](std::int64_t i) {
+    if (i < n) f(i);
+  });
+}
+
+// Upper bound of omp_get_thread_num() in tasks started here, however few they are: the threads that may run them, or
+// that already do, where this is inside a loop.
+inline int task_threads() {
+  return std::max(omp_get_max_threads(), omp_get_num_threads());
+}
+
 // Calls f(b, begin, end) for the blocks of [0, n).
 template <class F>
 void parallel_blocks(std::int64_t n, std::int64_t block, F&& f) {

@@ -47,7 +47,7 @@ class MemoryWalk {
     Carver<T> thread(nullptr);
     carve_thread(thread);
     thread_elements_ = thread.used();
-    scratch_ = carver.take(thread_elements_ * std::max(omp_get_max_threads(), omp_get_num_threads()));
+    scratch_ = carver.take(thread_elements_ * task_threads());
     bytes_ = static_cast<std::size_t>(carver.used()) * sizeof(T);
   }
   std::size_t bytes() const { return bytes_; }
@@ -127,14 +127,6 @@ class MemoryWalk {
   Thread thread() const {
     Carver<T> carver(scratch_ + omp_get_thread_num() * thread_elements_);
     return carve_thread(carver);
-  }
-
-  // Inside a threaded loop even when there is one task: a product rounds differently when the BLAS splits it.
-  template <class F>
-  static void for_each_task(std::int64_t n, F&& f) {
-    parallel_for(std::max<std::int64_t>(n, 2), Schedule::dynamic, [&](std::int64_t i) {
-      if (i < n) f(i);
-    });
   }
 
   std::int64_t length(std::int64_t n) const { return p_.cu_seqlens[n + 1] - p_.cu_seqlens[n]; }

@@ -7,14 +7,15 @@
 // results depend neither on the schedule nor on the number of threads.
 #pragma once
 
-#include "modules/families/chunk_tasks.h"
+#include "autograd/parallel_for.h"
 #include "modules/families/delta_rule/delta_chunk_cpu.h"
+#include "modules/families/document_count.h"
 
 namespace weft {
 
 inline DeltaSchedule delta_schedule(const DeltaRuleProblem& p) {
   if (p.schedule != DeltaSchedule::automatic) return p.schedule;
-  const std::int64_t threads = chunk_threads();
+  const std::int64_t threads = task_threads();
   const std::int64_t documents = documents_with_tokens(p.cu_seqlens, p.N);
   const bool even = documents * p.H_K >= 4 * threads || (documents == 1 && p.H_K % threads == 0);
   return even ? DeltaSchedule::fused : DeltaSchedule::two_level;
@@ -22,7 +23,7 @@ inline DeltaSchedule delta_schedule(const DeltaRuleProblem& p) {
 
 // Chunks of the table that the two-level schedule treats together.
 inline std::int64_t delta_window(const DeltaRuleProblem& p) {
-  const std::int64_t items = DeltaRuleCpuPolicy::kWindowItemsPerThread * chunk_threads();
+  const std::int64_t items = DeltaRuleCpuPolicy::kWindowItemsPerThread * task_threads();
   return std::clamp<std::int64_t>(block_count(items, p.H), 1, std::max<std::int64_t>(1, p.chunk_count));
 }
 
@@ -37,7 +38,7 @@ class DeltaRuleWalk {
         fused_(delta_schedule(p) == DeltaSchedule::fused),
         window_(fused_ ? 0 : delta_window(p)),
         operands_stride_(backward ? elements_of<GradientOperands>() : elements_of<Operands>()) {
-    const std::int64_t threads = chunk_threads();
+    const std::int64_t threads = task_threads();
     Carver<T> one_thread(nullptr);
     one_thread.take(Kernel::scratch_elements(p));
     scratch_stride_ = one_thread.used();

@@ -23,7 +23,7 @@ class FastWeightWalk {
  public:
   // With a null workspace the object only knows its size.
   FastWeightWalk(const FastWeightProblem& p, FastWeightPass pass, void* workspace)
-      : p_(p), L_(p.config.chunk), P_(3 * p.d_m * p.d_h), threads_(thread_count()) {
+      : p_(p), L_(p.config.chunk), P_(3 * p.d_m * p.d_h), threads_(task_threads()) {
     std::int64_t longest = 0;
     for (std::int64_t n = 0; n < p.N; ++n) longest = std::max(longest, length(n));
     const std::int64_t blocks = block_count(std::min(L_, longest), Network::kRows);
@@ -109,7 +109,6 @@ class FastWeightWalk {
     std::int64_t begin, length, chunks, writes;
   };
 
-  static std::int64_t thread_count() { return std::max(omp_get_max_threads(), omp_get_num_threads()); }
   std::int64_t length(std::int64_t n) const { return p_.cu_seqlens[n + 1] - p_.cu_seqlens[n]; }
 
   // A last write that completes its document matters to the final state only.
@@ -157,14 +156,6 @@ class FastWeightWalk {
     if (longest == 0) return 1.0;
     const double chains = static_cast<double>(p_.H * p_.T) / static_cast<double>(longest);
     return chains / std::ceil(chains / static_cast<double>(threads_));
-  }
-  // Inside a threaded loop even if there is one task: a product rounds differently when the BLAS splits it over
-  // threads.
-  template <class F>
-  static void for_each_task(std::int64_t n, F&& f) {
-    parallel_for(std::max<std::int64_t>(n, 2), Schedule::dynamic, [&](std::int64_t i) {
-      if (i < n) f(i);
-    });
   }
   Chain chain(FastWeightPass pass) const {
     Carver<T> carver(chains_ + (across_ ? omp_get_thread_num() * chain_stride_ : 0));

@@ -10,7 +10,7 @@
 #pragma once
 
 #include "autograd/ops/feature_map/feature_map_cpu.h"
-#include "modules/families/chunk_tasks.h"
+#include "autograd/parallel_for.h"
 #include "modules/families/gated_linear/chunk_scalar_cpu.h"
 #include "modules/families/gated_linear/chunk_vector_cpu.h"
 #include "modules/families/gated_linear/gated_linear_schedule.h"
@@ -57,7 +57,7 @@ class GatedLinearWalk {
     thread_staged_ = one_thread.used();
     if (staged()) one_thread.take(kStagedTiles * p.C * p.d_k);
     scratch_stride_ = one_thread.used();
-    scratch_ = carver.take(chunk_threads() * scratch_stride_);
+    scratch_ = carver.take(task_threads() * scratch_stride_);
     if (backward) entries_ = carver.take(p.chunk_count * p.H * size_);
     if (!fused_) {
       window_ = gated_linear_window(p);
