@@ -146,13 +146,11 @@ void Optimizer::update_adamw(double schedule_factor, double gradient_scale, bool
 
 void Optimizer::update_muon(double schedule_factor, double gradient_scale, bool zero) {
   WEFT_CHECK(!omp_in_parallel(), "an update inside a threaded loop");
-  // Any thread may take a matrix, even where there are fewer of them than threads; memory that is not written costs
-  // none.
-  const auto threads = static_cast<std::size_t>(omp_get_max_threads());
-  while (workspaces_.size() < threads) {
+  // Any thread may take a matrix, even where threads are more than matrices. What is not written takes no memory.
+  while (std::ssize(workspaces_) < task_threads()) {
     workspaces_.push_back(std::make_unique_for_overwrite<float[]>(workspace_size_));
   }
-  parallel_for(static_cast<std::int64_t>(matrices_.size()), Schedule::dynamic, [&](std::int64_t i) {
+  for_each_task(std::ssize(matrices_), [&](std::int64_t i) {
     const Stretch& s = matrices_[static_cast<std::size_t>(i)];
     const ParameterPlan& plan = plans_[s.plan];
     const std::int64_t A = plan.matrix_rows();
